@@ -1,0 +1,374 @@
+// CPU kernels: plain loops for the compiler to vectorise, compiled once for each instruction set (DYNPOOL_ISA).
+//
+// A task is a tile: up to kTile elements of one inner row. Its accumulators stay in the first-level cache while the
+// frames stream past, several at a time, so that a frame is read once and an output written once.
+#pragma once
+#include <memory>
+
+#include "../pixel.h"
+#include "../temporal_pool.h"
+#include "tasks.h"
+
+namespace dynpool {
+inline namespace DYNPOOL_ISA {
+namespace {
+
+constexpr int kFrames = 8;  // frames summed between a load and a store of the accumulators
+
+// Pixels of a tile: mean and 1/std of each element, filled only where a kernel asks for them.
+template <class Acc>
+struct TilePixels {
+  Acc mean[kTile], inverse_std[kTile];
+
+  void fill(const TemporalPoolParams& p, const Row& row, int64_t begin, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      const Normalization<Acc> c = normalization_of<Acc>(p, channel_of(p, row, begin + i));
+      mean[i] = c.mean;
+      inverse_std[i] = c.inverse_std;
+    }
+  }
+};
+
+template <class Acc, bool normalized, class X>
+inline __attribute__((always_inline)) Acc normalize(X x, const TilePixels<Acc>& pixels, int64_t i) {
+  if constexpr (normalized) return (load(x) - pixels.mean[i]) * pixels.inverse_std[i];
+  return load(x);
+}
+
+// --- forward -------------------------------------------------------------------------------------------------------
+
+// acc[i] += Σ_u a[u] ψ(z[u, i]) for the frames u = U…, `stride` apart.
+template <Nonlinearity psi, bool normalized, class Acc, class X, int... U>
+void add_frames(Acc* __restrict acc, const X* x, int64_t stride, const Acc* a, const TilePixels<Acc>& pixels, int64_t n,
+                std::integer_sequence<int, U...>) {
+  const X* const frame[] = {x + U * stride...};
+  const Acc weight[] = {a[U]...};
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    Acc sum = acc[i];
+    ((sum += weight[U] * apply_psi<psi>(normalize<Acc, normalized>(frame[U][i], pixels, i))), ...);
+    acc[i] = sum;
+  }
+}
+
+// acc[i] += Σ_{t < count} a[t] ψ(z[t, i])
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void accumulate(Acc* acc, const X* x, int64_t stride, const Acc* a, int64_t count, const TilePixels<Acc>& pixels,
+                int64_t n) {
+  int64_t t = 0;
+  for (; t + kFrames <= count; t += kFrames)
+    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n,
+                                std::make_integer_sequence<int, kFrames>());
+  for (; t + 2 <= count; t += 2)
+    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n, std::make_integer_sequence<int, 2>());
+  for (; t < count; ++t)
+    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n, std::make_integer_sequence<int, 1>());
+}
+
+// A tile's frames with unit stride: the tensor itself, or copies of kFrames frames at a time.
+template <class X>
+struct TileFrames {
+  const X* x;  // element 0 of the tile in frame 0
+  int64_t frame_stride, element_stride, n;
+  X* packed;  // [kFrames, kTile], used where element_stride is not 1
+
+  const X* block(int64_t t, int64_t frames, int64_t* stride) const {
+    if (element_stride == 1) {
+      *stride = frame_stride;
+      return x + t * frame_stride;
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t u = 0; u < frames; ++u) packed[u * kTile + i] = x[(t + u) * frame_stride + i * element_stride];
+    *stride = kTile;
+    return packed;
+  }
+  int64_t block_length(int64_t count) const {
+    return element_stride == 1 || count < kFrames ? count : kFrames;
+  }
+};
+
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void accumulate_band(Acc* acc, const TileFrames<X>& frames, Band band, const Acc* a, const TilePixels<Acc>& pixels) {
+  for (int64_t k = 0; k < band.count;) {
+    const int64_t length = frames.block_length(band.count - k);
+    int64_t stride;
+    const X* x = frames.block(band.first + k, length, &stride);
+    accumulate<psi, normalized>(acc, x, stride, a + k, length, pixels, frames.n);
+    k += length;
+  }
+}
+
+// Rows that share frames: ψ of kFrames frames at a time, then every row that weighs them.
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, const TemporalPoolParams& p, int64_t clip,
+                     const TilePixels<Acc>& pixels) {
+  const Acc* weights = static_cast<const Acc*>(p.weights) + clip * p.W * p.K;
+  const Acc one = 1;
+  for (int64_t t = 0; t < p.T; t += kFrames) {
+    const int64_t end = t + kFrames < p.T ? t + kFrames : p.T;
+    bool ready = false;
+    for (int64_t w = 0; w < p.W; ++w) {
+      const Band band = band_of(p, clip, w);
+      const int64_t from = band.first > t ? band.first : t;
+      const int64_t to = band.first + band.count < end ? band.first + band.count : end;
+      if (from >= to) continue;
+      if (!ready) {
+        int64_t stride;
+        const X* x = frames.block(t, end - t, &stride);
+        for (int64_t u = 0; u < end - t; ++u) {
+          Acc* z = psi_frames + u * kTile;
+          for (int64_t i = 0; i < frames.n; ++i) z[i] = 0;
+          accumulate<psi, normalized>(z, x + u * stride, stride, &one, 1, pixels, frames.n);
+        }
+        ready = true;
+      }
+      accumulate<Nonlinearity::identity, false>(acc + w * kTile, psi_frames + (from - t) * kTile, kTile,
+                                                weights + w * p.K + from - band.first, to - from, pixels, frames.n);
+    }
+  }
+}
+
+template <class Y, class Acc>
+void store_tile(void* y, int64_t offset, int64_t stride, const Acc* values, int64_t n) {
+  Y* out = static_cast<Y*>(y) + offset;
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) out[i] = store<Y>(values[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i * stride] = store<Y>(values[i]);
+  }
+}
+
+template <class Acc>
+void store_tile(DType dtype, void* y, int64_t offset, int64_t stride, const Acc* values, int64_t n) {
+  switch (dtype) {
+    case DType::float16: return store_tile<Half>(y, offset, stride, values, n);
+    case DType::bfloat16: return store_tile<BFloat16>(y, offset, stride, values, n);
+    case DType::float32: return store_tile<float>(y, offset, stride, values, n);
+    default: return store_tile<double>(y, offset, stride, values, n);
+  }
+}
+
+// What normalisation leaves to do behind the sum over frames (pixel.h).
+template <Nonlinearity psi, class Acc>
+void normalize_sum(Acc* acc, const Acc* a, int64_t count, const TilePixels<Acc>& pixels, int64_t n) {
+  Acc weight_sum = 0;
+  for (int64_t k = 0; k < count; ++k) weight_sum += a[k];
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (psi == Nonlinearity::identity) {
+      acc[i] = (acc[i] - pixels.mean[i] * weight_sum) * pixels.inverse_std[i];
+    } else {
+      acc[i] *= apply_psi<psi>(pixels.inverse_std[i]);
+    }
+  }
+}
+
+// Tasks [begin, end) of the forward pass.
+template <class X, Nonlinearity psi, bool inside>
+void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
+  using Acc = typename Accumulate<X>::type;
+  const Tasks tasks(p);
+  const bool shared = rows_share_frames(p);
+  const bool outside = !inside && (p.mean || p.std);
+  const int64_t rows = shared ? p.W : 1;
+  const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
+  const std::unique_ptr<Acc[]> acc(new Acc[(rows + (shared ? kFrames : 0)) * kTile]);
+  const std::unique_ptr<X[]> packed(new X[kFrames * kTile]);
+
+  for (int64_t task = begin; task < end; ++task) {
+    const Tile tile = tasks.tile(task);
+    const Row row = locate_row(p, tile.outer);
+    const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x,
+                               tile.n, packed.get()};
+    if (inside || outside) pixels->fill(p, row, tile.begin, tile.n);
+    if (shared) {
+      for (int64_t w = 0; w < rows; ++w)
+        for (int64_t i = 0; i < tile.n; ++i) acc[w * kTile + i] = 0;
+      accumulate_rows<psi, inside>(acc.get(), acc.get() + rows * kTile, frames, p, row.clip, *pixels);
+    }
+    for (int64_t w = 0; w < p.W; ++w) {
+      const Acc* a = static_cast<const Acc*>(p.weights) + (row.clip * p.W + w) * p.K;
+      const Band band = band_of(p, row.clip, w);
+      Acc* sum = acc.get() + (shared ? w * kTile : 0);
+      if (!shared) {
+        for (int64_t i = 0; i < tile.n; ++i) sum[i] = 0;
+        accumulate_band<psi, inside>(sum, frames, band, a, *pixels);
+      }
+      if (outside) normalize_sum<psi>(sum, a, band.count, *pixels, tile.n);
+      store_tile(p.y_dtype, p.y, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, sum, tile.n);
+    }
+  }
+}
+
+// --- backward ------------------------------------------------------------------------------------------------------
+
+template <class Y, class Acc>
+void load_tile(const void* g, int64_t offset, int64_t stride, Acc* values, int64_t n) {
+  const Y* in = static_cast<const Y*>(g) + offset;
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<Acc>(load(in[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<Acc>(load(in[i * stride]));
+  }
+}
+
+template <class Acc>
+void load_tile(DType dtype, const void* g, int64_t offset, int64_t stride, Acc* values, int64_t n) {
+  switch (dtype) {
+    case DType::float16: return load_tile<Half>(g, offset, stride, values, n);
+    case DType::bfloat16: return load_tile<BFloat16>(g, offset, stride, values, n);
+    case DType::float32: return load_tile<float>(g, offset, stride, values, n);
+    default: return load_tile<double>(g, offset, stride, values, n);
+  }
+}
+
+// out[i] = a G[i] ψ'(z[i]) / std
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void differentiate(X* __restrict out, const X* __restrict x, Acc a, const Acc* __restrict G,
+                   const TilePixels<Acc>& pixels, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    Acc d = a * G[i];
+    if constexpr (psi != Nonlinearity::identity) d *= apply_dpsi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+    if constexpr (normalized) d *= pixels.inverse_std[i];
+    out[i] = store<X>(d);
+  }
+}
+
+// Σ_i g[i] ψ(z[i])
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+Acc dot(const Acc* g, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
+  Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += g[i] * apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+  return sum;
+}
+
+// A tile's share of -∂L/∂mean and -∂L/∂std, element by element, summed over frames.
+template <Nonlinearity psi, class Acc, class X>
+void add_statistics(Acc* dmean, Acc* dstd, const X* x, Acc a, const Acc* G, const TilePixels<Acc>& pixels, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc z = normalize<Acc, true>(x[i], pixels, i);
+    const Acc d = a * G[i] * apply_dpsi<psi>(z) * pixels.inverse_std[i];
+    dmean[i] += d;
+    dstd[i] += d * z;
+  }
+}
+
+// The frames' gradients of one tile: where they go, and buffers.
+template <class X, class Acc>
+struct BackwardScratch {
+  TilePixels<Acc> pixels;
+  Acc G[kTile], dmean[kTile], dstd[kTile];
+  X x[kFrames * kTile], dx[kTile];
+};
+
+// G[i] = Σ_w A[w, t] g[w, i], as a factor and an array: (a, g row) where a single row weighs frame t, else (1, sum).
+template <class Acc>
+struct RowSum {
+  int64_t rows = 0;
+  Acc factor = 1;
+  const Acc* values = nullptr;
+};
+
+template <class Acc>
+RowSum<Acc> sum_rows(const TemporalPoolParams& p, int64_t clip, int64_t t, const Acc* g, Acc* buffer, int64_t n) {
+  RowSum<Acc> sum;
+  for (int64_t w = 0; w < p.W; ++w) {
+    const Band band = band_of(p, clip, w);
+    const int64_t k = t - band.first;
+    if (k < 0 || k >= band.count) continue;
+    const Acc a = static_cast<const Acc*>(p.weights)[(clip * p.W + w) * p.K + k];
+    const Acc* row = g + w * kTile;
+    if (sum.rows == 0) {
+      sum.factor = a;
+      sum.values = row;
+    } else if (sum.rows == 1) {
+      for (int64_t i = 0; i < n; ++i) buffer[i] = sum.factor * sum.values[i] + a * row[i];
+      sum.factor = 1;
+      sum.values = buffer;
+    } else {
+      for (int64_t i = 0; i < n; ++i) buffer[i] += a * row[i];
+    }
+    ++sum.rows;
+  }
+  return sum;
+}
+
+// Tasks of one chunk of the backward pass (tasks.h); sums over elements go to the chunk's own partial sums.
+template <class X, Nonlinearity psi, bool normalized>
+void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial) {
+  using Acc = typename Accumulate<X>::type;
+  const Tasks tasks(p);
+  const bool statistics = partial.dmean != nullptr;
+  const bool reads_x = psi != Nonlinearity::identity || partial.dweights || statistics;
+  const std::unique_ptr<BackwardScratch<X, Acc>> s(new BackwardScratch<X, Acc>);
+  const std::unique_ptr<Acc[]> g(new Acc[p.W * kTile]);
+
+  for (int64_t task = chunk.begin; task < chunk.end; ++task) {
+    const Tile tile = tasks.tile(task);
+    const int64_t n = tile.n;
+    const Row row = locate_row(p, tile.outer);
+    for (int64_t w = 0; w < p.W; ++w)
+      load_tile(p.y_dtype, p.g, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, g.get() + w * kTile, n);
+    if (normalized || statistics) s->pixels.fill(p, row, tile.begin, n);
+    if (statistics)
+      for (int64_t i = 0; i < n; ++i) s->dmean[i] = s->dstd[i] = 0;
+    const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x, n,
+                               s->x};
+    const int64_t dx_stride = p.inner().dx;
+
+    for (int64_t t = 0; t < p.T; ++t) {
+      const RowSum<Acc> G = sum_rows(p, row.clip, t, g.get(), s->G, n);
+      X* dx = p.dx ? static_cast<X*>(p.dx) + row.dx + tile.begin * dx_stride + t * p.dx_t : nullptr;
+      if (G.rows == 0) {  // no row weighs this frame
+        if (dx)
+          for (int64_t i = 0; i < n; ++i) dx[i * dx_stride] = X{};
+        continue;
+      }
+      int64_t stride;
+      const X* x = reads_x ? frames.block(t, 1, &stride) : nullptr;
+      if (dx) {
+        X* out = dx_stride == 1 ? dx : s->dx;
+        differentiate<psi, normalized>(out, x, G.factor, G.values, s->pixels, n);
+        if (out != dx)
+          for (int64_t i = 0; i < n; ++i) dx[i * dx_stride] = out[i];
+      }
+      if (statistics) add_statistics<psi>(s->dmean, s->dstd, x, G.factor, G.values, s->pixels, n);
+      if (partial.dweights) {
+        for (int64_t w = 0; w < p.W; ++w) {
+          const Band band = band_of(p, row.clip, w);
+          const int64_t k = t - band.first;
+          if (k < 0 || k >= band.count) continue;
+          partial.dweights[w * p.K + k] += dot<psi, normalized>(g.get() + w * kTile, x, s->pixels, n);
+        }
+      }
+    }
+    if (statistics) {
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t c = channel_of(p, row, tile.begin + i);
+        partial.dmean[c] -= s->dmean[i];
+        partial.dstd[c] -= s->dstd[i];
+      }
+    }
+  }
+}
+
+template <class X>
+void forward_of(const TemporalPoolParams& p, int64_t begin, int64_t end) {
+  if (p.nonlinearity == Nonlinearity::identity) return forward_tasks<X, Nonlinearity::identity, false>(p, begin, end);
+  if (normalizes_inside<Nonlinearity::sqrt>(p)) return forward_tasks<X, Nonlinearity::sqrt, true>(p, begin, end);
+  return forward_tasks<X, Nonlinearity::sqrt, false>(p, begin, end);
+}
+
+template <class X>
+void backward_of(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial) {
+  const bool identity = p.nonlinearity == Nonlinearity::identity, normalized = p.mean || p.std;
+  if (identity && normalized) return backward_chunk<X, Nonlinearity::identity, true>(p, chunk, partial);
+  if (identity) return backward_chunk<X, Nonlinearity::identity, false>(p, chunk, partial);
+  if (normalized) return backward_chunk<X, Nonlinearity::sqrt, true>(p, chunk, partial);
+  return backward_chunk<X, Nonlinearity::sqrt, false>(p, chunk, partial);
+}
+
+}  // namespace
+}  // namespace DYNPOOL_ISA
+}  // namespace dynpool

@@ -1,0 +1,10 @@
+// Kernels of uint8 frames, compiled with the fast arithmetic that CMakeLists.txt explains.
+#include "kernels.h"
+
+namespace dynpool {
+inline namespace DYNPOOL_ISA {
+
+Kernels kernels_uint8() { return {forward_of<uint8_t>, backward_of<uint8_t>}; }
+
+}  // namespace DYNPOOL_ISA
+}  // namespace dynpool

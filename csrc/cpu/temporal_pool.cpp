@@ -1,0 +1,142 @@
+// CPU launchers: the best instruction set of this machine, tasks over threads, partial sums in a fixed order.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tasks.h"
+
+namespace dynpool {
+
+#define DYNPOOL_DECLARE(ISA)             \
+  namespace ISA {                        \
+  Kernels kernels_uint8();               \
+  Kernels kernels_float(DType dtype);    \
+  }
+DYNPOOL_DECLARE(baseline)
+#ifdef DYNPOOL_X86
+DYNPOOL_DECLARE(avx2)
+DYNPOOL_DECLARE(avx512)
+#endif
+
+namespace cpu {
+namespace {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+
+InstructionSet detect() {
+#ifdef DYNPOOL_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    return InstructionSet::avx512;
+  if (avx2) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+const InstructionSet detected = detect();
+InstructionSet chosen = detected;
+
+Kernels kernels_of(DType dtype) {
+  const bool bytes = dtype == DType::uint8;
+#ifdef DYNPOOL_X86
+  if (chosen == InstructionSet::avx512) return bytes ? avx512::kernels_uint8() : avx512::kernels_float(dtype);
+  if (chosen == InstructionSet::avx2) return bytes ? avx2::kernels_uint8() : avx2::kernels_float(dtype);
+#endif
+  return bytes ? baseline::kernels_uint8() : baseline::kernels_float(dtype);
+}
+
+// Threads worth waking: each has some 50 µs of work.
+int threads_for(const TemporalPoolParams& p, int num_threads) {
+  const int64_t elements = p.num_outer() * p.inner().size * p.T;
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, elements / (1 << 17))));
+}
+
+template <class Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  if (threads == 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < count; ++i) body(i);
+}
+
+// dst[i] = Σ_chunks sums[chunk, i]; several rows of `size` chunks follow one another.
+template <class Acc>
+void add_chunks(void* dst, const std::vector<double>& sums, int64_t rows, int64_t chunks, int64_t size) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < size; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < chunks; ++c) sum += sums[(r * chunks + c) * size + i];
+      static_cast<Acc*>(dst)[r * size + i] = static_cast<Acc>(sum);
+    }
+  }
+}
+
+template <class Acc>
+void backward(const TemporalPoolParams& p, int num_threads) {
+  const Kernels kernels = kernels_of(p.x_dtype);
+  const int64_t per_clip = Tasks(p).count / p.clips;
+  const int64_t chunks = std::min<int64_t>(per_clip, std::max<int64_t>(1, 64 / p.clips));  // of one clip
+  const bool statistics = p.dmean || p.dstd;
+  std::vector<double> dweights(p.dweights ? p.clips * chunks * p.W * p.K : 0);
+  std::vector<double> dmean(statistics ? p.clips * chunks * p.channels : 0), dstd(dmean.size());
+
+  parallel_for(p.clips * chunks, threads_for(p, num_threads), [&](int64_t i) {
+    const int64_t clip = i / chunks, c = i % chunks;
+    const Chunk chunk{clip * per_clip + per_clip * c / chunks, clip * per_clip + per_clip * (c + 1) / chunks};
+    kernels.backward(p, chunk,
+                     {p.dweights ? dweights.data() + i * p.W * p.K : nullptr,
+                      statistics ? dmean.data() + i * p.channels : nullptr,
+                      statistics ? dstd.data() + i * p.channels : nullptr});
+  });
+  if (p.dweights) add_chunks<Acc>(p.dweights, dweights, p.clips, chunks, p.W * p.K);
+  if (p.dmean) add_chunks<Acc>(p.dmean, dmean, 1, p.clips * chunks, p.channels);
+  if (p.dstd) add_chunks<Acc>(p.dstd, dstd, 1, p.clips * chunks, p.channels);
+}
+
+}  // namespace
+
+void temporal_pool(const TemporalPoolParams& p, int num_threads) {
+  const int64_t count = p.num_outer() * p.inner().size ? Tasks(p).count : 0;
+  if (count == 0 || p.W == 0) return;
+  const Kernels kernels = kernels_of(p.x_dtype);
+  // Ranges of tasks rather than tasks, so that a range shares its buffers.
+  const int threads = threads_for(p, num_threads);
+  const int64_t ranges = std::min<int64_t>(count, threads == 1 ? 1 : 4 * threads);
+  parallel_for(ranges, threads, [&](int64_t r) { kernels.forward(p, count * r / ranges, count * (r + 1) / ranges); });
+}
+
+void temporal_pool_backward(const TemporalPoolParams& p, int num_threads) {
+  const bool empty = p.num_outer() * p.inner().size == 0;
+  const size_t acc = p.x_dtype == DType::float64 ? sizeof(double) : sizeof(float);
+  if (empty) {  // sums over nothing
+    if (p.dweights) std::memset(p.dweights, 0, p.clips * p.W * p.K * acc);
+    if (p.dmean) std::memset(p.dmean, 0, p.channels * acc);
+    if (p.dstd) std::memset(p.dstd, 0, p.channels * acc);
+    return;
+  }
+  p.x_dtype == DType::float64 ? backward<double>(p, num_threads) : backward<float>(p, num_threads);
+}
+
+const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }
+
+void limit_instruction_set(const char* limit) {
+  chosen = detected;
+  if (!limit) return;
+  for (int i = 0; i < 3; ++i) {
+    if (std::strcmp(limit, kNames[i]) == 0) {
+      chosen = std::min(detected, static_cast<InstructionSet>(i));
+      return;
+    }
+  }
+  throw std::invalid_argument(std::string("limit must be 'baseline', 'avx2' or 'avx512', got '") + limit + "'");
+}
+
+}  // namespace cpu
+}  // namespace dynpool

@@ -1,0 +1,347 @@
+"""temporal_pool and approx_rank_pool: arguments are checked and made canonical here, then one op does the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops import MAX_DIMS
+from .reference import accumulate_dtype
+from .weights import Rows, rank_rows
+
+Nonlinearity = Literal["identity", "sqrt"]
+PerChannel = float | Sequence[float] | Tensor
+
+_INPUT_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_OUTPUT_DTYPES = _INPUT_DTYPES[1:]
+_NONLINEARITIES = ("identity", "sqrt")
+
+
+def temporal_pool(
+    x: Tensor,
+    weights: Tensor,
+    dim: int = 1,
+    *,
+    nonlinearity: Nonlinearity = "identity",
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
+    channel_dim: int | None = None,
+    per_clip: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Weighted temporal sum: y[b, w, i] = Σ_t A[b, w, t] · ψ((x[b, t, i] - mean_c) / std_c), in one pass over x.
+
+    Args:
+        x: frames [..., T, ...], T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
+        weights: A, floating: [T]; [W, T] for W outputs, which take the place of T at `dim`; or one matrix a clip,
+            [B, W, T], or [B, T] with `per_clip=True`, where B is dimension 0 of x. Differentiable.
+        dim: dimension of the frames; may be negative.
+        nonlinearity: ψ, "identity" or the signed root "sqrt": sign(v)·√|v|, whose derivative at 0 is taken as 0.
+        mean, std: a number, or one per channel, in the units of x (uint8 frames to [0, 1]: std=255). Tensors are
+            differentiable.
+        channel_dim: the dimension of x that per-channel mean and std run along; by default the third from the end.
+        per_clip: reads two-dimensional weights as [B, T] instead of [W, T].
+        out_dtype: floating dtype of the result; by default that of x, and float32 for uint8. Sums are accumulated in
+            float32 (float64 for float64 x). float16 overflows beyond 65504.
+
+    Returns:
+        x without `dim`, or with W in its place. Memory format is kept.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, value or device does not fit; the message names argument, value and what is allowed.
+    """
+    dim = _check_frames(x, dim)
+    num_frames = x.shape[dim]
+    if not isinstance(weights, Tensor) or not weights.dtype.is_floating_point:
+        raise TypeError(f"weights must be a floating tensor, got {_describe(weights)}")
+    if weights.dim() not in ((2, 3) if per_clip else (1, 2, 3)):
+        allowed = "[B, T] or [B, W, T] with per_clip=True" if per_clip else "[T], [W, T] or [B, W, T]"
+        raise ValueError(f"weights must have shape {allowed}, got {list(weights.shape)}")
+    if weights.shape[-1] != num_frames:
+        raise ValueError(f"weights must have T = {num_frames} entries in the last dimension, got {list(weights.shape)}")
+    if weights.dim() == 3 or per_clip:
+        batch = _batch_size(x, dim, "weights of each clip")
+        if weights.shape[0] != batch:
+            raise ValueError(f"weights must have B = {batch} rows in dimension 0, got {list(weights.shape)}")
+    _check_device("weights", weights, x)
+    _check_finite("weights", weights)
+    keep_rows = weights.dim() == 3 or (weights.dim() == 2 and not per_clip)
+    if weights.dim() < 3:
+        weights = weights[:, None] if per_clip else weights.reshape(1, -1, num_frames)
+    return _pool(x, Rows(weights, None), dim, nonlinearity, mean, std, channel_dim, out_dtype, keep_rows)
+
+
+def approx_rank_pool(
+    x: Tensor,
+    dim: int = 1,
+    *,
+    time_average: bool = True,
+    nonlinearity: Nonlinearity = "identity",
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
+    channel_dim: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    offsets: Tensor | Sequence[int] | None = None,
+    normalize_weights: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Approximate rank pooling, eq. (2) to (4) of Bilen et al. 2016: Σ_t α_t ψ(I_t), the dynamic image of the frames.
+
+    Args:
+        x: frames [..., T, ...], T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
+        dim: dimension of the frames; may be negative.
+        time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.
+        nonlinearity, mean, std, channel_dim, out_dtype: as in `temporal_pool`.
+        window, stride: pool windows of `window` frames every `stride` frames (by default `window`: no overlap). They
+            take the place of T at `dim`, W = 1 + (T - window) // stride of them, as `Tensor.unfold` does.
+        lengths: [B], for a padded batch whose dimension 0 is B: pools the first lengths[b] frames of clip b. What
+            lies behind is never read. With `window`, clip b has 1 + (lengths[b] - window) // stride windows, and zeros
+            in the place of the windows that only longer clips have.
+        offsets: [B+1], rising from 0 to ΣT: clips packed one behind the other along `dim`, clip b being frames
+            offsets[b] … offsets[b+1] - 1. The B pooled clips (with `window`, all windows in order) take the place of T.
+        normalize_weights: divide α by ‖α‖₁/2: the result is the difference of two weighted means, in the units of
+            ψ(x), whatever T. Without it values grow with T (‖α‖₁ is 31 at T = 10, 3 223 at 100).
+
+    Returns:
+        x without `dim`, or with W or B in its place. Memory format is kept. One frame has no order: T = 1 gives
+        zeros (the authors' layer passes the frame through).
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, value or device does not fit; the message names argument, value and what is allowed.
+
+    `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
+    to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out.
+    """
+    dim = _check_frames(x, dim)
+    num_frames = x.shape[dim]
+    _check_window(window, stride, num_frames, offsets)
+    if lengths is not None and offsets is not None:
+        raise ValueError("lengths and offsets exclude each other: a batch is either padded or packed")
+    if lengths is not None:
+        lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), num_frames, window)
+    if offsets is not None:
+        offsets = _check_offsets(offsets, num_frames, window)
+    rows = _cached_rank_rows(x, num_frames, time_average, normalize_weights, window, stride, lengths, offsets)
+    keep_rows = window is not None or offsets is not None
+    return _pool(x, rows, dim, nonlinearity, mean, std, channel_dim, out_dtype, keep_rows)
+
+
+def _pool(
+    x: Tensor,
+    rows: Rows,
+    dim: int,
+    nonlinearity: str,
+    mean: PerChannel | None,
+    std: PerChannel | None,
+    channel_dim: int | None,
+    out_dtype: torch.dtype | None,
+    keep_rows: bool,
+) -> Tensor:
+    """Common end of both functions: pixel arguments and dtypes, then the op."""
+    if nonlinearity not in _NONLINEARITIES:
+        raise ValueError(f"nonlinearity must be one of {_NONLINEARITIES}, got {nonlinearity!r}")
+    if out_dtype is None:
+        out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    elif out_dtype not in _OUTPUT_DTYPES:
+        raise TypeError(f"out_dtype must be one of {_OUTPUT_DTYPES}, got {out_dtype}")
+    if mean is not None or std is not None:
+        mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
+    else:
+        channel_dim = None
+    if x.dim() > MAX_DIMS:
+        x = x.contiguous()
+    weights = rows.weights.to(accumulate_dtype(x.dtype))
+    y = ops.temporal_pool(x, weights, rows.bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+    return y if keep_rows else y.squeeze(dim)
+
+
+# --- weights, kept between calls -----------------------------------------------------------------------------------
+
+_row_cache: dict[tuple, Rows] = {}
+
+
+def _cached_rank_rows(
+    x: Tensor,
+    num_frames: int,
+    time_average: bool,
+    normalize: bool,
+    window: int | None,
+    stride: int | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+) -> Rows:
+    """`rank_rows` for x, from a cache where the arguments alone determine plain tensors that outlive the call."""
+    dtype = accumulate_dtype(x.dtype)
+    cacheable = lengths is None and offsets is None and ops.is_plain(x)
+    key = (num_frames, time_average, normalize, window, stride, dtype, x.device)
+    if cacheable and key in _row_cache:
+        return _row_cache[key]
+    options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": x.device}
+    with torch.inference_mode(False) if cacheable else torch.no_grad():
+        rows = rank_rows(num_frames, window=window, stride=stride, lengths=lengths, offsets=offsets, **options)
+        rows = Rows(rows.weights.contiguous(), rows.bands)
+    if cacheable:
+        if len(_row_cache) >= 256:
+            _row_cache.clear()
+        _row_cache[key] = rows
+    return rows
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def _check_frames(x: Tensor, dim: int) -> int:
+    """The frames' dimension, counted from the front."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a Tensor, got {_describe(x)}")
+    if x.dtype not in _INPUT_DTYPES:
+        raise TypeError(f"x must have one of the dtypes {_INPUT_DTYPES}, got {x.dtype}")
+    if not isinstance(dim, int):
+        raise TypeError(f"dim must be an integer, got {dim!r}")
+    dims = x.dim()
+    if not -dims <= dim < dims:
+        raise ValueError(f"dim must be between {-dims} and {dims - 1} for x of shape {list(x.shape)}, got {dim}")
+    dim %= dims
+    if x.shape[dim] == 0:
+        raise ValueError(f"x must have at least one frame in dimension {dim}, got shape {list(x.shape)}")
+    return dim
+
+
+def _batch_size(x: Tensor, dim: int, what: str) -> int:
+    if dim == 0:
+        raise ValueError(f"{what} need the clips in dimension 0 of x and the frames behind it, got dim = 0")
+    return x.shape[0]
+
+
+def _check_window(window: int | None, stride: int | None, num_frames: int, offsets: object) -> None:
+    if window is None:
+        if stride is not None:
+            raise ValueError(f"stride = {stride} has no meaning without window")
+        return
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if window > num_frames and offsets is None:
+        raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
+
+
+def _check_lengths(
+    lengths: Tensor | Sequence[int], batch: int, num_frames: int, window: int | None
+) -> Tensor:
+    lengths = _index_tensor("lengths", lengths)
+    if lengths.dim() != 1 or lengths.shape[0] != batch:
+        raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
+    least = 1 if window is None else window
+    if not torch.compiler.is_compiling() and batch:
+        low, high = (int(v) for v in lengths.aminmax())
+        if low < least or high > num_frames:
+            allowed = f"between {least}{' (window)' if window is not None else ''} and T = {num_frames}"
+            raise ValueError(f"lengths must be {allowed}, got {low if low < least else high}")
+    return lengths
+
+
+def _check_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int | None) -> Tensor:
+    offsets = _index_tensor("offsets", offsets)
+    if offsets.dim() != 1 or offsets.shape[0] < 2:
+        raise ValueError(f"offsets must have shape [B+1] with B ≥ 1, got {list(offsets.shape)}")
+    if not torch.compiler.is_compiling():
+        offsets = offsets.cpu()
+        if offsets[0] != 0 or offsets[-1] != num_frames:
+            ends = f"{int(offsets[0])} … {int(offsets[-1])}"
+            raise ValueError(f"offsets must run from 0 to ΣT = {num_frames}, got {ends}")
+        shortest, least = int(offsets.diff().min()), 1 if window is None else window
+        if shortest < least:
+            raise ValueError(f"offsets must rise by at least {least} frame(s) a clip, got a clip of {shortest}")
+    return offsets
+
+
+def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    tensor = torch.as_tensor(values)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def _canonical_normalization(
+    x: Tensor, dim: int, mean: PerChannel | None, std: PerChannel | None, channel_dim: int | None
+) -> tuple[Tensor | None, Tensor | None, int | None]:
+    """mean and std as [C] tensors beside channel_dim, or as [1] tensors beside None."""
+    pair = [_statistic("mean", mean, x), _statistic("std", std, x)]
+    sizes = {t.numel() for t in pair if t is not None}
+    channels = max(sizes)
+    if channels == 1 and channel_dim is None:
+        return pair[0], pair[1], None
+    given = channel_dim
+    channel_dim = -3 if channel_dim is None else channel_dim
+    dims = x.dim()
+    if not -dims <= channel_dim < dims or channel_dim % dims == dim:
+        raise ValueError(
+            f"channel_dim must be a dimension of x other than dim = {dim}, for x of shape {list(x.shape)}, got {given}"
+            + (" (by default -3)" if given is None else "")
+        )
+    channel_dim %= dims
+    for name, value in zip(("mean", "std"), pair, strict=True):
+        if value is not None and value.numel() not in (1, x.shape[channel_dim]):
+            raise ValueError(
+                f"{name} must be a number or have C = {x.shape[channel_dim]} values (dimension {channel_dim} of x), "
+                f"got {value.numel()}"
+            )
+    if channels == 1 and x.shape[channel_dim] != 1:
+        return pair[0], pair[1], None
+    mean_c, std_c = (None if t is None else t.expand(channels) for t in pair)
+    return mean_c, std_c, channel_dim
+
+
+def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
+    """mean or std as a one-dimensional tensor in the accumulate dtype on x's device; None where it does nothing."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if not value.dtype.is_floating_point and value.dtype not in (torch.int64, torch.int32, torch.uint8):
+            raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+        if value.dim() > 1:
+            raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
+        if value.dim() == 1:
+            _check_device(name, value, x)
+        if not value.is_cuda and ops.is_plain(value):
+            _check_statistic(name, value.tolist())
+        return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
+    numbers = [value] if isinstance(value, (int, float)) else value
+    if not isinstance(numbers, Sequence) or not numbers or not all(isinstance(v, (int, float)) for v in numbers):
+        raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {_describe(value)}")
+    _check_statistic(name, numbers)
+    if name == "mean" and not any(numbers) and len(numbers) == 1:
+        return None
+    return torch.tensor(numbers, dtype=accumulate_dtype(x.dtype), device=x.device)
+
+
+def _check_statistic(name: str, values: float | Sequence[float]) -> None:
+    for v in values if isinstance(values, Sequence) else (values,):
+        if not math.isfinite(v) or (name == "std" and v <= 0):
+            raise ValueError(f"{name} must be finite{' and positive' if name == 'std' else ''}, got {v}")
+
+
+def _check_device(name: str, value: Tensor, x: Tensor) -> None:
+    if value.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {value.device}")
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    """Weights on the CPU are checked; on a device the check would wait for it."""
+    if not value.is_cuda and ops.is_plain(value) and not value.isfinite().all():
+        raise ValueError(f"{name} must be finite, got {value[~value.isfinite()][0].item()}")
+
+
+def _describe(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,149 @@
+"""Weights of rank pooling: α(T) of one clip, of windows, of ragged batches. No pixels here.
+
+A pooling is a banded matrix: output row w of clip b weighs frames first[b, w] … first[b, w] + count[b, w] - 1.
+`Rows` holds it as `weights` [B, W, K] (K the longest band, zero-padded) and `bands` [B, W, 2] = (first, count).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_FRAMES = 1 << 24  # beyond it a float32 α no longer tells neighbouring frames apart
+
+
+class Rows(NamedTuple):
+    """A banded matrix of temporal weights; `bands` None means that every row spans all K = T frames."""
+
+    weights: Tensor  # [B or 1, W, K]
+    bands: Tensor | None  # int64 [B or 1, W, 2]: first frame and number of frames
+
+
+def rank_weights(
+    num_frames: int,
+    *,
+    time_average: bool = True,
+    normalize: bool = False,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Weights α of approximate rank pooling: the pooled image is Σ_t α_t ψ(I_t).
+
+    Args:
+        num_frames: T ≥ 1, the number of frames.
+        time_average: True gives eq. (2) of Bilen et al. 2016, ranking the running means V_t:
+            α_t = 2(T-t+1) - (T+1)(H_T - H_{t-1}), t = 1 … T, H the harmonic numbers.
+            False gives eq. (4), ranking the frames themselves: α_t = 2t - T - 1.
+        normalize: divide by ‖α‖₁/2, so that the positive weights sum to 1 and the negative ones to -1.
+        dtype: floating dtype of the result. α is computed in float64 and rounded once.
+        device: device of the result.
+
+    Returns:
+        Tensor [T] with Σ_t α_t = 0. T = 1 gives [0.]: one frame has no order.
+
+    Raises:
+        TypeError: num_frames is not an integer, or dtype is not floating.
+        ValueError: num_frames is below 1 or above 2**24.
+    """
+    if not isinstance(num_frames, (int, torch.SymInt)) or isinstance(num_frames, bool):
+        raise TypeError(f"num_frames must be an integer, got {num_frames!r}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype, got {dtype}")
+    if num_frames < 1 or num_frames > MAX_FRAMES:
+        raise ValueError(f"num_frames must be between 1 and 2**24 = {MAX_FRAMES}, got {num_frames}")
+    t = torch.arange(1, num_frames + 1, dtype=torch.float64, device=device)
+    alpha = _alpha(t, num_frames, _harmonic(num_frames, device), time_average)
+    return _normalized(alpha, normalize).to(dtype)
+
+
+def window_starts(num_frames: int, window: int, stride: int) -> range:
+    """First frames of the windows that `Tensor.unfold` takes: W = 1 + (T - window) // stride of them."""
+    return range(0, num_frames - window + 1, stride)
+
+
+def rank_rows(
+    num_frames: int,
+    *,
+    time_average: bool = True,
+    normalize: bool = False,
+    window: int | None = None,
+    stride: int | None = None,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Rows:
+    """Rank-pooling weights of `num_frames` frames as banded rows. Arguments are checked by the caller.
+
+    `lengths` [B] (frames used of each padded clip) and `offsets` [B+1] (bounds of packed clips) are int64 on the CPU
+    or on `device`; with `window`, each clip is cut into its own windows. `stride` defaults to `window`.
+    """
+    options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": device}
+    if window is not None:
+        alpha = rank_weights(window, **options)  # type: ignore[arg-type]
+        bands = _window_bands(num_frames, window, window if stride is None else stride, lengths, offsets)
+        return Rows(alpha.expand(*bands.shape[:2], window), bands.to(alpha.device))
+    if lengths is not None:
+        lengths = lengths.to(device)
+        bands = torch.stack([torch.zeros_like(lengths), lengths], -1)[:, None]
+        return Rows(_ragged_alpha(lengths, num_frames, time_average, normalize, dtype)[:, None], bands)
+    if offsets is not None:
+        offsets = offsets.to(device)
+        counts = offsets.diff()
+        bands = torch.stack([offsets[:-1], counts], -1)[None]
+        longest = int(counts.max()) if counts.numel() else 0
+        return Rows(_ragged_alpha(counts, longest, time_average, normalize, dtype)[None], bands)
+    return Rows(rank_weights(num_frames, **options)[None, None], None)  # type: ignore[arg-type]
+
+
+def _alpha(t: Tensor, n: Tensor | int, harmonic: Tensor, time_average: bool) -> Tensor:
+    """α_t of clips of n frames, for frame numbers t = 1, 2, …; harmonic[k] = H_k. Broadcasts t against n."""
+    if not time_average:
+        return 2 * t - n - 1
+    index = t.long()
+    return 2 * (n - t + 1) - (n + 1) * (harmonic[n] - harmonic[index - 1])
+
+
+def _harmonic(n: int, device: torch.device | str | None) -> Tensor:
+    """Harmonic numbers H_0 … H_n."""
+    j = torch.arange(1, n + 1, dtype=torch.float64, device=device)
+    return torch.cat([j.new_zeros(1), j.reciprocal().cumsum(0)])
+
+
+def _normalized(alpha: Tensor, normalize: bool) -> Tensor:
+    """α / (‖α‖₁ / 2) along the last dimension; a row of zeros (T = 1) stays as it is."""
+    if not normalize:
+        return alpha
+    half = alpha.abs().sum(-1, keepdim=True) / 2
+    return alpha / half.where(half > 0, 1)
+
+
+def _ragged_alpha(lengths: Tensor, longest: int, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """α of clips of different lengths [N] as rows [N, longest], zero behind each clip's end."""
+    t = torch.arange(1, longest + 1, dtype=torch.float64, device=lengths.device)
+    n = lengths[:, None]
+    alpha = _alpha(t, n, _harmonic(longest, lengths.device), time_average)
+    return _normalized(alpha.where(t <= n, 0), normalize).to(dtype)
+
+
+def _window_bands(
+    num_frames: int, window: int, stride: int, lengths: Tensor | None, offsets: Tensor | None
+) -> Tensor:
+    """(first, count) of every window: [1, W, 2]; [B, W, 2] for lengths, where a missing window has count 0."""
+    if offsets is not None:
+        bounds = offsets.tolist()
+        starts = [
+            begin + first
+            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for first in window_starts(end - begin, window, stride)
+        ]
+        first = torch.tensor(starts, dtype=torch.int64)[None]
+        return torch.stack([first, torch.full_like(first, window)], -1)
+    first = torch.arange(0, num_frames - window + 1, stride)[None]
+    count = torch.full_like(first, window)
+    if lengths is not None:
+        inside = first + window <= lengths.cpu()[:, None]
+        first, count = first.expand_as(inside), count.where(inside, 0)
+    return torch.stack([first, count], -1)

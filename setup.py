@@ -1,0 +1,94 @@
+"""Builds dynpool/_C by CMake; everything else stands in pyproject.toml.
+
+Environment:
+    DYNPOOL_CUDA=0|1        leave the CUDA kernels out | fail without them (default: built where nvcc is found)
+    CUDA_HOME               toolkit whose bin/nvcc to use
+    DYNPOOL_CUDA_ARCHS      compute capabilities, "80;90"; else TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; else a list for users
+    DYNPOOL_REQUIRE_EXT=1   fail where the extension cannot be built, instead of installing the plain-torch path
+    DYNPOOL_REQUIRE_CUDA=1  both of DYNPOOL_CUDA=1 and DYNPOOL_REQUIRE_EXT=1
+    MAX_JOBS                parallel compilations
+    DYNPOOL_CMAKE_ARGS      further arguments for CMake
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def flag(name):
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def cuda_architectures():
+    """Compute capabilities as CMake writes them, "80;90", or None for the default of CMakeLists.txt."""
+    given = os.environ.get("DYNPOOL_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not given:
+        return None
+    names = [name.removesuffix("+PTX").replace(".", "") for name in re.split(r"[;, ]+", given.strip())]
+    if not all(re.fullmatch(r"\d{2,3}[af]?", name) for name in names):
+        raise SystemExit(f"DYNPOOL_CUDA_ARCHS / TORCH_CUDA_ARCH_LIST must look like '8.0;9.0' or '80;90', got {given!r}")
+    return ";".join(names)
+
+
+def tool(name):
+    """A build tool: of the Python environment that builds, else of PATH."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+class CMakeBuild(build_ext):
+    def run(self):
+        required = flag("DYNPOOL_REQUIRE_EXT") or flag("DYNPOOL_REQUIRE_CUDA")
+        try:
+            self.build_by_cmake()
+        except (OSError, subprocess.CalledProcessError, ImportError) as error:
+            if required:
+                raise
+            self.extensions = []
+            print(f"dynpool: built WITHOUT its kernels, on the plain-torch path ({error})", file=sys.stderr)
+
+    def build_by_cmake(self):
+        import pybind11
+
+        cmake, ninja = tool("cmake"), tool("ninja")
+        if not cmake or not ninja:
+            raise OSError("cmake and ninja are needed")
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        environment = dict(os.environ)
+        if cuda_home := os.environ.get("CUDA_HOME"):
+            environment["CUDACXX"] = str(Path(cuda_home) / "bin" / "nvcc")
+        # An isolated build has another ninja and pybind11 each time: name them, or a cache of the last one is used.
+        configure = [
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DDYNPOOL_CUDA={'1' if flag('DYNPOOL_REQUIRE_CUDA') else os.environ.get('DYNPOOL_CUDA', 'auto')}",
+            *shlex.split(os.environ.get("DYNPOOL_CMAKE_ARGS", "")),
+        ]
+        if architectures := cuda_architectures():
+            configure.append(f"-DDYNPOOL_CUDA_ARCHS={architectures}")
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        build.mkdir(parents=True, exist_ok=True)
+        subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True, env=environment)
+        subprocess.run([cmake, "--build", build, "--parallel", jobs, "--target", "_C"], check=True, env=environment)
+
+        target = Path(self.get_ext_fullpath("dynpool._C"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.copy_file(build / target.name, target)
+        print(f"dynpool: built {target.name}: {(build / 'summary.txt').read_text().strip()}", file=sys.stderr)
+
+    def get_source_files(self):
+        return [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.*"))] + ["CMakeLists.txt"]
+
+
+setup(ext_modules=[Extension("dynpool._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
