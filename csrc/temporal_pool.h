@@ -132,7 +132,7 @@ void make_axes(TemporalPoolParams& p, const TensorLayout& layout);
 namespace cpu {
 void temporal_pool(const TemporalPoolParams& p, int num_threads);
 void temporal_pool_backward(const TemporalPoolParams& p, int num_threads);
-// "avx512", "avx2" or "baseline": what runs here; `limit` (null: no limit) caps the choice, for tests and benchmarks.
+// "avx512vbmi", "avx512", "avx2" or "baseline": what runs here; `limit` (null: no limit) caps the choice, for tests and benchmarks.
 const char* instruction_set();
 void limit_instruction_set(const char* limit);
 }  // namespace cpu

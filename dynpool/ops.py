@@ -132,25 +132,33 @@ def temporal_pool(
     channel_dim: int | None,
     nonlinearity: str,
     out_dtype: torch.dtype,
+    squeeze: bool = False,
 ) -> Tensor:
-    """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked."""
+    """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked.
+
+    `squeeze` drops the dimension of a single row.
+    """
+    rest = (dim, channel_dim, nonlinearity, out_dtype)
     if torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
-            return _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-        return _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
-    if isinstance(x, FakeTensor):
-        return _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    if kernels_for(x.device) is None or type(x) not in (Tensor, torch.nn.Parameter):
-        return _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    if torch.is_grad_enabled() and _any_requires_grad(x, weights, mean, std):
-        return _Pool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
-    return _forward(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+            y = _by_reference(x, weights, bands, mean, std, *rest)
+        else:
+            y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
+    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        y = _TransformablePool.apply(x, weights, mean, std, bands, *rest)
+    elif isinstance(x, FakeTensor):
+        y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
+    elif kernels_for(x.device) is None or type(x) not in (Tensor, torch.nn.Parameter):
+        y = _by_reference(x, weights, bands, mean, std, *rest)
+    elif torch.is_grad_enabled() and _any_requires_grad(x, weights, mean, std):
+        return _Pool.apply(x, weights, mean, std, bands, squeeze, *rest)
+    else:
+        return _forward(x, weights, bands, mean, std, *rest, squeeze)
+    return y.squeeze(dim) if squeeze else y
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
+    return True in [t.requires_grad for t in tensors if t is not None]
 
 
 def _by_reference(x: Tensor, weights: Tensor, bands: Tensor | None, mean: Any, std: Any, dim: int, *rest: Any) -> Tensor:
@@ -174,13 +182,18 @@ def _dense_strides(sizes: Sequence[int], like: Sequence[int]) -> list[int]:
     return strides
 
 
-def _empty_output(x: Tensor, dim: int, rows: int, dtype: torch.dtype) -> Tensor:
-    """y: W in the place of T, dense, in x's memory format."""
+def _empty_output(x: Tensor, dim: int, rows: int, dtype: torch.dtype, squeeze: bool = False) -> Tensor:
+    """y: W in the place of T, or no dimension there; dense, in x's memory format."""
     sizes = list(x.shape)
     sizes[dim] = rows
     if x.is_contiguous():
+        if squeeze:
+            del sizes[dim]
         return torch.empty(sizes, dtype=dtype, device=x.device)
-    return torch.empty_strided(sizes, _dense_strides(sizes, x.stride()), dtype=dtype, device=x.device)
+    strides = _dense_strides(sizes, x.stride())
+    if squeeze:
+        del sizes[dim], strides[dim]
+    return torch.empty_strided(sizes, strides, dtype=dtype, device=x.device)
 
 
 def _address(t: Tensor | None) -> int:
@@ -188,6 +201,8 @@ def _address(t: Tensor | None) -> int:
 
 
 def _pixels(mean: Tensor | None, std: Tensor | None, channel_dim: int | None, nonlinearity: str) -> tuple:
+    if mean is None and std is None:
+        return 0, 0, 1, -1, _NONLINEARITY_CODES[nonlinearity]
     given = std if mean is None else mean
     channels = 1 if given is None else given.shape[0]
     codes = (channels, -1 if channel_dim is None else channel_dim, _NONLINEARITY_CODES[nonlinearity])
@@ -208,18 +223,23 @@ def _forward(
     channel_dim: int | None,
     nonlinearity: str,
     out_dtype: torch.dtype,
+    squeeze: bool = False,
 ) -> Tensor:
     kernels = kernels_for(x.device)
     if kernels is None:
-        return _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        return y.squeeze(dim) if squeeze else y
     weights, bands, mean, std = weights.contiguous(), _contiguous(bands), _contiguous(mean), _contiguous(std)
     clips, rows, band = weights.shape
-    y = _empty_output(x, dim, rows, out_dtype)
+    y = _empty_output(x, dim, rows, out_dtype, squeeze)
+    y_strides = y.stride()
+    if squeeze:
+        y_strides = (*y_strides[:dim], 0, *y_strides[dim:])
     kernels.temporal_pool(
         (x.data_ptr(), _DTYPE_CODES[x.dtype], x.shape, x.stride(), dim),
         (weights.data_ptr(), clips, rows, band, _address(bands)),
         _pixels(mean, std, channel_dim, nonlinearity),
-        (y.data_ptr(), _DTYPE_CODES[out_dtype], y.stride()),
+        (y.data_ptr(), _DTYPE_CODES[out_dtype], y_strides),
         x.device,
     )
     return y
@@ -229,7 +249,7 @@ class _Frames(NamedTuple):
     """What backward must know of x when it does not read its pixels: ψ = identity and only ∂L/∂x wanted."""
 
     shape: torch.Size
-    stride: tuple[int, ...]
+    strides: Sequence[int]
     dtype: torch.dtype
 
     def as_zeros(self, device: torch.device) -> Tensor:
@@ -258,64 +278,74 @@ def _backward(
     if grad.dim() > MAX_DIMS:
         grad = grad.contiguous()
     weights, bands, mean, std = weights.contiguous(), _contiguous(bands), _contiguous(mean), _contiguous(std)
-    unread = isinstance(x, _Frames)
-    stride = x.stride if isinstance(x, _Frames) else x.stride()
-    dx = None
-    if needs[0]:
-        dx = torch.empty_strided(x.shape, _dense_strides(x.shape, stride), dtype=x.dtype, device=grad.device)
-        stride = dx.stride() if unread else stride
-    dweights, dmean, dstd = (
-        torch.empty_like(t) if need and t is not None else None
-        for t, need in zip((weights, mean, std), needs[1:], strict=True)
-    )
+    if isinstance(x, _Frames):
+        address, strides, dx_strides = 0, x.strides, x.strides
+    else:
+        address, strides = x.data_ptr(), x.stride()
+        dx_strides = _gradient_strides(x) if needs[0] else ()
+    dx = torch.empty_strided(x.shape, dx_strides, dtype=x.dtype, device=grad.device) if needs[0] else None
+    dweights = torch.empty_like(weights) if needs[1] else None
+    dmean = torch.empty_like(mean) if needs[2] and mean is not None else None
+    dstd = torch.empty_like(std) if needs[3] and std is not None else None
     kernels.temporal_pool_backward(
-        (0 if isinstance(x, _Frames) else x.data_ptr(), _DTYPE_CODES[x.dtype], x.shape, stride, dim),
+        (address, _DTYPE_CODES[x.dtype], x.shape, strides, dim),
         (weights.data_ptr(), *weights.shape, _address(bands)),
         _pixels(mean, std, channel_dim, nonlinearity),
         (grad.data_ptr(), _DTYPE_CODES[grad.dtype], grad.stride()),
-        (_address(dx), () if dx is None else dx.stride(), _address(dweights), _address(dmean), _address(dstd)),
+        (_address(dx), dx_strides, _address(dweights), _address(dmean), _address(dstd)),
         grad.device,
     )
     return [t for t in (dx, dweights, dmean, dstd) if t is not None]
+
+
+def _gradient_strides(x: Tensor) -> Sequence[int]:
+    """Strides of ∂L/∂x: dense, in x's memory format."""
+    return x.stride() if x.is_contiguous() else _dense_strides(x.shape, x.stride())
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
 
 
 def _reads_pixels(nonlinearity: str, needs: Sequence[bool]) -> bool:
-    return nonlinearity != "identity" or any(needs[1:])
+    return nonlinearity != "identity" or True in needs[1:]
 
 
 def _spread(grads: Sequence[Tensor], needs: Sequence[bool], behind: int) -> tuple[Tensor | None, ...]:
     """Gradients of the inputs that need one, None elsewhere, and None for `behind` further inputs."""
     following = iter(grads)
-    return (*(next(following) if need else None for need in needs), *(None,) * behind)
+    return tuple([next(following) if need else None for need in needs] + [None] * behind)
 
 
 class _Pool(torch.autograd.Function):
-    """The plain eager case. Keeps of x only what backward reads."""
+    """The plain eager case. Keeps of x only what backward reads; `squeeze` drops a single row's dimension."""
 
     @staticmethod
-    def forward(ctx, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        nonlinearity = rest[2]
-        needs = ctx.needs_input_grad[:4]
-        keep = _reads_pixels(nonlinearity, needs)
-        ctx.save_for_backward(x if keep else None, weights, mean, std, bands)
-        ctx.frames = None if keep else _Frames(x.shape, x.stride(), x.dtype)
-        ctx.rest = rest
-        return _forward(x, weights, bands, mean, std, *rest)
+    def forward(ctx, x, weights, mean, std, bands, squeeze, *rest):  # type: ignore[no-untyped-def]
+        if _reads_pixels(rest[2], ctx.needs_input_grad):
+            ctx.frames = None
+            ctx.save_for_backward(x, weights, mean, std, bands)
+        else:
+            ctx.frames = _Frames(x.shape, _gradient_strides(x), x.dtype)
+            ctx.save_for_backward(None, weights, mean, std, bands)
+        ctx.squeeze, ctx.rest = squeeze, rest
+        return _forward(x, weights, bands, mean, std, *rest, squeeze)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weights, mean, std, bands = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:4]
-        x = ctx.frames if x is None else x
-        if torch.is_grad_enabled():
-            frames = x.as_zeros(grad.device) if isinstance(x, _Frames) else x
-            grads = _PoolBackward.apply(grad, frames, weights, mean, std, bands, *ctx.rest, needs)
+        rest, needs = ctx.rest, ctx.needs_input_grad[:4]
+        if ctx.squeeze:
+            grad = grad.unsqueeze(rest[0])
+        if x is None:
+            x = ctx.frames
+        batched = torch._C._are_functorch_transforms_active()  # autograd.grad(is_grads_batched=True)
+        if not batched and not torch.is_grad_enabled():
+            grads = _backward(grad, x, weights, bands, mean, std, *rest, needs)
         else:
-            grads = _backward(grad, x, weights, bands, mean, std, *ctx.rest, needs)
-        return _spread(grads, needs, 1 + len(ctx.rest))
+            frames = x.as_zeros(grad.device) if isinstance(x, _Frames) else x
+            function = _TransformableBackward if batched else _PoolBackward
+            grads = function.apply(grad, frames, weights, mean, std, bands, *rest, needs)
+        return _spread(grads, needs, 2 + len(rest))
 
 
 class _PoolBackward(torch.autograd.Function):
@@ -419,7 +449,10 @@ class _TransformableBackward(torch.autograd.Function):
             grad, x, weights, mean, std = given
             return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *ctx.rest)
 
-        return torch.func.jvp(first, tuple(primals[i] for i in moving), tuple(tangents[i] for i in moving))[1]
+        # Reverse over reverse, because forward-mode does not nest: pull_back is linear, and its transpose is the jvp.
+        outputs, pull_back = torch.func.vjp(first, *(primals[i] for i in moving))
+        _, push_forward = torch.func.vjp(pull_back, tuple(torch.zeros_like(y) for y in outputs))
+        return push_forward(tuple(tangents[i] for i in moving))[0]
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]

@@ -160,8 +160,8 @@ def _pool(
     if x.dim() > MAX_DIMS:
         x = x.contiguous()
     weights = rows.weights.to(accumulate_dtype(x.dtype))
-    y = ops.temporal_pool(x, weights, rows.bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    return y if keep_rows else y.squeeze(dim)
+    squeeze = not keep_rows
+    return ops.temporal_pool(x, weights, rows.bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, squeeze)
 
 
 # --- weights, kept between calls -----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _check_lengths(
     if lengths.dim() != 1 or lengths.shape[0] != batch:
         raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
     least = 1 if window is None else window
-    if not torch.compiler.is_compiling() and batch:
+    if ops.is_plain(lengths) and batch:
         low, high = (int(v) for v in lengths.aminmax())
         if low < least or high > num_frames:
             allowed = f"between {least}{' (window)' if window is not None else ''} and T = {num_frames}"
@@ -255,7 +255,7 @@ def _check_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int
     offsets = _index_tensor("offsets", offsets)
     if offsets.dim() != 1 or offsets.shape[0] < 2:
         raise ValueError(f"offsets must have shape [B+1] with B ≥ 1, got {list(offsets.shape)}")
-    if not torch.compiler.is_compiling():
+    if ops.is_plain(offsets):
         offsets = offsets.cpu()
         if offsets[0] != 0 or offsets[-1] != num_frames:
             ends = f"{int(offsets[0])} … {int(offsets[-1])}"
@@ -267,7 +267,12 @@ def _check_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int
 
 
 def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
-    tensor = torch.as_tensor(values)
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be integers, got {values!r}") from error
+    if tensor.numel() == 0 and not isinstance(values, Tensor):  # [] says nothing of its type
+        return tensor.long()
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {tensor.dtype}")
     return tensor.long()
@@ -285,6 +290,8 @@ def _canonical_normalization(
     given = channel_dim
     channel_dim = -3 if channel_dim is None else channel_dim
     dims = x.dim()
+    if not isinstance(channel_dim, int):
+        raise TypeError(f"channel_dim must be an integer, got {channel_dim!r}")
     if not -dims <= channel_dim < dims or channel_dim % dims == dim:
         raise ValueError(
             f"channel_dim must be a dimension of x other than dim = {dim}, for x of shape {list(x.shape)}, got {given}"

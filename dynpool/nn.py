@@ -1,0 +1,137 @@
+"""Pooling as modules, for use after any layer of a network: constructor arguments, a one-line forward, a repr that is
+the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .pooling import Nonlinearity, PerChannel, _batch_size, _check_frames, _check_lengths, approx_rank_pool
+
+__all__ = ["ApproxRankPool", "TemporalMaxPool"]
+
+
+class ApproxRankPool(nn.Module):
+    """Approximate rank pooling of frames or feature maps: eq. (2) to (4) of Bilen et al., CVPR 2016.
+
+    The arguments are those of `dynpool.approx_rank_pool`. A Tensor given as `mean` or `std` becomes a buffer, and an
+    `nn.Parameter` a parameter, which is learned; both move and are saved with the module. Numbers and sequences are
+    configuration and stay out of `state_dict()`.
+
+    Shapes:
+        x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
+        lengths: [B] integers, for padded clips with B at dimension 0; offsets: [B+1], for clips packed along `dim`.
+        Returns x without `dim`, or with W windows (B packed clips) in its place; memory format is kept. The dtype is
+        that of x, float32 for uint8, or `out_dtype`.
+
+    Raises:
+        TypeError, ValueError: from forward, as `dynpool.approx_rank_pool` does.
+
+    Example:
+        A network sees frames [B·T, 3, H, W]. To pool the maps of any of its layers:
+
+        >>> nn.Sequential(*layers[:k], nn.Unflatten(0, (-1, T)), ApproxRankPool(normalize_weights=True), *layers[k:])
+    """
+
+    mean: PerChannel | None
+    std: PerChannel | None
+
+    def __init__(
+        self,
+        dim: int = 1,
+        *,
+        time_average: bool = True,
+        nonlinearity: Nonlinearity = "identity",
+        mean: PerChannel | None = None,
+        std: PerChannel | None = None,
+        channel_dim: int | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        normalize_weights: bool = False,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.time_average = time_average
+        self.nonlinearity = nonlinearity
+        _hold(self, "mean", mean)
+        _hold(self, "std", std)
+        self.channel_dim = channel_dim
+        self.window = window
+        self.stride = stride
+        self.normalize_weights = normalize_weights
+        self.out_dtype = out_dtype
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, offsets: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """`dynpool.approx_rank_pool` of x."""
+        return approx_rank_pool(x, lengths=lengths, offsets=offsets, **{name: getattr(self, name) for name in _OPTIONS})
+
+    def extra_repr(self) -> str:
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        shown = [n for n, v in given.items() if n == "dim" or isinstance(v, Tensor) or v != _OPTIONS[n]]
+        return ", ".join(f"{name}={_shown(given[name])}" for name in shown)
+
+
+_OPTIONS = {name: parameter.default for name, parameter in inspect.signature(ApproxRankPool).parameters.items()}
+
+
+class TemporalMaxPool(nn.Module):
+    """Maximum over frames, or over the windows of multiple dynamic images (Bilen et al., CVPR 2016, section 3.3).
+
+    Args:
+        dim: dimension of the frames or windows; may be negative.
+
+    Shapes:
+        x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
+        lengths: [B] integers, for padded clips with B at dimension 0: what lies behind lengths[b] frames has no say,
+        not even when it is NaN.
+        Returns x without `dim`, in the dtype of x. A NaN before the end of a clip gives NaN.
+
+    The gradient goes to one maximum: where several frames tie, to a single one of them. Backward keeps the index of the
+    maximum, not the frames.
+
+    Raises:
+        TypeError: x is not a tensor, or of another dtype; dim or lengths are not integers.
+        ValueError: dim is out of range, there are no frames, or lengths are not [B] numbers between 1 and T.
+    """
+
+    def __init__(self, dim: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Maximum of x along `dim`."""
+        dim = _check_frames(x, self.dim)
+        return (x if lengths is None else _without_padding(x, dim, lengths)).max(dim).values
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Tensor:
+    """x with the smallest value of its dtype behind each clip's end."""
+    lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
+    padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = padding.shape
+    return x.masked_fill(padding.view(shape), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
+
+
+def _hold(module: nn.Module, name: str, value: PerChannel | None) -> None:
+    """A tensor as buffer, a parameter as parameter, a sequence frozen as tuple, anything else as it is."""
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        module.register_buffer(name, value)
+    elif isinstance(value, Sequence):
+        setattr(module, name, tuple(value))
+    else:
+        setattr(module, name, value)
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__}{list(value.shape)}" if isinstance(value, Tensor) else repr(value)

@@ -1,0 +1,100 @@
+"""Small clips made with PyAV, and where the real ones are."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+from av.stream import Disposition
+
+DATA = Path(os.environ.get("DYNPOOL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def real_clips(*folders: str) -> list[Path]:
+    """The real clips of these folders of `clips`; the test is skipped where they are absent."""
+    found = sorted(path for folder in folders for path in (DATA / "clips" / folder).glob("*") if path.is_file())
+    if not found:
+        pytest.skip(f"no real clips in {DATA}: set DYNPOOL_TEST_DATA to a folder that has them")
+    return found
+
+
+def random_frames(count: int, height: int = 13, width: int = 17, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """uint8 noise [T, H, W, 3]; prime sizes by default."""
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def write(
+    file: str | Path | io.BytesIO,
+    frames: Iterable[npt.NDArray[np.uint8]],
+    codec: str = "ffv1",
+    pix_fmt: str = "bgr0",
+    format: str = "matroska",
+    rate: int = 25,
+    tags: dict[str, int] | None = None,
+    frame_format: str = "rgb24",
+    **options: str,
+) -> None:
+    """Encode frames [H, W, 3] (or planes, as `frame_format` says). By default without any loss."""
+    with av.open(file if isinstance(file, io.BytesIO) else str(file), "w", format=format) as container:
+        stream = None
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=frame_format)
+            for name, value in (tags or {}).items():
+                setattr(frame, name, value)
+            if stream is None:
+                stream = container.add_stream(codec, rate=rate, options=options)
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pix_fmt
+                for name, value in (tags or {}).items():
+                    setattr(stream.codec_context, name, value)
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode(None))
+
+
+def encoded(frames: Iterable[npt.NDArray[np.uint8]], **how: object) -> bytes:
+    """The bytes that `write` would write."""
+    file = io.BytesIO()
+    write(file, frames, **how)
+    return file.getvalue()
+
+
+def damaged(frames: npt.NDArray[np.uint8], *which: int) -> bytes:
+    """An MP4 of PNG frames of which these, the first being 0, cannot be decoded."""
+    mp4 = bytearray(encoded(frames, codec="png", pix_fmt="rgb24", format="mp4"))
+    starts = [i for i in range(len(mp4)) if mp4.startswith(b"\x89PNG", i)]
+    assert len(starts) == len(frames)
+    for index in which:
+        mp4[starts[index] : starts[index] + 60] = bytes(60)
+    return bytes(mp4)
+
+
+def write_sound(path: Path, cover: bool = False) -> None:
+    """A second of silence without a picture, or with only that of its cover."""
+    with av.open(str(path), "w", format="mp4" if cover else "matroska") as container:
+        sound = container.add_stream("aac", rate=8000, layout="mono")
+        picture = container.add_stream("png", rate=1) if cover else None
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        if picture is not None:
+            picture.width, picture.height, picture.pix_fmt = 16, 8, "rgb24"
+            picture.disposition = Disposition.attached_pic
+        container.mux([*sound.encode(silence), *sound.encode(None)])
+        if picture is not None:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((8, 16, 3), np.uint8), format="rgb24")))
+
+
+def with_display_matrix(mp4: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 whose track header turns (x, y) to (ax + cy, bx + dy)."""
+    header = mp4.index(b"tkhd") + 4
+    version = mp4[header]
+    matrix = header + (52 if version == 1 else 40)
+    assert struct.unpack(">9i", mp4[matrix : matrix + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return mp4[:matrix] + turned + mp4[matrix + 36 :]

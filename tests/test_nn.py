@@ -1,0 +1,285 @@
+"""Modules: their repr is the call, their state is what was given as tensors, and any layer may go before them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from cases import DTYPES, FLOATING, frames
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+import dynpool.nn
+from dynpool import approx_rank_pool
+from dynpool.nn import ApproxRankPool, TemporalMaxPool
+
+NAN, INF = float("nan"), float("inf")
+
+MODULES = {
+    "ApproxRankPool(dim=1)": ApproxRankPool(),
+    "ApproxRankPool(dim=1, window=10, stride=6)": ApproxRankPool(window=10, stride=6),
+    "ApproxRankPool(dim=-2, time_average=False, normalize_weights=True)": ApproxRankPool(
+        -2, time_average=False, normalize_weights=True
+    ),
+    "ApproxRankPool(dim=1, nonlinearity='sqrt', mean=0.5, std=255)": ApproxRankPool(
+        nonlinearity="sqrt", mean=0.5, std=255
+    ),
+    "ApproxRankPool(dim=1, mean=(0.5, 1.0, 2.0), std=(1, 2, 3), channel_dim=2)": ApproxRankPool(
+        mean=[0.5, 1.0, 2.0], std=(1, 2, 3), channel_dim=2
+    ),
+    "ApproxRankPool(dim=0, out_dtype=torch.float64)": ApproxRankPool(dim=0, out_dtype=torch.float64),
+    "TemporalMaxPool(dim=1)": TemporalMaxPool(),
+    "TemporalMaxPool(dim=-4)": TemporalMaxPool(-4),
+}
+
+
+@pytest.mark.parametrize("text", MODULES)
+def test_repr_is_the_call(text):
+    module = MODULES[text]
+    assert repr(module) == text
+    again = eval(text, {"torch": torch, **vars(dynpool.nn)})
+    assert repr(again) == text
+    options = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+    assert {k: v for k, v in vars(again).items() if not k.startswith("_")} == options
+
+
+def test_repr_tells_tensors_by_shape():
+    module = ApproxRankPool(mean=torch.zeros(3), std=nn.Parameter(torch.ones(())))
+    assert repr(module) == "ApproxRankPool(dim=1, mean=Tensor[3], std=Parameter[])"
+
+
+OPTIONS = [
+    {},
+    {"dim": 2, "window": 2, "stride": 1, "nonlinearity": "sqrt"},
+    {"time_average": False, "normalize_weights": True, "out_dtype": torch.float64},
+    {"mean": [0.5, 1.0, 0.25], "std": [1.0, 2.0, 3.0], "channel_dim": 2, "nonlinearity": "sqrt"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
+def test_module_is_the_function(backend, options, dtype):
+    x = frames((2, 5, 3, 4), dtype, backend.device)
+    module = ApproxRankPool(**options)
+    for how in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.eval()):
+        assert torch.equal(how(x), approx_rank_pool(x, **options))
+
+
+def test_lengths_and_offsets_are_the_call_s(backend):
+    x = frames((3, 7, 5), device=backend.device)
+    assert torch.equal(ApproxRankPool()(x, [7, 2, 3]), approx_rank_pool(x, lengths=[7, 2, 3]))
+    assert torch.equal(ApproxRankPool()(x, offsets=[0, 3, 7]), approx_rank_pool(x, offsets=[0, 3, 7]))
+    windows = ApproxRankPool(window=2)(x, lengths=torch.tensor([7, 2, 3]))
+    assert torch.equal(windows, approx_rank_pool(x, window=2, lengths=[7, 2, 3]))
+
+
+def test_numbers_are_configuration_tensors_are_state():
+    assert ApproxRankPool(mean=0.5, std=[1.0, 2.0, 3.0]).state_dict() == {}
+    module = ApproxRankPool(mean=torch.tensor([1.0, 2.0]), std=nn.Parameter(torch.tensor([3.0, 4.0])))
+    assert sorted(module.state_dict()) == ["mean", "std"]
+    assert [name for name, _ in module.named_parameters()] == ["std"]
+    assert [name for name, _ in module.named_buffers()] == ["mean"]
+    other = ApproxRankPool(mean=torch.zeros(2), std=nn.Parameter(torch.ones(2)))
+    other.load_state_dict(module.state_dict())
+    assert other.mean.tolist() == [1.0, 2.0]
+    assert other.std.tolist() == [3.0, 4.0]
+
+
+def test_state_moves_with_the_module(backend):
+    module = ApproxRankPool(mean=torch.tensor([1.0, 2.0, 3.0]), std=nn.Parameter(torch.ones(3)), channel_dim=2)
+    module = module.to(backend.device)
+    x = frames((2, 5, 3, 4), device=backend.device)
+    assert torch.equal(module(x), approx_rank_pool(x, mean=[1.0, 2.0, 3.0], std=[1.0] * 3, channel_dim=2))
+    assert ApproxRankPool(mean=torch.zeros(3)).to("meta").mean.is_meta
+
+
+def test_changing_the_sequence_afterwards_changes_nothing():
+    mean = [1.0, 2.0, 3.0]
+    module = ApproxRankPool(mean=mean)
+    mean[0] = 100.0
+    assert module.mean == (1.0, 2.0, 3.0)
+
+
+def test_a_parameter_learns(backend):
+    module = ApproxRankPool(std=nn.Parameter(torch.full((3,), 2.0)), channel_dim=2, time_average=False).to(
+        backend.device
+    )
+    x = frames((2, 5, 3, 4), torch.uint8, backend.device)
+    module(x).sum().backward()
+    total = approx_rank_pool(x, time_average=False).sum((0, 2))
+    assert module.std.grad.tolist() == pytest.approx((-total / 4).tolist(), rel=1e-5)
+
+
+def test_extra_arguments_are_refused():
+    with pytest.raises(TypeError, match="strid"):
+        ApproxRankPool(strid=2)
+    with pytest.raises(TypeError, match="positional"):
+        ApproxRankPool(1, True)
+
+
+# --- in a network --------------------------------------------------------------------------------------------------
+
+
+def small_network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 5, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 7),
+    )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_after_any_layer(backend, memory_format):
+    """Pooled behind each layer in turn: the rest runs on the image, and gradients reach the first layer."""
+    batch, num_frames = 2, 5
+    x = torch.rand(batch * num_frames, 3, 8, 8).to(backend.device).contiguous(memory_format=memory_format)
+    for cut in range(len(small_network()) + 1):
+        layers = list(small_network().to(backend.device))
+        pool = ApproxRankPool(normalize_weights=True)
+        network = nn.Sequential(*layers[:cut], nn.Unflatten(0, (-1, num_frames)), pool, *layers[cut:])
+        y = network(x)
+        assert y.shape == (batch, 7)
+        y.square().sum().backward()
+        for parameter in network.parameters():
+            assert parameter.grad.isfinite().all()
+        assert layers[0].weight.grad.abs().sum() > 0
+
+
+def test_after_any_layer_with_packed_clips(backend):
+    """Clips of several lengths through one network, without padding and without a reshape."""
+    layers = list(small_network().eval().to(backend.device))
+    x = torch.rand(9, 3, 8, 8).to(backend.device)
+    maps = nn.Sequential(*layers[:4])(x)
+    pooled = ApproxRankPool(dim=0)(maps, offsets=[0, 4, 9])
+    each = torch.stack([approx_rank_pool(maps[:4], 0), approx_rank_pool(maps[4:], 0)])
+    assert torch.allclose(pooled, each, rtol=1e-5, atol=1e-5)
+    assert nn.Sequential(*layers[4:])(pooled).shape == (2, 7)
+
+
+def test_multiple_dynamic_images(backend):
+    """Windows at the input, the maximum over them at the end: section 3.3 of the paper."""
+    x = frames((2, 31, 3, 8, 8), torch.uint8, backend.device)
+    images = ApproxRankPool(window=10, stride=6, nonlinearity="sqrt", normalize_weights=True)(x)
+    scores = small_network().eval().to(backend.device)(images.flatten(0, 1)).unflatten(0, (2, -1))
+    assert scores.shape == (2, 4, 7)
+    best = TemporalMaxPool()(scores)
+    assert torch.equal(best, scores.amax(1))
+    best.sum().backward()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_network_can_be_exported(strict):
+    layers = list(small_network().eval())
+    network = nn.Sequential(*layers[:4], nn.Unflatten(0, (2, 5)), ApproxRankPool(), *layers[4:]).eval()
+    x = torch.rand(10, 3, 8, 8)
+    program = torch.export.export(network, (x,), strict=strict)
+    assert torch.allclose(program.module()(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+# --- TemporalMaxPool -----------------------------------------------------------------------------------------------
+
+
+def test_max_by_hand(device):
+    x = torch.tensor([[[1.0, -5.0], [4.0, -6.0], [2.0, -4.0]], [[7.0, 0.0], [3.0, 1.0], [9.0, NAN]]], device=device)
+    assert TemporalMaxPool()(x)[0].tolist() == [4.0, -4.0]
+    assert TemporalMaxPool()(x, [2, 2]).tolist() == [[4.0, -5.0], [7.0, 1.0]]
+    assert TemporalMaxPool()(x, [1, 1]).tolist() == [[1.0, -5.0], [7.0, 0.0]]
+    assert TemporalMaxPool()(x)[1, 1].isnan()
+
+
+def test_max_of_uint8_and_of_infinities(device):
+    x = torch.tensor([[0, 255], [3, 7]], dtype=torch.uint8, device=device)
+    assert TemporalMaxPool()(x, [1, 2]).tolist() == [0, 7]
+    assert TemporalMaxPool()(x).dtype == torch.uint8
+    y = torch.tensor([[-INF, 5.0], [-INF, -INF]], device=device)
+    assert TemporalMaxPool()(y, [1, 2]).tolist() == [-INF, -INF]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_max_against_a_loop(device, dtype, dim):
+    x = frames((3, 5, 7), dtype, device)
+    best = x.select(dim, 0)
+    for t in range(1, x.shape[dim]):
+        best = torch.where(x.select(dim, t) > best, x.select(dim, t), best)
+    y = TemporalMaxPool(dim)(x)
+    assert torch.equal(y, best)
+    assert y.dtype == dtype
+
+
+@pytest.mark.parametrize("poison", [NAN, INF])
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("dim", [1, 2, -1])
+def test_padding_has_no_say_in_a_maximum(device, poison, dtype, dim):
+    clean = -frames((3, 7, 7, 7), dtype, device).abs()  # below 0, so that zeros would win
+    lengths = [7, 1, 4]
+    dirty, alone = clean.clone(), []
+    for b, n in enumerate(lengths):
+        dirty[b].narrow(dim % 4 - 1, n, 7 - n).fill_(poison)
+        alone.append(clean[b].narrow(dim % 4 - 1, 0, n).amax(dim % 4 - 1))
+    dirty.requires_grad_()
+    for how in (lengths, torch.tensor(lengths, device=device), torch.tensor(lengths, dtype=torch.int32)):
+        y = TemporalMaxPool(dim)(dirty, how)
+        assert torch.equal(y, torch.stack(alone))
+    (dx,) = torch.autograd.grad(y.sum(), dirty)
+    for b, n in enumerate(lengths):
+        assert dx[b].narrow(dim % 4 - 1, n, 7 - n).count_nonzero() == 0
+    assert dx.count_nonzero() == dx.sum().item() == 3 * 7 * 7
+
+
+def test_gradient_goes_to_one_maximum(device):
+    x = torch.tensor([[1.0, 5.0, 2.0], [3.0, 3.0, 3.0]], device=device, requires_grad=True)
+    TemporalMaxPool()(x).backward(torch.tensor([10.0, 100.0], device=device))
+    assert x.grad[0].tolist() == [0.0, 10.0, 0.0]
+    assert sorted(x.grad[1].tolist()) == [0.0, 0.0, 100.0]
+
+
+def test_max_derivatives(device):
+    x = torch.randperm(24).double().reshape(2, 4, 3).to(device).requires_grad_()
+    pool = TemporalMaxPool()
+    assert gradcheck(pool, x, check_forward_ad=True, check_batched_grad=True)
+    assert gradcheck(lambda x: pool(x, [4, 2]), x, check_forward_ad=True)
+    assert gradgradcheck(pool, x)
+
+
+def test_max_keeps_no_frames(device):
+    """Backward of a maximum over many frames needs the place of each maximum only."""
+    x = torch.rand(2, 101, 7, device=device, requires_grad=True)
+    for lengths in (None, [101, 5]):
+        saved = []
+
+        def save(tensor, saved=saved):
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            TemporalMaxPool()(x, lengths)
+        assert max(saved) < x.numel() // 2
+
+
+def test_max_under_transforms(device):
+    x = frames((2, 5, 3, 4), device=device)
+    pool = TemporalMaxPool()
+    assert torch.equal(torch.vmap(pool)(x), torch.stack([pool(clip) for clip in x]))
+    lengths = torch.tensor([5, 2], device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(x, lengths), pool(x, lengths))
+    batch, time = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("time", min=2, max=64)
+    shapes = {"x": {0: batch, 1: time}, "lengths": {0: batch}}
+    program = torch.export.export(pool, (x, lengths), dynamic_shapes=shapes)
+    other, counts = frames((3, 11, 3, 4), device=device), torch.tensor([2, 11, 7], device=device)
+    assert torch.equal(program.module()(other, counts), pool(other, counts))
+
+
+def test_max_of_an_empty_batch(device):
+    assert TemporalMaxPool()(torch.empty(0, 5, 3, device=device)).shape == (0, 3)
+    lengths = torch.empty(0, dtype=torch.int64)
+    assert TemporalMaxPool()(torch.empty(0, 5, 3, device=device), lengths).shape == (0, 3)

@@ -1,0 +1,755 @@
+"""The value of temporal_pool and approx_rank_pool on every backend: literals, the oracle, equivalences."""
+
+import hypothesis.strategies as st
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import DTYPES, FLOATING, LAYOUTS, frames, laid_out
+from hypothesis import given, settings
+
+import dynpool
+from dynpool import approx_rank_pool, reference, temporal_pool
+
+NAN, INF = float("nan"), float("inf")
+
+
+def check_approx(x, dim=1, *, out_dtype=None, time_average=True, normalize_weights=False, **options):
+    """approx_rank_pool(x) against the oracle, within the derived bound; returns the result."""
+    picks = {name: options[name] for name in ("window", "stride", "lengths", "offsets") if name in options}
+    rows = oracle.rank_rows(x.shape[dim], time_average=time_average, normalize=normalize_weights, **picks)
+    pixel = {name: options[name] for name in ("nonlinearity", "mean", "std", "channel_dim") if name in options}
+    before = x.clone()
+    y = approx_rank_pool(
+        x, dim, time_average=time_average, normalize_weights=normalize_weights, out_dtype=out_dtype, **options
+    )
+    assert torch.equal(x.nan_to_num(7), before.nan_to_num(7)) if x.is_floating_point() else torch.equal(x, before)
+    squeeze = "window" not in picks and "offsets" not in picks
+    error = 2 * oracle.alpha_error(x.shape[dim]) if x.dtype == torch.float64 else 0  # twice: normalised weights
+    check(y, x, rows, dim, squeeze=squeeze, out_dtype=out_dtype, weights_error=error, **pixel)
+    return y
+
+
+def check(
+    y,
+    x,
+    rows,
+    dim,
+    *,
+    squeeze,
+    out_dtype=None,
+    weights_error=0,
+    nonlinearity="identity",
+    mean=None,
+    std=None,
+    channel_dim=None,
+):
+    if channel_dim is None and any(np.size(v) > 1 for v in (mean, std) if v is not None):
+        channel_dim = -3
+    expected = oracle.pool(x, rows, dim, nonlinearity, mean, std, channel_dim)
+    out_dtype = out_dtype or (torch.float32 if x.dtype == torch.uint8 else x.dtype)
+    assert y.dtype == out_dtype
+    assert y.device == x.device
+    value, bound = expected.value, expected.bound(x.dtype, out_dtype, nonlinearity)
+    if weights_error:
+        largest = x.abs().nan_to_num(0, 0, 0).max().item() if x.numel() else 0
+        largest = 1 + (largest + np.abs(mean or 0).max()) / np.min(std or 1)  # √v ≤ 1 + v
+        bound = bound + weights_error * x.shape[dim] * largest
+    if squeeze:
+        value, bound = value.squeeze(dim), bound.squeeze(dim)
+    oracle.assert_within(y, value, bound)
+
+
+# --- by hand -------------------------------------------------------------------------------------------------------
+
+
+def test_two_frames_by_hand(backend):
+    """α = -1/2, 1/2: half the difference."""
+    x = torch.tensor([[[1.0, -2.0, 4.0], [2.0, 6.0, 4.0]]], device=backend.device)
+    assert approx_rank_pool(x).tolist() == [[0.5, 4.0, 0.0]]
+    assert approx_rank_pool(x, time_average=False).tolist() == [[1.0, 8.0, 0.0]]
+    assert approx_rank_pool(x, normalize_weights=True).tolist() == [[1.0, 8.0, 0.0]]
+
+
+def test_three_frames_by_hand(backend):
+    """α = -4/3, 2/3, 2/3 and -2, 0, 2."""
+    x = torch.tensor([[3.0], [6.0], [9.0]], dtype=torch.float64, device=backend.device)
+    assert approx_rank_pool(x, 0).tolist() == pytest.approx([6.0], abs=1e-14)
+    assert approx_rank_pool(x, 0, time_average=False).tolist() == [12.0]
+    assert approx_rank_pool(x, 0, normalize_weights=True).tolist() == pytest.approx([4.5], abs=1e-14)
+
+
+def test_signed_root_by_hand(backend):
+    x = torch.tensor([[4.0, -9.0, 0.0], [16.0, 25.0, -1.0]], device=backend.device)
+    y = temporal_pool(x, torch.tensor([1.0, 10.0], device=backend.device), 0, nonlinearity="sqrt")
+    assert y.tolist() == [42.0, 47.0, -10.0]
+
+
+def test_uint8_by_hand(backend):
+    """Roots of 0, 1, 64 and 255/255 after normalisation; eq. (4) weights -1, 1."""
+    x = torch.tensor([[0, 64, 255, 1], [255, 1, 255, 0]], dtype=torch.uint8, device=backend.device)
+    y = approx_rank_pool(x, 0, time_average=False, nonlinearity="sqrt")
+    assert y.dtype == torch.float32
+    assert y.tolist() == pytest.approx([255**0.5, -7.0, 0.0, -1.0], rel=1e-6, abs=1e-5)
+    assert y[2].item() == 0.0  # the same root twice
+    scaled = approx_rank_pool(x, 0, time_average=False, nonlinearity="sqrt", std=255)
+    assert scaled.tolist() == pytest.approx([1.0, -7 / 255**0.5, 0.0, -(255**-0.5)], rel=2e-6, abs=1e-6)
+
+
+def test_mean_and_std_by_hand(backend):
+    x = torch.tensor([[[5.0, 9.0], [1.0, 13.0]]], device=backend.device)  # [B, T, C]
+    options = {"mean": [1.0, 5.0], "std": [4.0, 2.0], "channel_dim": 2}
+    weights = torch.tensor([1.0, 2.0], device=backend.device)
+    assert temporal_pool(x, weights, **options).tolist() == [[1.0, 10.0]]  # z = 1, 2 and 0, 4
+    rooted = temporal_pool(x, weights, nonlinearity="sqrt", **options)
+    assert rooted.tolist() == [[1.0, pytest.approx(2**0.5 + 4, rel=1e-6)]]
+
+
+def test_window_by_hand(backend):
+    """T = 5, window 2, stride 2: frames (1, 2) and (3, 4); the fifth is in no window."""
+    x = torch.tensor([1.0, 4.0, 9.0, 4.0, NAN], device=backend.device)
+    assert approx_rank_pool(x, 0, window=2, time_average=False).tolist() == [3.0, -5.0]
+    assert approx_rank_pool(x[:4], 0, window=2, stride=1, time_average=False).tolist() == [3.0, 5.0, -5.0]
+
+
+def test_lengths_by_hand(backend):
+    x = torch.tensor([[1.0, 4.0, 100.0], [1.0, 5.0, 9.0], [7.0, NAN, INF]], device=backend.device)
+    assert approx_rank_pool(x, lengths=[2, 3, 1], time_average=False).tolist() == [3.0, 16.0, 0.0]
+
+
+def test_offsets_by_hand(backend):
+    x = torch.tensor([1.0, 4.0, 7.0, 1.0, 5.0, 9.0], device=backend.device)
+    assert approx_rank_pool(x, 0, offsets=[0, 2, 3, 6], time_average=False).tolist() == [3.0, 0.0, 16.0]
+
+
+def test_weights_by_hand(backend):
+    x = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]], device=backend.device)  # [B, T, 1]
+
+    def pool(weights, **options):
+        return temporal_pool(x, torch.tensor(weights, device=backend.device), **options).tolist()
+
+    assert pool([1.0, 10.0]) == [[21.0], [43.0]]
+    assert pool([[1.0, 10.0], [0.0, 1.0], [1.0, -1.0]]) == [[[21.0], [2.0], [-1.0]], [[43.0], [4.0], [-1.0]]]
+    assert pool([[1.0, 10.0], [100.0, 1.0]], per_clip=True) == [[21.0], [304.0]]
+    assert pool([[[1.0, 10.0]], [[100.0, 1.0]]]) == [[[21.0]], [[304.0]]]
+    assert pool([[[1.0, 10.0]], [[100.0, 1.0]]], per_clip=True) == [[[21.0]], [[304.0]]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights", "expected"),
+    [
+        (torch.float16, [1.0, 2048.0], 2048.0),  # 2049: halfway between 2048 and 2050, to even
+        (torch.float16, [3.0, 2048.0], 2052.0),  # 2051: halfway between 2050 and 2052, to even
+        (torch.float16, [1.0, 65504.0], 65504.0),
+        (torch.float16, [16.0, 65504.0], INF),  # documented: float16 overflows
+        (torch.float16, [2.0**-24, 2.0**-25], 2.0**-23),  # 1.5 denormals, to even
+        (torch.bfloat16, [1.0, 256.0], 256.0),  # 257: halfway between 256 and 258, to even
+        (torch.bfloat16, [3.0, 256.0], 260.0),
+        (torch.bfloat16, [0.0, 65504.0], 65536.0),
+    ],
+)
+def test_rounds_once_to_nearest_even(backend, dtype, weights, expected):
+    x = torch.ones(2, 17, dtype=dtype, device=backend.device)
+    y = temporal_pool(x, torch.tensor(weights, device=backend.device), 0)
+    assert y.tolist() == [expected] * 17
+
+
+def test_accumulates_half_in_float32(backend):
+    """4095 ones and a half: in float16 the sum would stick at 2048."""
+    x = torch.ones(4096, 3, dtype=torch.float16, device=backend.device)
+    weights = torch.ones(4096, device=backend.device)
+    weights[0] = 0.5
+    assert temporal_pool(x, weights, 0, out_dtype=torch.float32).tolist() == [4095.5] * 3
+
+
+# --- the oracle ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dtypes_and_layouts(backend, dtype, nonlinearity, layout):
+    x = laid_out(frames((2, 7, 3, 5, 11), dtype, backend.device), layout, 1)
+    check_approx(x, 1, nonlinearity=nonlinearity, normalize_weights=dtype == torch.float16)
+    check_approx(
+        x, 1, nonlinearity=nonlinearity, window=3, stride=2, time_average=False, mean=[0.5, -2, 1], std=[1, 2, 4]
+    )
+
+
+@pytest.mark.parametrize("dim", range(-4, 4))
+@pytest.mark.parametrize("layout", ["contiguous", "reversed", "strided", "time_innermost"])
+def test_any_dimension(backend, dim, layout):
+    x = laid_out(frames((3, 5, 2, 7), device=backend.device), layout, dim)
+    check_approx(x, dim)
+    check_approx(x, dim, window=2, stride=1, nonlinearity="sqrt")
+
+
+@pytest.mark.parametrize("inner", [1, 2, 15, 16, 17, 31, 127, 257, 2047, 2048, 2049, 4097])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_remainders_of_the_inner_size(backend, inner, dtype):
+    x = frames((2, 5, inner), dtype, backend.device)
+    check_approx(x)
+    check_approx(x, nonlinearity="sqrt", mean=1.5, std=2.0)
+    check_approx(laid_out(x, "sliced", 1), nonlinearity="sqrt")
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 64, 127])
+def test_numbers_of_frames(backend, num_frames):
+    for dtype in (torch.uint8, torch.float16, torch.float32):
+        x = frames((2, num_frames, 13), dtype, backend.device)
+        check_approx(x, nonlinearity="sqrt", normalize_weights=True)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5, 1, 1), (2, 5, 3, 2, 1, 2, 3), (2, 1, 5, 2, 1, 3, 2, 2)])
+def test_numbers_of_dimensions(backend, shape):
+    x = frames(shape, device=backend.device)
+    dim = shape.index(5)
+    check_approx(x, dim)
+    order = tuple(range(1, len(shape), 2)) + tuple(range(0, len(shape), 2))
+    shuffled = x.permute(order)
+    check_approx(shuffled, order.index(dim), nonlinearity="sqrt", window=2)
+
+
+def test_more_axes_than_any_kernel_has_loops_for(backend):
+    """Twelve dimensions of which none merges."""
+    big = frames((3,) * 12, device=backend.device)
+    x = big[(slice(0, 2),) * 12]
+    check_approx(x, 4)
+
+
+@pytest.mark.parametrize("out_dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_out_dtype(backend, dtype, out_dtype):
+    x = frames((2, 5, 19), dtype, backend.device)
+    check_approx(x, normalize_weights=True, out_dtype=out_dtype)
+    check_approx(x, time_average=False, nonlinearity="sqrt", mean=3, std=2, out_dtype=out_dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "channel_dim", "layout"),
+    [
+        ((2, 5, 3, 7, 11), 1, None, "contiguous"),  # NCHW
+        ((2, 5, 3, 7, 11), 1, 2, "channels_last"),  # NHWC memory
+        ((2, 5, 7, 11, 3), 1, -1, "contiguous"),  # NHWC shape
+        ((2, 3, 5, 7, 11), 2, 1, "contiguous"),  # channel before T
+        ((2, 3, 5, 7, 11), 2, 1, "reversed"),
+        ((3, 5, 7, 11), 1, 0, "contiguous"),  # channel outermost
+        ((5, 3), 0, 1, "contiguous"),
+        ((3, 5), 1, 0, "contiguous"),
+        ((2, 5, 3, 7, 11), 1, -3, "strided"),
+        ((2, 5, 3, 7, 11), 1, 3, "time_innermost"),
+        ((2, 5, 3, 4, 3), 1, 2, "channels_last"),
+    ],
+)
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_per_channel_normalization(backend, shape, dim, channel_dim, layout, nonlinearity, dtype):
+    x = laid_out(frames(shape, dtype, backend.device), layout, dim)
+    channels = shape[-3 if channel_dim is None else channel_dim]
+    mean = [0.25 * c - 0.5 for c in range(channels)]
+    std = [0.5 + 0.25 * c for c in range(channels)]
+    for m, s in [(mean, std), (mean, None), (None, std), (0.5, std), (mean, 4.0)]:
+        options = {"mean": m, "std": s, "nonlinearity": nonlinearity, "channel_dim": channel_dim}
+        check_approx(x, dim, time_average=False, **options)
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_mean_and_std_say_the_same_as_number_sequence_or_tensor(backend, nonlinearity):
+    x = frames((2, 5, 3, 4, 4), torch.uint8, backend.device)
+
+    def pool(mean, std):
+        return approx_rank_pool(x, mean=mean, std=std, nonlinearity=nonlinearity)
+
+    def tensor(value):
+        return torch.tensor(value, device=backend.device)
+
+    per_channel = pool([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
+    assert torch.equal(pool(tensor([1.0, 2.0, 4.0]), tensor([2.0, 4.0, 8.0])), per_channel)
+    assert torch.equal(pool(tensor([1, 2, 4]), tensor([2.0, 4.0, 8.0]).double()), per_channel)
+    number = pool(3.0, 2.0)
+    for mean, std in [(tensor(3.0), tensor(2.0)), ([3.0], [2.0]), (tensor([3.0]), 2.0), (3, 2), (torch.tensor(3.0), 2)]:
+        assert torch.equal(pool(mean, std), number)
+    same = pool([3.0] * 3, [2.0] * 3)
+    assert torch.allclose(same, number, rtol=1e-5, atol=1e-3)
+
+
+def test_a_pixel_at_the_mean_is_exactly_zero(backend):
+    """The signed root is steep there: a mean subtracted in rounded arithmetic would give 1e-4, not 0."""
+    for value, mean, std in [(0.7, 0.7, 0.3), (131.0, 131.0, 57.0)]:
+        x = torch.full((3, 41), value, device=backend.device)
+        weights = torch.tensor([1.0, -3.0, 7.0], device=backend.device)
+        y = temporal_pool(x, weights, 0, mean=mean, std=std, nonlinearity="sqrt")
+        assert y.tolist() == [0.0] * 41
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7, 5, 11), (3, 7, 1, 1), (1, 7, 2, 3)])
+def test_weights_of_every_shape(backend, dtype, shape):
+    x = frames(shape, dtype, backend.device)
+    batch, num_frames = shape[:2]
+    acc = oracle.accumulate_dtype(dtype)
+
+    def weights(*sizes):
+        return torch.randn(*sizes, num_frames, dtype=acc).to(backend.device)
+
+    shared, windows, one = weights(), weights(4), weights(1)
+    single, several, rows_of_clips, both = weights(batch, 1), weights(batch, 5), weights(batch), weights(batch, 3)
+    for a, rows, squeeze, per_clip in [
+        (shared, shared[None, None], True, False),
+        (one, one[None], False, False),
+        (windows, windows[None], False, False),
+        (single, single, False, False),
+        (several, several, False, False),
+        (rows_of_clips, rows_of_clips[:, None], True, True),
+        (both, both, False, True),
+    ]:
+        y = temporal_pool(x, a, per_clip=per_clip, nonlinearity="sqrt", mean=0.5)
+        check(y, x, oracle.dense_rows(rows), 1, squeeze=squeeze, nonlinearity="sqrt", mean=0.5)
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3, 4, 5, 8, 9, 17])
+def test_numbers_of_windows(backend, windows):
+    x = frames((2, 19, 3, 7), torch.uint8, backend.device)
+    weights = torch.randn(windows, 19, device=backend.device)
+    y = temporal_pool(x, weights, nonlinearity="sqrt")
+    check(y, x, oracle.dense_rows(weights[None]), 1, squeeze=False, nonlinearity="sqrt")
+
+
+def test_weights_in_another_dtype_or_layout(backend):
+    """Weights are rounded once to the accumulate type, never to that of x."""
+    x = frames((3, 5, 17), torch.bfloat16, backend.device)
+    weights = torch.randn(5, 3, dtype=torch.float64, device=backend.device).mT
+    y = temporal_pool(x, weights)
+    check(y, x, oracle.dense_rows(weights[None]), 1, squeeze=False)
+    assert torch.equal(temporal_pool(x, weights.contiguous()), y)
+    assert torch.equal(temporal_pool(x, weights.float()), y)
+    one = torch.tensor(1.0, device=backend.device)
+    assert torch.equal(temporal_pool(x, one.expand(5)), temporal_pool(x, torch.ones(5, device=backend.device)))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "window", "stride"),
+    [(7, 7, None), (7, 7, 3), (7, 1, None), (7, 3, None), (7, 3, 1), (7, 3, 2), (11, 2, 5), (31, 10, 6), (13, 5, 100)],
+)
+def test_windows(backend, num_frames, window, stride):
+    x = frames((2, num_frames, 3, 5), torch.uint8, backend.device)
+    y = check_approx(x, window=window, stride=stride, nonlinearity="sqrt")
+    unfolded = x.unfold(1, window, stride or window).movedim(-1, 2)  # [B, W, window, …]
+    assert y.shape == (2, unfolded.shape[1], 3, 5)
+    each = approx_rank_pool(unfolded, 2, nonlinearity="sqrt")
+    bound = oracle.pool(x, oracle.rank_rows(num_frames, window=window, stride=stride), 1, "sqrt")
+    oracle.assert_within(y, each.cpu().double().numpy(), 2 * bound.bound(x.dtype, y.dtype, "sqrt"))
+
+
+@pytest.mark.parametrize("dim", [1, 2, -1])
+@pytest.mark.parametrize("normalize_weights", [True, False])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_lengths(backend, dim, normalize_weights, dtype):
+    x = frames((5, 11, 11, 11), dtype, backend.device)
+    lengths = [11, 1, 2, 7, 10]
+    y = check_approx(x, dim, lengths=lengths, normalize_weights=normalize_weights, nonlinearity="sqrt")
+    for b, n in enumerate(lengths):
+        clip = x[b : b + 1].narrow(dim, 0, n)
+        alone = approx_rank_pool(clip, dim, normalize_weights=normalize_weights, nonlinearity="sqrt")
+        scale = 1 if normalize_weights else 120
+        assert torch.allclose(y[b : b + 1], alone, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_lengths_as_any_integers(backend):
+    x = frames((3, 7, 5), device=backend.device)
+    expected = approx_rank_pool(x, lengths=[7, 3, 1])
+    for lengths in (
+        (7, 3, 1),
+        torch.tensor([7, 3, 1]),
+        torch.tensor([7, 3, 1], dtype=torch.int32),
+        torch.tensor([7, 3, 1], dtype=torch.uint8),
+        torch.tensor([7, 3, 1], device=backend.device),
+        torch.tensor([7, 0, 3, 0, 1])[::2],
+        np.array([7, 3, 1]),
+    ):
+        assert torch.equal(approx_rank_pool(x, lengths=lengths), expected)
+
+
+def test_full_lengths_are_no_lengths(backend):
+    x = frames((3, 7, 5, 5), torch.uint8, backend.device)
+    y, plain = approx_rank_pool(x, lengths=[7, 7, 7]), approx_rank_pool(x)
+    bound = oracle.pool(x, oracle.rank_rows(7), 1).bound(x.dtype, y.dtype, "identity").squeeze(1)
+    oracle.assert_within(y, plain.cpu().double().numpy(), 2 * bound)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_offsets(backend, dim):
+    x = frames((13, 13, 13), torch.uint8, backend.device)
+    offsets = [0, 2, 3, 10, 13]
+    y = check_approx(x, dim, offsets=offsets, nonlinearity="sqrt")
+    assert y.shape[dim] == 4
+    for same in (
+        torch.tensor(offsets, dtype=torch.int32),
+        torch.tensor(offsets, device=backend.device),
+        tuple(offsets),
+    ):
+        assert torch.equal(approx_rank_pool(x, dim, offsets=same, nonlinearity="sqrt"), y)
+
+
+def test_one_clip_of_offsets_keeps_its_axis(backend):
+    x = frames((5, 3), device=backend.device)
+    assert approx_rank_pool(x, 0, offsets=[0, 5]).shape == (1, 3)
+
+
+def test_windows_of_lengths(backend):
+    """Clip b has its own number of windows; zeros stand where only longer clips have one."""
+    x = frames((4, 11, 3, 5), torch.uint8, backend.device)
+    lengths = [11, 3, 5, 8]
+    y = check_approx(x, lengths=lengths, window=3, stride=2, nonlinearity="sqrt")
+    assert y.shape == (4, 5, 3, 5)
+    for b, n in enumerate(lengths):
+        own = 1 + (n - 3) // 2
+        assert y[b, own:].count_nonzero() == 0
+        assert y[b, :own].abs().sum() > 0
+
+
+def test_windows_of_offsets(backend):
+    x = frames((17, 4, 5), torch.uint8, backend.device)
+    y = check_approx(x, 0, offsets=[0, 3, 7, 17], window=3, stride=2, nonlinearity="sqrt")
+    assert y.shape == (1 + 1 + 4, 4, 5)
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+def test_ten_thousand_frames(backend, time_average):
+    """Rounding errors of a random input are themselves random: 6·√n·u bounds them but for one case in 10^7 or so
+    (Higham and Mary, 2019), where n·u would let a float32 harmonic sum pass.
+    """
+    num_frames = 10_007
+    x = frames((num_frames, 23), torch.uint8, backend.device)
+    y = approx_rank_pool(x, 0, time_average=time_average, normalize_weights=True)
+    exact = oracle.pool(x, oracle.rank_rows(num_frames, time_average=time_average, normalize=True), 0)
+    oracle.assert_within(y, exact.value[0], 6 * num_frames**0.5 * 2.0**-24 * exact.magnitude[0])
+
+
+def test_ten_thousand_frames_of_a_constant_vanish(backend):
+    num_frames = 10_007
+    x = torch.full((num_frames, 19), 255, dtype=torch.uint8, device=backend.device)
+    y = approx_rank_pool(x, 0, normalize_weights=True)
+    assert y.abs().max().item() <= 510 * (num_frames + oracle.SLACK) * 2.0**-24
+    y = approx_rank_pool(x.double(), 0, normalize_weights=True)
+    assert y.abs().max().item() <= 510 * (num_frames + oracle.SLACK) * 2.0**-53
+
+
+def test_reference_against_oracle():
+    """The fallback by its own signature, banded rows included."""
+    for dtype in DTYPES:
+        x = frames((3, 7, 2, 5), dtype)
+        acc = oracle.accumulate_dtype(dtype)
+        weights = torch.randn(3, 2, 4, dtype=acc)
+        bands = torch.tensor([[[0, 4], [3, 4]], [[2, 1], [0, 0]], [[5, 2], [6, 1]]])
+        rows = [
+            [(first, weights[b, w, :count].tolist()) for w, (first, count) in enumerate(clip)]
+            for b, clip in enumerate(bands.tolist())
+        ]
+        mean, std = torch.tensor([0.5, -1.0], dtype=acc), torch.tensor([2.0, 4.0], dtype=acc)
+        y = reference.temporal_pool(x, weights, bands, mean, std, 1, 2, "sqrt", torch.float64)
+        exact = oracle.pool(x, rows, 1, "sqrt", mean, std, 2)
+        oracle.assert_within(y, exact.value, exact.bound(dtype, torch.float64, "sqrt"))
+
+
+# --- hypothesis ----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def calls(draw):
+    """A shape, a dtype, a memory layout and keywords that go together."""
+    shape = draw(st.lists(st.sampled_from([1, 2, 3, 5, 7, 17]), min_size=1, max_size=5).map(tuple))
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    num_frames, batch = shape[dim], shape[0]
+    options = {
+        "nonlinearity": draw(st.sampled_from(["identity", "sqrt"])),
+        "time_average": draw(st.booleans()),
+        "normalize_weights": draw(st.booleans()),
+    }
+    least = 1
+    if draw(st.booleans()):
+        options["window"] = least = draw(st.integers(1, num_frames))
+        options["stride"] = draw(st.one_of(st.none(), st.integers(1, num_frames + 1)))
+    ragged = draw(st.sampled_from(["none", "lengths", "offsets"]))
+    if ragged == "lengths" and dim % len(shape) != 0:
+        options["lengths"] = draw(st.lists(st.integers(least, num_frames), min_size=batch, max_size=batch))
+    if ragged == "offsets":
+        cuts, rest = [0], num_frames
+        while rest >= 2 * least and draw(st.booleans()):
+            step = draw(st.integers(least, rest - least))
+            cuts.append(cuts[-1] + step)
+            rest -= step
+        options["offsets"] = [*cuts, num_frames]
+    others = [d for d in range(len(shape)) if d != dim % len(shape)]
+    if others and draw(st.booleans()):
+        channel_dim = draw(st.sampled_from(others))
+        channels = shape[channel_dim]
+        values = st.sampled_from([-2.0, 0.25, 1.0, 3.5])
+        options["mean"] = draw(st.lists(values, min_size=channels, max_size=channels))
+        options["std"] = draw(st.lists(values.map(abs), min_size=channels, max_size=channels))
+        options["channel_dim"] = channel_dim
+    return (
+        shape,
+        dim,
+        draw(st.sampled_from(DTYPES)),
+        draw(st.permutations(range(len(shape)))),
+        draw(st.booleans()),
+        options,
+    )
+
+
+@given(call=calls(), seed=st.integers(0, 1000))
+@settings(max_examples=120)
+def test_any_call(backend, call, seed):
+    shape, dim, dtype, order, sliced, options = call
+    torch.manual_seed(seed)
+    x = frames(shape, dtype, backend.device)
+    x = x.permute(order).contiguous().permute([order.index(d) for d in range(len(shape))])
+    if sliced:
+        x = laid_out(x, "strided", dim)
+    check_approx(x, dim, out_dtype=torch.float32 if dtype == torch.float16 else None, **options)
+
+
+# --- equivalences --------------------------------------------------------------------------------------------------
+
+
+def test_approx_is_temporal_pool_with_rank_weights(backend):
+    x = frames((2, 9, 3, 5), torch.uint8, backend.device)
+    alpha = dynpool.rank_weights(9, device=backend.device)
+    assert torch.equal(temporal_pool(x, alpha, std=255), approx_rank_pool(x, std=255))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_constant_video_vanishes(backend, dtype, nonlinearity):
+    x = frames((1, 1, 3, 31), dtype, backend.device).expand(2, 13, 3, 31)
+    for time_average in (True, False):
+        y = approx_rank_pool(x, time_average=time_average, nonlinearity=nonlinearity, out_dtype=torch.float64)
+        exact = oracle.pool(x, oracle.rank_rows(13, time_average=time_average), 1, nonlinearity)
+        bound = exact.bound(dtype, torch.float64, nonlinearity).squeeze(1)
+        assert np.abs(exact.value).max() < 1e-9
+        oracle.assert_within(y, np.zeros(tuple(y.shape)), bound + 1e-9)
+
+
+def test_reversed_video_negates_eq_4(backend):
+    x = frames((2, 13, 3, 31), torch.uint8, backend.device)
+    forwards = approx_rank_pool(x, time_average=False)  # whole numbers below 2^24: no rounding
+    assert forwards.abs().sum() > 0
+    assert torch.equal(approx_rank_pool(x.flip(1), time_average=False), -forwards)
+
+
+def test_adding_a_constant_changes_nothing(backend):
+    x = frames((2, 13, 3, 31), torch.uint8, backend.device)
+    plain = approx_rank_pool(x, time_average=False)
+    assert torch.equal(approx_rank_pool(x.float() + 64, time_average=False), plain)
+
+
+def test_linear_in_the_frames(backend):
+    x, y = (torch.randint(-99, 99, (2, 5, 7)).float().to(backend.device) for _ in range(2))
+    alone = approx_rank_pool(x, time_average=False) + 2 * approx_rank_pool(y, time_average=False)
+    assert torch.equal(approx_rank_pool(x + 2 * y, time_average=False), alone)
+
+
+def test_running_means_are_ranked(backend):
+    """Eq. (2) is eq. (4) on running means: Σ (2t - T - 1) V_t."""
+    x = frames((1, 17, 29), torch.float64, backend.device)
+    t = torch.arange(1, 18, device=backend.device)[None, :, None]
+    means = x.cumsum(1) / t if backend.device.type == "cpu" else (x.cpu().cumsum(1) / t.cpu()).to(backend.device)
+    assert torch.allclose(approx_rank_pool(x), approx_rank_pool(means, time_average=False), rtol=0, atol=1e-11)
+
+
+def test_clips_do_not_see_each_other(backend):
+    x = frames((5, 7, 3, 11), device=backend.device)
+    together = approx_rank_pool(x, nonlinearity="sqrt")
+    for b in range(5):
+        alone = approx_rank_pool(x[b], 0, nonlinearity="sqrt")
+        assert torch.allclose(together[b], alone, rtol=1e-5, atol=1e-4)
+
+
+# --- memory format -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_channels_last_frames_give_a_channels_last_image(backend, dtype):
+    x = laid_out(frames((2, 5, 3, 7, 11), dtype, backend.device), "channels_last", 1)
+    y = check_approx(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert not y.is_contiguous()
+    windows = check_approx(x, window=2, stride=1)
+    assert windows.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+def test_channels_last_3d_gives_a_channels_last_image(backend):
+    x = frames((2, 3, 5, 7, 11), device=backend.device).contiguous(memory_format=torch.channels_last_3d)
+    y = check_approx(x, 2)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_contiguous_frames_give_a_contiguous_image(backend):
+    x = frames((2, 5, 3, 7, 11), device=backend.device)
+    for dim in range(5):
+        assert check_approx(x, dim).is_contiguous()
+        assert check_approx(x, dim, window=2, stride=1).is_contiguous()
+
+
+@given(order=st.permutations(range(5)), dim=st.integers(0, 4), window=st.sampled_from([None, 2]))
+@settings(max_examples=40)
+def test_order_of_memory_is_kept(backend, order, dim, window):
+    x = frames((2, 5, 3, 7, 4), device=backend.device).permute(order)  # x.permute(inverse) is contiguous
+    y = check_approx(x, dim, **({} if window is None else {"window": window}))
+    inverse = [order.index(d) for d in range(5)]
+    if window is None:
+        inverse = [d - (d > dim) for d in inverse if d != dim]
+    assert y.permute(inverse).is_contiguous()
+
+
+def test_a_slice_gives_a_dense_image(backend):
+    x = laid_out(frames((2, 5, 3, 7), device=backend.device), "sliced", 1)
+    assert approx_rank_pool(x).is_contiguous()
+    y = approx_rank_pool(laid_out(frames((2, 5, 3, 7), device=backend.device), "expanded", 1))
+    y += 1  # no element of the result shares memory with another
+    assert y.untyped_storage().nbytes() >= y.numel() * 4
+
+
+# --- frames without a say ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_padding_never_leaks(backend, nonlinearity, poison, dtype):
+    clean = frames((3, 7, 2, 33), dtype, backend.device)
+    lengths = torch.tensor([7, 2, 5])
+    dirty = clean.clone()
+    for b, n in enumerate(lengths.tolist()):
+        dirty[b, n:] = poison
+    options = {
+        "lengths": lengths,
+        "nonlinearity": nonlinearity,
+        "mean": [0.5, 1.0],
+        "std": [1.0, 2.0],
+        "channel_dim": 2,
+    }
+    assert torch.equal(approx_rank_pool(dirty, **options), approx_rank_pool(clean, **options))
+    windows = approx_rank_pool(dirty, window=2, stride=1, **options)
+    assert torch.equal(windows, approx_rank_pool(clean, window=2, stride=1, **options))
+    assert windows.isfinite().all()
+
+
+@pytest.mark.parametrize("poison", [NAN, INF])
+def test_frames_between_windows_never_leak(backend, poison):
+    clean = frames((2, 11, 37), device=backend.device)
+    dirty = clean.clone()
+    dirty[:, [2, 5, 8, 9, 10]] = poison
+    options = {"window": 2, "stride": 3, "nonlinearity": "sqrt", "mean": 0.25}
+    dirty[:, 9:] = clean[:, 9:]  # windows are frames 0-1, 3-4, 6-7, 9-10
+    assert torch.equal(approx_rank_pool(dirty, **options), approx_rank_pool(clean, **options))
+    packed = approx_rank_pool(dirty, offsets=[0, 3, 6, 11], **options)
+    assert torch.equal(packed, approx_rank_pool(clean, offsets=[0, 3, 6, 11], **options))
+
+
+def test_one_row_of_nan_stays_in_its_row(backend):
+    """NaN frames that one window has do not reach the others."""
+    x = frames((1, 9, 35), device=backend.device)
+    x[:, 3:6] = NAN
+    y = approx_rank_pool(x, window=3)
+    assert y[:, 1].isnan().all()
+    assert y[:, [0, 2]].isfinite().all()
+
+
+def test_nan_where_it_has_a_say(backend):
+    x = frames((2, 5, 35), device=backend.device)
+    x[1, 3, 17] = NAN
+    for nonlinearity in ("identity", "sqrt"):
+        bad = approx_rank_pool(x, nonlinearity=nonlinearity).isnan()
+        assert bad.nonzero().tolist() == [[1, 17]]
+
+
+# --- edges ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_frame_gives_zeros(backend, dtype):
+    x = frames((2, 1, 3, 5), dtype, backend.device)
+    for options in ({}, {"window": 1}, {"lengths": [1, 1]}, {"offsets": [0, 1]}, {"normalize_weights": True}):
+        y = approx_rank_pool(x, nonlinearity="sqrt", **options)
+        assert y.shape == ((2, 1, 3, 5) if {"window", "offsets"} & set(options) else (2, 3, 5))
+        assert y.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 3, 7), (2, 5, 0, 7), (2, 5, 3, 0), (0, 5, 0)])
+def test_empty_batch_gives_an_empty_result(backend, dtype, shape):
+    x = torch.empty(shape, dtype=dtype, device=backend.device)
+    out_dtype = torch.float32 if dtype == torch.uint8 else dtype
+    rest = (shape[0], *shape[2:])
+    for options, expected in [
+        ({}, rest),
+        ({"nonlinearity": "sqrt", "std": 2.0, "mean": 1.0}, rest),
+        ({"window": 2}, (shape[0], 2, *shape[2:])),
+        ({"lengths": [3] * shape[0]}, rest),
+        ({"offsets": [0, 2, 5]}, (shape[0], 2, *shape[2:])),
+        ({"lengths": [3] * shape[0], "window": 2, "stride": 1}, (shape[0], 4, *shape[2:])),
+    ]:
+        y = approx_rank_pool(x, **options)
+        assert y.shape == expected
+        assert y.dtype == out_dtype
+    weights = torch.ones(shape[0], 4, 5, device=backend.device)
+    assert temporal_pool(x, weights).shape == (shape[0], 4, *shape[2:])
+
+
+def test_no_windows_of_weights_give_no_outputs(backend):
+    x = frames((2, 5, 3), device=backend.device)
+    assert temporal_pool(x, torch.empty(0, 5, device=backend.device)).shape == (2, 0, 3)
+
+
+def test_empty_batch_per_channel(backend):
+    x = torch.empty(0, 5, 3, 4, 4, dtype=torch.uint8, device=backend.device)
+    assert approx_rank_pool(x, mean=[1.0, 2.0, 3.0], std=[1.0, 2.0, 3.0]).shape == (0, 3, 4, 4)
+
+
+def test_one_dimension_gives_a_number(backend):
+    y = approx_rank_pool(torch.tensor([1.0, 2.0, 4.0], device=backend.device), 0, time_average=False)
+    assert y.shape == ()
+    assert y.item() == 6.0
+
+
+# --- determinism ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bit_equal_from_run_to_run_and_for_any_number_of_threads(backend, dtype, threads):
+    x = frames((3, 11, 3, 61, 67), dtype, backend.device)
+    weights = torch.randn(3, 2, 11, dtype=oracle.accumulate_dtype(dtype)).to(backend.device)
+
+    def run():
+        return temporal_pool(x, weights, nonlinearity="sqrt", mean=0.5), approx_rank_pool(x, lengths=[11, 3, 7])
+
+    first = run()
+    for count in (1, 2, 2, 1):
+        threads(count)
+        for a, b in zip(first, run(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_address_does_not_change_a_bit(backend):
+    """What the allocator returns differs from run to run."""
+    values = frames((2, 7, 83), torch.float32, backend.device)
+    first = approx_rank_pool(values, nonlinearity="sqrt", mean=0.25)
+    for offset in (1, 2, 3, 4, 7, 13):
+        moved = torch.zeros(values.numel() + 16, device=backend.device)[offset:][: values.numel()].view_as(values)
+        assert torch.equal(approx_rank_pool(moved.copy_(values), nonlinearity="sqrt", mean=0.25), first)
+
+
+def test_slices_of_the_inner_dimension(backend):
+    """Wherever a slice begins and ends: vector bodies and tails, aligned or not."""
+    x = frames((2, 7, 83), torch.uint8, backend.device)
+    for start, end in [(1, 83), (2, 83), (3, 82), (17, 50), (80, 83), (0, 64)]:
+        check_approx(x[..., start:end], nonlinearity="sqrt", mean=3.0)

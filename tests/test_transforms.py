@@ -1,0 +1,760 @@
+"""The operation under torch's transforms: torch.func, torch.compile, torch.export, fake and meta tensors, autocast."""
+
+import copy
+
+import oracle
+import pytest
+import torch
+from cases import FLOATING, frames, laid_out
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from dynpool import approx_rank_pool, rank_weights, temporal_pool
+from dynpool.nn import ApproxRankPool
+
+CHANNELS = {"mean": [0.01, -0.01, 0.02], "std": [1.0, 2.0, 3.0]}
+CALLS = {  # of x [2, 7, 3, 5, 4]
+    "plain": {},
+    "sqrt": {"nonlinearity": "sqrt", "std": 2.0},
+    "channels": {"nonlinearity": "sqrt", **CHANNELS},
+    "windows": {"window": 3, "stride": 2, "nonlinearity": "sqrt"},
+    "lengths": {"lengths": torch.tensor([7, 3])},
+    "windows of lengths": {"lengths": torch.tensor([7, 3]), "window": 3, "stride": 2},
+    "out_dtype": {"out_dtype": torch.float64, "time_average": False, "normalize_weights": True},
+}
+calls = pytest.mark.parametrize("options", CALLS.values(), ids=CALLS.keys())
+
+
+def close(actual, expected):
+    """Within a few roundings of float64, at values of about 100."""
+    assert actual.dtype == expected.dtype == torch.float64
+    assert actual.shape == expected.shape
+    assert expected.abs().max() > 0
+    assert (actual - expected).abs().max().item() <= 1e-11
+
+
+def double(*shape, device="cpu"):
+    return frames(shape, torch.float64, device)
+
+
+# --- vmap ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_dim", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "options", [{}, {"nonlinearity": "sqrt", "mean": 0.01, "std": 2.0}, {"window": 2, "stride": 1}]
+)
+def test_vmap_over_frames(backend, in_dim, options):
+    x = double(3, 5, 4, 2, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, 1, **options)
+
+    close(vmap(pool, in_dim)(x), torch.stack([pool(each) for each in x.unbind(in_dim)]))
+    close(vmap(pool, in_dim, out_dims=-1)(x), torch.stack([pool(each) for each in x.unbind(in_dim)], -1))
+
+
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0), (2, 1), (0, 2)])
+def test_vmap_over_weights(backend, mapped):
+    x = double(3, 5, 3, 2, device=backend.device)
+    weights = torch.randn(3, 2, 5, dtype=torch.float64).to(backend.device)  # three of [W, T]
+    weights = weights[0] if mapped[1] is None else weights.movedim(0, mapped[1])
+
+    def pool(x, weights):
+        return temporal_pool(x, weights, x.shape.index(5), nonlinearity="sqrt")
+
+    xs = [x] * 3 if mapped[0] is None else x.unbind(mapped[0])
+    ws = [weights] * 3 if mapped[1] is None else weights.unbind(mapped[1])
+    close(vmap(pool, mapped)(x, weights), torch.stack([pool(a, b) for a, b in zip(xs, ws, strict=True)]))
+
+
+@pytest.mark.parametrize("mapped", ["mean", "std", "mean and std", "all"])
+def test_vmap_over_mean_and_std(backend, mapped):
+    x, weights = (
+        double(4, 2, 5, 3, 2, device=backend.device),
+        torch.randn(4, 2, 5, dtype=torch.float64).to(backend.device),
+    )
+    mean, std = (torch.rand(4, 3, dtype=torch.float64).to(backend.device) + 0.5 for _ in range(2))
+    axes = {
+        "mean": (None, None, 0, None),
+        "std": (None, None, None, 0),
+        "mean and std": (None, None, 0, 0),
+        "all": (0,) * 4,
+    }
+    in_dims = axes[mapped]
+
+    def pool(x, weights, mean, std):
+        return temporal_pool(x, weights, mean=mean, std=std, channel_dim=2, nonlinearity="sqrt")
+
+    inputs = [t if d == 0 else t[0] for t, d in zip((x, weights, mean, std), in_dims, strict=True)]
+    each = [pool(*(t[i] if d == 0 else t for t, d in zip(inputs, in_dims, strict=True))) for i in range(4)]
+    close(vmap(pool, in_dims)(*inputs), torch.stack(each))
+
+
+def test_vmap_with_lengths(backend):
+    x = double(3, 2, 5, 4, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, lengths=[5, 2], nonlinearity="sqrt")
+
+    close(vmap(pool)(x), torch.stack([pool(each) for each in x]))
+    close(vmap(pool, 3)(x.movedim(0, 3)), torch.stack([pool(each) for each in x]))
+
+
+def test_vmap_with_offsets(backend):
+    x = double(3, 7, 4, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, 0, offsets=[0, 2, 7])
+
+    close(vmap(pool)(x), torch.stack([pool(each) for each in x]))
+
+
+def test_vmap_of_vmap(backend):
+    x, weights = double(2, 3, 5, 4, device=backend.device), torch.randn(3, 5, dtype=torch.float64).to(backend.device)
+    nested = vmap(vmap(lambda x, w: temporal_pool(x, w, 0, nonlinearity="sqrt")), (0, None))(x, weights)
+    each = [[temporal_pool(x[i, j], weights[j], 0, nonlinearity="sqrt") for j in range(3)] for i in range(2)]
+    close(nested, torch.stack([torch.stack(row) for row in each]))
+
+
+def test_vmap_with_uint8_frames(backend):
+    x = frames((3, 2, 5, 7), torch.uint8, backend.device)
+    mapped = vmap(lambda x: approx_rank_pool(x, nonlinearity="sqrt", time_average=False))(x)
+    each = torch.stack([approx_rank_pool(clip, nonlinearity="sqrt", time_average=False) for clip in x])
+    assert torch.allclose(mapped, each, rtol=1e-5, atol=1e-3)
+
+
+# --- derivatives by torch.func -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jacobian", [jacrev, jacfwd])
+def test_jacobian_is_the_weights(backend, jacobian):
+    """Eq. (8): ∂ρ/∂I_t = α_t I."""
+    x = double(7, 3, device=backend.device)
+    expected = torch.einsum("t,ij->itj", rank_weights(7), torch.eye(3, dtype=torch.float64)).to(backend.device)
+    close(jacobian(lambda x: approx_rank_pool(x, 0))(x), expected)
+
+
+@pytest.mark.parametrize("jacobian", [jacrev, jacfwd])
+def test_jacobian_by_weights_mean_and_std(backend, jacobian):
+    """For ψ = id and y = Σ a_t (x_t - m)/s: ∂a_t = (x_t - m)/s, ∂m = -Σa/s, ∂s = -y/s."""
+    x, a = double(5, 1, device=backend.device), torch.randn(5, dtype=torch.float64).to(backend.device)
+    mean, std = (torch.tensor(v, dtype=torch.float64, device=backend.device) for v in (0.5, 2.0))
+
+    def pool(a, mean, std):
+        return temporal_pool(x, a, 0, mean=mean, std=std)
+
+    da, dmean, dstd = jacobian(pool, argnums=(0, 1, 2))(a, mean, std)
+    close(da, ((x - 0.5) / 2).mT)
+    close(dmean, -a.sum()[None] / 2)
+    close(dstd, -pool(a, mean, std) / 2)
+
+
+def test_grad_of_vmap_and_vmap_of_grad(backend):
+    """Gradients of each sample."""
+    x, a = double(4, 5, 3, device=backend.device), torch.randn(5, dtype=torch.float64).to(backend.device)
+
+    def loss(a, x):
+        return temporal_pool(x, a, 0, nonlinearity="sqrt").square().sum()
+
+    per_sample = vmap(grad(loss), (None, 0))(a, x)
+    leaf = a.clone().requires_grad_()
+    close(per_sample, torch.stack([torch.autograd.grad(loss(leaf, each), leaf)[0] for each in x]))
+    close(grad(lambda a: vmap(loss, (None, 0))(a, x).sum())(a), per_sample.sum(0))
+
+
+def test_vmap_of_grad_over_frames(backend):
+    x = double(4, 2, 5, 3, device=backend.device)
+
+    def loss(x):
+        return approx_rank_pool(x, nonlinearity="sqrt", mean=0.01).pow(3).sum()
+
+    each = []
+    for clip in x:
+        leaf = clip.clone().requires_grad_()
+        each.append(torch.autograd.grad(loss(leaf), leaf)[0])
+    close(vmap(grad(loss))(x), torch.stack(each))
+
+
+@pytest.mark.parametrize("order", ["jacfwd of jacrev", "jacrev of jacrev", "jacfwd of jacfwd", "jacrev of jacfwd"])
+def test_hessian(backend, order):
+    """For y = Σ a √x: ∂²/∂x_t² = -a_t/(4 x^1.5), ∂²/∂a∂x = 1/(2√x)."""
+    x = torch.tensor([[1.0], [4.0], [0.25]], dtype=torch.float64, device=backend.device)
+    a = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64, device=backend.device)
+    outer, inner = ({"jacfwd": jacfwd, "jacrev": jacrev}[name] for name in order.split(" of "))
+
+    def f(x, a):
+        return temporal_pool(x, a, 0, nonlinearity="sqrt").sum()
+
+    second = outer(inner(f, argnums=(0, 1)), argnums=(0, 1))(x, a)
+    xx = torch.diag(torch.tensor([-0.25, 2 / 32, -6.0], dtype=torch.float64)).to(backend.device)
+    ax = torch.diag(torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)).to(backend.device)
+    close(second[0][0].reshape(3, 3), xx)
+    close(second[1][0].reshape(3, 3), ax)
+    close(second[0][1].reshape(3, 3), ax)
+    assert second[1][1].abs().max().item() == 0
+
+
+def test_hessian_with_mean_and_std(backend):
+    x = double(2, 4, 2, device=backend.device)
+    std = torch.tensor([1.5, 0.75], dtype=torch.float64, device=backend.device)
+
+    def loss(std):
+        return approx_rank_pool(x, std=std, channel_dim=2, nonlinearity="sqrt").square().sum()
+
+    close(hessian(loss)(std), jacrev(jacrev(loss))(std))
+    leaf = std.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    rows = [torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in first]
+    close(hessian(loss)(std), torch.stack(rows))
+
+
+def test_jvp_and_vjp(backend):
+    x, v = double(2, 5, 3, device=backend.device), double(2, 5, 3, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, nonlinearity="sqrt", std=2.0)
+
+    y, jv = jvp(pool, (x,), (v,))
+    close(y, pool(x))
+    _, pull_back = vjp(pool, x)
+    g = torch.randn_like(y)
+    assert (jv * g).sum().item() == pytest.approx((pull_back(g)[0] * v).sum().item(), rel=1e-10)
+    assert jv.abs().min() > 0
+
+
+def test_jvp_of_lengths_and_of_vmap(backend):
+    x, v = double(3, 2, 5, 4, device=backend.device), double(3, 2, 5, 4, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, lengths=[5, 2])
+
+    close(jvp(vmap(pool), (x,), (v,))[1], torch.stack([pool(each) for each in v]))
+    close(vmap(lambda x, v: jvp(pool, (x,), (v,))[1])(x, v), torch.stack([pool(each) for each in v]))
+
+
+def test_functional_call(backend):
+    x = double(2, 5, 3, 2, 2, device=backend.device)
+    module = ApproxRankPool(std=torch.nn.Parameter(torch.ones(3, dtype=torch.float64, device=backend.device)))
+    std = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64, device=backend.device)
+    gradient = grad(lambda std: functional_call(module, {"std": std}, (x,)).square().sum())(std)
+    leaf = std.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(approx_rank_pool(x, std=leaf).square().sum(), leaf)
+    close(gradient, expected)
+
+
+# --- compile -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function, **options):
+    return torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+
+
+def same_with_gradients(eager, other, x, exact=True):
+    """Values and gradients of both are equal, to the bit, or within 1e-5."""
+    results = []
+    for function in (eager, other):
+        leaf = x.detach().clone(memory_format=torch.preserve_format)
+        leaf = leaf.requires_grad_(x.is_floating_point())
+        y = function(leaf)
+        g = torch.linspace(-1, 1, y.numel(), device=y.device).reshape(y.shape).to(y.dtype)
+        results.append((y.detach(), *(torch.autograd.grad(y, leaf, g) if x.is_floating_point() else ())))
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype
+        assert a.stride() == b.stride()
+        assert torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@calls
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_compile(device, options, dtype):
+    x = frames((2, 7, 3, 5, 4), dtype, device)
+
+    def pool(x):
+        return approx_rank_pool(x, **options)
+
+    same_with_gradients(pool, compiled(pool), x)
+
+
+def test_compile_with_dynamic_batch_and_frames(device):
+    """One compilation serves every number of frames and clips."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def pool(x):
+        return approx_rank_pool(x, nonlinearity="sqrt", **CHANNELS) * 2
+
+    function = torch.compile(pool, fullgraph=True, dynamic=True, backend=counter)
+    for batch, num_frames in [(2, 7), (3, 11), (5, 2), (4, 31), (7, 10), (2, 100)]:
+        same_with_gradients(pool, function, frames((batch, num_frames, 3, 5, 4), device=device))
+    assert counter.frame_count <= 2  # with and without gradients
+
+
+def test_compile_learns_that_frames_vary(device):
+    """Without dynamic=True: once for the first T, once more for all others."""
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(lambda x: approx_rank_pool(x, normalize_weights=True), fullgraph=True, backend=counter)
+    for num_frames in (7, 11, 13, 17, 19, 23):
+        x = frames((2, num_frames, 3), device=device)
+        assert torch.equal(function(x), approx_rank_pool(x, normalize_weights=True))
+    assert counter.frame_count <= 2
+
+
+def test_compile_windows_with_dynamic_frames(device):
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(
+        lambda x: approx_rank_pool(x, window=3, stride=2), fullgraph=True, dynamic=True, backend=counter
+    )
+    for num_frames in (7, 11, 13, 31, 20):
+        x = frames((2, num_frames, 3), device=device)
+        assert torch.equal(function(x), approx_rank_pool(x, window=3, stride=2))
+    assert counter.frame_count <= 1
+
+
+def test_compile_lengths_as_input(device):
+    """Lengths are data: other ones compile nothing."""
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(
+        lambda x, lengths: approx_rank_pool(x, lengths=lengths), fullgraph=True, dynamic=True, backend=counter
+    )
+    for batch, num_frames, lengths in [(3, 7, [7, 1, 3]), (3, 7, [2, 2, 2]), (4, 11, [11, 5, 1, 2])]:
+        x = frames((batch, num_frames, 5), device=device)
+        lengths = torch.tensor(lengths, device=device)
+        assert torch.allclose(function(x, lengths), approx_rank_pool(x, lengths=lengths), rtol=1e-6, atol=1e-5)
+    assert counter.frame_count <= 1
+
+
+def test_compile_offsets_is_right_or_refused(device):
+    x = frames((7, 5), device=device)
+    offsets = torch.tensor([0, 2, 7], device=device)
+    expected = approx_rank_pool(x, 0, offsets=offsets)
+    partial = torch.compile(lambda x, o: approx_rank_pool(x, 0, offsets=o), backend="aot_eager")  # graph breaks allowed
+    assert torch.equal(partial(x, offsets), expected)
+    try:
+        y = compiled(lambda x, o: approx_rank_pool(x, 0, offsets=o))(x, offsets)
+    except torch._dynamo.exc.TorchDynamoException:
+        return
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_compile_gradients_of_everything(device, nonlinearity):
+    x, a = frames((2, 5, 3, 7), device=device), torch.randn(2, 4, 5).to(device)
+    mean, std = (torch.tensor(v, device=device) for v in ([0.01, 0.0, -0.01], [1.0, 2.0, 3.0]))
+
+    def pool(x, a, mean, std):
+        return temporal_pool(x, a, mean=mean, std=std, channel_dim=2, nonlinearity=nonlinearity).square().sum()
+
+    def gradients(function):
+        leaves = [t.clone().requires_grad_() for t in (x, a, mean, std)]
+        return torch.autograd.grad(function(*leaves), leaves)
+
+    for got, want in zip(gradients(compiled(pool)), gradients(pool), strict=True):
+        assert want.abs().max() > 0
+        assert torch.equal(got, want)
+
+
+def test_compile_keeps_channels_last(device):
+    x = laid_out(frames((2, 7, 3, 5, 4), device=device), "channels_last", 1)
+    same_with_gradients(approx_rank_pool, compiled(approx_rank_pool), x)
+    assert compiled(approx_rank_pool)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compile_by_inductor(device):
+    """The default compiler, around the operation and behind it, forward and backward."""
+
+    def block(x):
+        return approx_rank_pool((x * 2).relu() + 0.1, nonlinearity="sqrt", std=2.0).tanh()
+
+    x = frames((2, 7, 3, 5, 4), device=device)
+    same_with_gradients(block, torch.compile(block, fullgraph=True, dynamic=True), x, exact=False)
+
+
+def test_compile_module_in_a_network(device):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.Unflatten(0, (-1, 5)),
+        ApproxRankPool(normalize_weights=True),
+        torch.nn.ReLU(),
+    ).to(device)
+    x = torch.rand(10, 3, 6, 6).to(device)
+    expected = torch.autograd.grad(network(x).square().sum(), list(network.parameters()))
+    got = torch.autograd.grad(compiled(network)(x).square().sum(), list(network.parameters()))
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def right_or_refused(function, expected):
+    """Never silently wrong: an error is fine, a wrong or missing derivative is not."""
+    try:
+        actual = function()
+    except Exception:  # of whatever class the compiler wraps it in
+        return
+    assert actual is not None
+    assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["dual", "dual in one graph", "dual around", "jvp", "jacfwd", "vmap of jvp"])
+def test_forward_mode_inside_compile_is_right_or_refused(device, how):
+    x, v = frames((2, 5, 3), device=device), frames((2, 5, 3), device=device)
+
+    def pool(x):
+        return approx_rank_pool(x, nonlinearity="sqrt")
+
+    def tangent(x, v):
+        with dual_level():
+            return unpack_dual(pool(make_dual(x, v))).tangent
+
+    def around(x, v):
+        with dual_level():
+            return unpack_dual(torch.compile(pool, backend="aot_eager")(make_dual(x, v))).tangent
+
+    function = {
+        "dual": torch.compile(tangent, backend="aot_eager"),
+        "dual in one graph": compiled(tangent),
+        "dual around": around,
+        "jvp": compiled(lambda x, v: jvp(pool, (x,), (v,))[1]),
+        "jacfwd": compiled(lambda x, v: (jacfwd(pool)(x) * v).sum((-1, -2, -3))),
+        "vmap of jvp": compiled(
+            vmap(lambda x, v: jvp(lambda x: approx_rank_pool(x, 0, nonlinearity="sqrt"), (x,), (v,))[1])
+        ),
+    }[how]
+    expected = tangent(x, v)
+    assert expected.abs().min() > 0
+    right_or_refused(lambda: function(x, v), expected)
+
+
+def test_second_order_inside_compile_is_right_or_refused(device):
+    x = frames((2, 5, 3), device=device)
+
+    def loss(x):
+        return approx_rank_pool(x, nonlinearity="sqrt").square().sum()
+
+    def second(function):
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), leaf)[0]
+
+    expected = second(loss)
+    right_or_refused(lambda: second(compiled(loss)), expected)
+    right_or_refused(lambda: compiled(grad(lambda x: grad(loss)(x).square().sum()))(x), expected)
+
+
+def test_functorch_inside_compile(device):
+    x = frames((4, 5, 3), device=device)
+
+    def loss(x):
+        return approx_rank_pool(x, 0, nonlinearity="sqrt").square().sum()
+
+    assert torch.allclose(compiled(vmap(loss))(x), vmap(loss)(x), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(compiled(vmap(grad(loss)))(x), vmap(grad(loss))(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_compile_without_gradients_then_with(device, context):
+    x = frames((2, 59, 3), device=device)
+    function = compiled(approx_rank_pool)
+    with context():
+        assert torch.equal(function(x), approx_rank_pool(x))
+    same_with_gradients(approx_rank_pool, function, x)
+
+
+# --- export --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"nonlinearity": "sqrt", **CHANNELS}, {"window": 3, "stride": 2}],
+    ids=["plain", "channels", "windows"],
+)
+def test_export_with_dynamic_batch_and_frames(device, options, strict):
+    module = ApproxRankPool(**options)
+    least = 5 if "window" in options else 2  # torch tells one window from several
+    batch, time = torch.export.Dim("batch", min=2, max=512), torch.export.Dim("time", min=least, max=4096)
+    program = torch.export.export(
+        module, (frames((3, 7, 3, 5, 4), device=device),), dynamic_shapes={"x": {0: batch, 1: time}}, strict=strict
+    )
+    for shape in [(3, 7, 3, 5, 4), (2, 11, 3, 5, 4), (5, 30, 3, 5, 4)]:
+        x = frames(shape, device=device)
+        assert torch.equal(program.module()(x), module(x))
+
+
+def test_export_with_lengths(device):
+    module = ApproxRankPool()
+    batch, time = torch.export.Dim("batch", min=2, max=512), torch.export.Dim("time", min=2, max=4096)
+    example = (frames((3, 7, 5), device=device), torch.tensor([7, 2, 3], device=device))
+    shapes = {"x": {0: batch, 1: time}, "lengths": {0: batch}}
+    program = torch.export.export(module, example, dynamic_shapes=shapes)
+    x, lengths = frames((2, 11, 5), device=device), torch.tensor([4, 11], device=device)
+    assert torch.allclose(program.module()(x, lengths), module(x, lengths), rtol=1e-6, atol=1e-5)
+
+
+def test_export_can_be_saved(device, tmp_path):
+    module = ApproxRankPool(nonlinearity="sqrt", std=torch.tensor(255.0, device=device))
+    x = frames((2, 7, 3, 4), torch.uint8, device)
+    torch.export.save(torch.export.export(module, (x,)), tmp_path / "pool.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "pool.pt2").module()(x), module(x))
+
+
+# --- fake and meta tensors -----------------------------------------------------------------------------------------
+
+
+@calls
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float64], ids=str)
+def test_fake_tensors_tell_shape_dtype_and_strides(device, options, layout, dtype):
+    x = laid_out(frames((2, 7, 3, 5, 4), dtype, device), layout, 1)
+    real = approx_rank_pool(x, **options)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_x = mode.from_tensor(x)
+        if x.is_floating_point():
+            fake_x.requires_grad_()
+        fake = approx_rank_pool(fake_x, **options)
+        assert (fake.shape, fake.dtype, fake.device) == (real.shape, real.dtype, real.device)
+        assert fake.stride() == real.stride()
+        if x.is_floating_point():
+            (dx,) = torch.autograd.grad(fake.sum(), fake_x)
+            assert (dx.shape, dx.dtype) == (x.shape, x.dtype)
+
+
+@calls
+def test_meta_tensors(options):
+    x = torch.empty(2, 7, 3, 5, 4, device="meta", requires_grad=True)
+    y = approx_rank_pool(x, **options)
+    real = approx_rank_pool(frames((2, 7, 3, 5, 4)), **options)
+    assert y.is_meta
+    assert (y.shape, y.dtype) == (real.shape, real.dtype)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.is_meta
+    assert dx.shape == x.shape
+
+
+def test_meta_weights_mean_and_std():
+    def meta(*shape):
+        return torch.empty(shape, device="meta", requires_grad=True)
+
+    x, a, mean, std = meta(2, 5, 3, 4, 4), meta(6, 5), meta(3), meta(3)
+    y = temporal_pool(x, a, mean=mean, std=std, nonlinearity="sqrt")
+    assert y.shape == (2, 6, 3, 4, 4)
+    grads = torch.autograd.grad(y.sum(), [x, a, mean, std])
+    assert [g.shape for g in grads] == [x.shape, a.shape, mean.shape, std.shape]
+
+
+def test_fake_weights_mean_and_std(device):
+    with FakeTensorMode():
+        x, a = torch.empty(2, 5, 3, 4, 4, device=device), torch.empty(2, 6, 5, device=device, requires_grad=True)
+        mean, std = (torch.ones(3, device=device, requires_grad=True) for _ in range(2))
+        y = temporal_pool(x, a, mean=mean, std=std, nonlinearity="sqrt")
+        grads = torch.autograd.grad(y.sum(), [a, mean, std])
+        assert [g.shape for g in grads] == [a.shape, mean.shape, std.shape]
+        assert y.shape == (2, 6, 3, 4, 4)
+
+
+def test_module_on_meta():
+    with torch.device("meta"):
+        module = ApproxRankPool(mean=torch.zeros(3), std=torch.ones(3))
+        y = module(torch.empty(2, 5, 3, 4, 4))
+    assert y.is_meta
+    assert y.shape == (2, 3, 4, 4)
+
+
+# --- autocast ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_changes_nothing(backend, dtype, autocast_dtype):
+    """α rounded to half would leak the static image: 255·Σα = 40 at T = 30 in bfloat16."""
+    x = frames((2, 31, 3, 5), dtype, backend.device)
+    for options in ({}, {"nonlinearity": "sqrt", "lengths": [31, 17]}, {"window": 10, "stride": 6}):
+
+        def run(options=options):
+            leaf = x.clone().requires_grad_()
+            y = approx_rank_pool(leaf, normalize_weights=True, **options)
+            return y.detach(), torch.autograd.grad(y.float().square().sum(), leaf)[0]
+
+        plain = run()
+        with torch.autocast(backend.device.type, autocast_dtype):
+            cast = run()
+        for a, b in zip(cast, plain, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
+def test_autocast_around_a_network(backend):
+    """The output of an autocast layer, with gradients to its weights."""
+    conv = torch.nn.Conv2d(3, 4, 3).to(backend.device)
+    x = torch.rand(10, 3, 6, 6).to(backend.device)
+    with torch.autocast(backend.device.type, torch.bfloat16):
+        maps = conv(x).unflatten(0, (2, 5))
+        y = approx_rank_pool(maps, normalize_weights=True)
+    assert maps.dtype == y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert conv.weight.grad.isfinite().all()
+    assert conv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_inside_compile(device, autocast_dtype):
+    x = frames((2, 31, 3, 5), device=device)
+
+    def pool(x):
+        with torch.autocast(device.type, autocast_dtype):
+            return approx_rank_pool(x, normalize_weights=True)
+
+    assert torch.equal(compiled(pool)(x), approx_rank_pool(x, normalize_weights=True))
+
+
+# --- torch.library -------------------------------------------------------------------------------------------------
+
+
+def op_arguments(device):
+    """(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype) of the operator."""
+    x = frames((2, 5, 3, 7), device=device)
+    a = torch.randn(1, 2, 5).to(device)
+    channels = [torch.tensor(v, device=device) for v in ([0.01, 0.0, -0.01], [1.0, 2.0, 3.0])]
+    bands = torch.tensor([[[0, 5], [1, 2]], [[3, 2], [0, 0]]], device=device)
+    yield x, a, None, None, None, 1, None, "identity", torch.float32
+    yield x, a, None, *channels, 1, 2, "sqrt", torch.float32
+    yield x, a.expand(2, 2, 5).contiguous(), bands, None, channels[1], 1, 2, "sqrt", torch.float64
+    yield x.movedim(1, -1), a, None, *channels, 3, 1, "sqrt", torch.float16
+    yield (x * 50).abs().to(torch.uint8), a, None, None, channels[1][:1], 1, None, "sqrt", torch.float32
+
+
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_opcheck_forward(device, case):
+    arguments = list(list(op_arguments(device))[case])
+    for i in (0, 1, 3, 4):
+        if arguments[i] is not None and arguments[i].is_floating_point():
+            arguments[i] = arguments[i].detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    torch.library.opcheck(torch.ops.dynpool.temporal_pool.default, tuple(arguments), test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_opcheck_backward(device, case):
+    x, a, bands, mean, std, dim, *rest = list(op_arguments(device))[case]
+    y = torch.ops.dynpool.temporal_pool(x, a, bands, mean, std, dim, *rest)
+    needs = [x.is_floating_point(), True, mean is not None, std is not None]
+    arguments = [torch.randn_like(y), x, a, bands, mean, std]
+    arguments = [
+        t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        if t is not None and t.is_floating_point()
+        else t
+        for t in arguments
+    ]
+    operator = torch.ops.dynpool.temporal_pool_backward.default
+    torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=CHECKS)
+
+
+# --- CUDA ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda(device):
+    if device.type == "cpu":
+        pytest.skip("CUDA only")
+    return device
+
+
+def test_cuda_graph(cuda):
+    x = frames((2, 7, 3, 33), torch.uint8, cuda)
+    std = torch.full((3,), 255.0, device=cuda)
+
+    def pool():
+        return approx_rank_pool(x, nonlinearity="sqrt", std=std, channel_dim=2)
+
+    pool()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = pool()
+    x.copy_(frames((2, 7, 3, 33), torch.uint8, cuda))
+    graph.replay()
+    assert torch.equal(y, pool())
+
+
+def test_side_stream(cuda):
+    """The kernel runs on the current stream: behind the copy that it reads."""
+    stream = torch.cuda.Stream()
+    x = torch.zeros(8, 31, 3, 224, 224, device=cuda)
+    with torch.cuda.stream(stream):
+        for step in range(20):
+            x.fill_(step)
+            y = approx_rank_pool(x[:, :2], time_average=False) + x[:, 0]
+            assert y.min().item() == y.max().item() == step
+
+
+def test_more_than_two_to_the_31_elements(cuda):
+    if torch.cuda.get_device_properties(0).total_memory < 24 * 2**30:
+        pytest.skip("needs 24 GiB of device memory")
+    size = 2**30 + 17
+    x = torch.randint(0, 256, (3, size), dtype=torch.uint8, device=cuda)
+    y = approx_rank_pool(x, 0, nonlinearity="sqrt")
+    for start in (0, 2**29 - 100, 2**30 - 100, size - 1000):
+        part = slice(start, start + 1000)
+        assert torch.equal(y[part], approx_rank_pool(x[:, part].contiguous(), 0, nonlinearity="sqrt"))
+
+
+# --- life in a program ---------------------------------------------------------------------------------------------
+
+
+def test_subclasses_are_not_broken(backend):
+    """A Parameter, a view, a tensor with names of its own class: the plain result."""
+
+    class Frames(torch.Tensor):
+        pass
+
+    x = frames((2, 5, 3), device=backend.device)
+    expected = approx_rank_pool(x)
+    assert torch.equal(approx_rank_pool(torch.nn.Parameter(x)).detach(), expected)
+    result = approx_rank_pool(x.as_subclass(Frames)).as_subclass(torch.Tensor)
+    assert torch.allclose(result, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_default_dtype_does_not_matter(backend):
+    x = frames((2, 5, 3), device=backend.device)
+    expected = approx_rank_pool(x, mean=0.1, std=2.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(approx_rank_pool(x, mean=0.1, std=2.0), expected)
+        assert torch.equal(copy.deepcopy(ApproxRankPool(mean=0.1, std=2.0))(x), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_oracle_agrees_with_finite_differences():
+    """The oracle's gradients are themselves formulas: central differences of its own forward."""
+    x, weights, step = double(2, 4, 3), torch.randn(2, 2, 4, dtype=torch.float64), 1e-5
+    x += x.sign()  # where the root is smooth
+    options = {"mean": [0.01, -0.01, 0.0], "std": [1.5, 0.75, 2.0], "channel_dim": 2, "nonlinearity": "sqrt"}
+    g = torch.randn(2, 2, 3, dtype=torch.float64)
+    got = oracle.gradients(g, x, oracle.dense_rows(weights), 1, **options)
+
+    def loss(x, weights, **changed):
+        y = oracle.pool(x, oracle.dense_rows(weights), 1, **{**options, **changed}).value
+        return float((y * g.numpy()).sum())
+
+    for at in [(0, 0, 0), (1, 3, 2)]:
+        e = torch.zeros_like(x)
+        e[at] = step
+        slope = (loss(x + e, weights) - loss(x - e, weights)) / (2 * step)
+        assert got["x"].value[at] == pytest.approx(slope, rel=1e-6)
+    e = torch.zeros_like(weights)
+    e[1, 0, 2] = step
+    slope = (loss(x, weights + e) - loss(x, weights - e)) / (2 * step)
+    assert got["weights"].value[1, 0, 2] == pytest.approx(slope, rel=1e-6)
+    for name in ("mean", "std"):
+        up, down = ([v + s * (c == 1) for c, v in enumerate(options[name])] for s in (step, -step))
+        slope = (loss(x, weights, **{name: up}) - loss(x, weights, **{name: down})) / (2 * step)
+        assert got[name].value[1] == pytest.approx(slope, rel=1e-6)

@@ -1,0 +1,404 @@
+"""Reading videos: every kind of input, rotation, colour, damage, and the errors."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import av
+import clips
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dynpool.video import VideoError, _decoded_frames, read_clip
+
+FRAMES = clips.random_frames(7)
+UPRIGHT = (1, 0, 0, 1)
+
+
+def pixels(video, **how):
+    """What read_clip makes of a video, as ndarray [T, H, W, 3]."""
+    frames = read_clip(video, **how).frames
+    assert frames.dtype == torch.uint8
+    return frames.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def mkv() -> bytes:
+    return clips.encoded(FRAMES)
+
+
+@pytest.fixture(scope="module")
+def path(mkv, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("video") / "clip.mkv"
+    file.write_bytes(mkv)
+    return file
+
+
+KINDS = {
+    "path": lambda path: path,
+    "string": str,
+    "bytes": lambda path: path.read_bytes(),
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "file object": lambda path: io.BytesIO(path.read_bytes()),
+    "ndarray": lambda path: FRAMES,
+    "read-only ndarray": lambda path: np.frombuffer(FRAMES.tobytes(), np.uint8).reshape(FRAMES.shape),
+    "tensor": lambda path: torch.from_numpy(FRAMES).permute(0, 3, 1, 2),
+    "contiguous tensor": lambda path: torch.from_numpy(FRAMES).permute(0, 3, 1, 2).contiguous(),
+    "list of arrays": lambda path: list(FRAMES),
+    "generator of tensors": lambda path: (torch.from_numpy(frame).permute(2, 0, 1) for frame in FRAMES),
+    "list of pictures": lambda path: [Image.fromarray(frame) for frame in FRAMES],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", [{}, {"size": 5}, {"size": (20, 8)}, {"max_frames": 3}, {"max_frames": 99}], ids=str)
+def test_every_kind_of_video_gives_the_same_frames(kind, how, path):
+    np.testing.assert_array_equal(pixels(KINDS[kind](path), **how), pixels(FRAMES, **how))
+
+
+def test_frames_are_those_that_were_encoded(path):
+    np.testing.assert_array_equal(pixels(path), FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(5, (5, 7)), (26, (26, 34)), ((3, 40), (3, 40)), ([3, 40], (3, 40))], ids=str
+)
+def test_size_is_the_short_side_or_height_and_width(size, expected):
+    assert pixels(FRAMES, size=size).shape[1:3] == expected
+
+
+def test_scaling_averages_what_it_shrinks():
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, ::4] = 200
+    assert abs(pixels(stripes, size=8)[0, 1:-1].astype(int) - 50).max() <= 2
+
+
+def test_tensors_and_arrays_are_not_copied():
+    tensor = torch.from_numpy(FRAMES).permute(0, 3, 1, 2)
+    assert read_clip(tensor).frames.data_ptr() == tensor.data_ptr()
+    assert read_clip(FRAMES).frames.data_ptr() == FRAMES.ctypes.data
+
+
+def test_decoded_frames_lie_pixel_by_pixel_without_spare_room(path):
+    frames = read_clip(path).frames
+    assert frames.permute(0, 2, 3, 1).is_contiguous()
+    assert frames.untyped_storage().nbytes() == FRAMES.nbytes
+
+
+def test_reversed_arrays_are_read():
+    np.testing.assert_array_equal(pixels(FRAMES[::-1]), FRAMES[::-1])
+
+
+def test_buffer_grows_beyond_what_the_file_promises():
+    frames = clips.random_frames(100, 3, 5)
+    np.testing.assert_array_equal(pixels(iter(frames)), frames)
+
+
+def test_iterables_are_read_no_further_than_asked():
+    frames = iter(FRAMES)
+    read_clip(frames, max_frames=3)
+    np.testing.assert_array_equal(next(frames), FRAMES[3])
+
+
+def test_file_objects_are_rewound_and_left_open(mkv):
+    file = io.BytesIO(mkv)
+    file.seek(100)
+    np.testing.assert_array_equal(pixels(file), FRAMES)
+    assert not file.closed
+
+
+def test_file_objects_need_not_seek(mkv):
+    class Pipe(io.RawIOBase):
+        source = io.BytesIO(mkv)
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            return self.source.readinto(buffer)
+
+    np.testing.assert_array_equal(pixels(io.BufferedReader(Pipe())), FRAMES)
+
+
+def test_errors_of_a_file_object_are_its_own():
+    class Broken(io.RawIOBase):
+        def read(self, count=-1):
+            raise ConnectionError("line is dead")
+
+    with pytest.raises(ConnectionError, match="line is dead"):
+        read_clip(Broken())
+
+
+@pytest.mark.parametrize("name", ["12:30.mkv", "with space.mkv", "ünï.mkv", "pipe:0", "a%03d.mkv", "50%.mkv"])
+def test_file_names_are_only_names(name, mkv, tmp_path):
+    (tmp_path / name).write_bytes(mkv)
+    np.testing.assert_array_equal(pixels(tmp_path / name), FRAMES)
+
+
+def test_relative_path_with_colon(mkv, tmp_path, monkeypatch):
+    (tmp_path / "pipe:0").write_bytes(mkv)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(pixels("pipe:0"), FRAMES)
+
+
+def test_urls_are_read_through_fsspec(mkv):
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://dynpool/clip.mkv", "wb") as file:
+        file.write(mkv)
+    np.testing.assert_array_equal(pixels("memory://dynpool/clip.mkv"), FRAMES)
+
+
+def test_urls_without_fsspec_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ImportError, match=r"memory://clip.mkv needs fsspec: pip install fsspec"):
+        read_clip("memory://clip.mkv")
+
+
+# --- as displayed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("matrix", "displayed"),
+    [
+        (UPRIGHT, lambda image: image),
+        ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, 3)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+    ],
+    ids=["upright", "90", "180", "270", "mirrored", "upside down", "transposed", "anti-transposed"],
+)
+def test_display_matrix_is_applied(matrix, displayed):
+    mp4 = clips.encoded(FRAMES, codec="png", pix_fmt="rgb24", format="mp4")
+    turned = clips.with_display_matrix(mp4, *matrix)
+    np.testing.assert_array_equal(pixels(turned), np.stack([displayed(frame) for frame in FRAMES]))
+
+
+def test_rotation_agrees_with_ffmpegs_own_reading():
+    turned = clips.with_display_matrix(clips.encoded(FRAMES, codec="png", pix_fmt="rgb24", format="mp4"), 0, -1, 1, 0)
+    frame = next(av.open(io.BytesIO(turned)).decode(video=0))
+    if not hasattr(frame, "rotation"):
+        pytest.skip("this PyAV does not tell the rotation")
+    np.testing.assert_array_equal(pixels(turned)[0], np.rot90(FRAMES[0], frame.rotation // 90))
+
+
+BT709, BT601, UNSPECIFIED = 1, 6, 2
+LIMITED, FULL = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("colorspace", "color_range", "yuv", "rgb"),
+    [
+        (BT601, LIMITED, (235, 128, 128), (255, 255, 255)),
+        (BT601, LIMITED, (16, 128, 128), (0, 0, 0)),
+        (BT601, LIMITED, (81, 90, 240), (255, 0, 0)),
+        (BT601, FULL, (76, 85, 255), (255, 0, 0)),
+        (BT709, LIMITED, (63, 102, 240), (255, 0, 0)),
+        (BT709, FULL, (54, 99, 255), (255, 0, 0)),
+        (UNSPECIFIED, LIMITED, (81, 90, 240), (255, 0, 0)),
+        (UNSPECIFIED, FULL, (235, 128, 128), (235, 235, 235)),
+    ],
+)
+def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
+    planes = np.broadcast_to(np.array(yuv, np.uint8)[:, None, None], (3, 8, 8))
+    tags = {"colorspace": colorspace, "color_range": color_range}
+    clip = clips.encoded([planes], pix_fmt="yuv444p", frame_format="yuv444p", tags=tags)
+    assert abs(pixels(clip).astype(int) - rgb).max() <= 2
+
+
+def test_frames_of_another_size_are_scaled_to_the_first():
+    def grey(value: int, height: int, width: int) -> bytes:
+        frame = np.full((height, width, 3), value, np.uint8)
+        return clips.encoded([frame] * 2, codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg")
+
+    read = pixels(grey(50, 16, 32) + grey(200, 48, 24))
+    assert read.shape == (4, 16, 32, 3)
+    assert abs(read.mean((1, 2, 3)) - [50, 50, 200, 200]).max() <= 2
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_packet_is_skipped_and_counted():
+    frames = clips.random_frames(6)
+    clip = read_clip(clips.damaged(frames, 2))
+    assert clip.damaged == 1
+    np.testing.assert_array_equal(clip.frames.permute(0, 2, 3, 1), np.delete(frames, 2, 0))
+
+
+def test_a_truncated_file_gives_what_is_left():
+    frames = clips.random_frames(20)
+    whole = clips.encoded(frames)
+    read = pixels(whole[: len(whole) // 2])
+    assert 5 <= len(read) < 12
+    np.testing.assert_array_equal(read[:-1], frames[: len(read) - 1])  # the last may be cut
+
+
+def test_frames_held_back_survive_a_reading_error():
+    frames = np.stack([np.full((16, 16, 3), 20 * t, np.uint8) for t in range(6)])
+    mp4 = clips.encoded(frames, codec="mpeg4", pix_fmt="yuv420p", format="mp4", bf="2")
+    with av.open(io.BytesIO(mp4)) as container:
+        (stream,) = container.streams.video
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        at_once = sum(len(stream.decode(packet)) for packet in packets)
+        stream.codec_context.flush_buffers()
+
+        class Unplugged:
+            def demux(self, stream):
+                yield from packets
+                raise av.error.InvalidDataError(0, "line is dead")
+
+        damage = []
+        decoded = list(_decoded_frames(Unplugged(), stream, damage))
+    assert at_once < 6  # the decoder waits for what comes between
+    assert (len(decoded), len(damage)) == (6, 1)
+
+
+def test_an_intact_file_is_not_called_damaged(path):
+    assert read_clip(path).damaged == 0
+
+
+def test_all_packets_damaged():
+    with pytest.raises(VideoError, match=r"^<bytes>: no frame can be decoded: 7 damaged packets, the first: "):
+        read_clip(clips.damaged(FRAMES, *range(7)))
+
+
+UNREADABLE = {
+    "empty": b"",
+    "text": b"This is no video.\n" * 50,
+    "zeros": bytes(5000),
+    "mp4 without index": clips.encoded(FRAMES, codec="png", pix_fmt="rgb24", format="mp4")[:2000],
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".txt", ".bin", ""])
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_what_is_no_video_is_named(content, suffix, tmp_path):
+    file = tmp_path / f"clip{suffix}"
+    file.write_bytes(UNREADABLE[content])
+    with pytest.raises(VideoError) as caught:
+        read_clip(file)
+    assert str(caught.value) == f"{file}: {caught.value.reason}"
+    assert caught.value.source == str(file)
+    assert caught.value.reason
+    assert "[Errno" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_bytes_that_are_no_video(content):
+    with pytest.raises(VideoError, match=r"^<bytes>: "):
+        read_clip(UNREADABLE[content])
+
+
+@pytest.mark.parametrize("cover", [False, True])
+def test_sound_alone_is_no_video(cover, tmp_path):
+    clips.write_sound(tmp_path / "sound.m4a", cover)
+    with av.open(str(tmp_path / "sound.m4a")) as container:
+        assert len(container.streams.video) == cover
+    with pytest.raises(VideoError, match=r"sound\.m4a: has no video stream \(format "):
+        read_clip(tmp_path / "sound.m4a")
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.avi"):
+        read_clip(tmp_path / "nowhere.avi")
+    with pytest.raises(VideoError, match="directory"):
+        read_clip(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc to count open files")
+def test_files_are_closed_whatever_happens(path, tmp_path):
+    cut, text, sound = tmp_path / "cut.mkv", tmp_path / "text.txt", tmp_path / "sound.mka"
+    cut.write_bytes(path.read_bytes()[:700])
+    text.write_bytes(UNREADABLE["text"])
+    clips.write_sound(sound)
+    before = len(os.listdir("/proc/self/fd"))
+    for file in [path, cut, text, sound] * 5:
+        try:
+            read_clip(file)
+        except VideoError:
+            assert file != path
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_video_error_survives_pickling():
+    for error in (VideoError("clip.avi", "broken"), VideoError("clip.avi", "broken", 7)):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (str(copy), copy.source, copy.reason, copy.frame) == (
+            str(error),
+            error.source,
+            error.reason,
+            error.frame,
+        )
+    assert str(VideoError("clip.avi", "broken", 7)) == "clip.avi, frame 7: broken"
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("video", "error", "message"),
+    [
+        (7, TypeError, r"video must be a path, URL, .*, got int"),
+        (None, TypeError, r"got NoneType"),
+        (FRAMES.astype(np.float32), TypeError, r"video must be uint8, got an ndarray of float32"),
+        (torch.zeros(2, 3, 4, 5), TypeError, r"video must be uint8, got a Tensor of torch.float32"),
+        (FRAMES[0], ValueError, r"shape \[T, H, W, 3\] and at least one frame, got \[13, 17, 3\]"),
+        (FRAMES[:0], ValueError, r"got \[0, 13, 17, 3\]"),
+        (torch.from_numpy(FRAMES), ValueError, r"shape \[T, 3, H, W\] and at least one frame, got \[7, 13, 17, 3\]"),
+        ([], ValueError, r"video must have at least one frame"),
+        ([FRAMES[0], FRAMES[0, :5]], ValueError, r"video\[1\] must be of the size of video\[0\], \(13, 17\), got \(5,"),
+        ([FRAMES[0], "frame.png"], TypeError, r"video\[1\] must be a uint8 ndarray .*, got str$"),
+        ([FRAMES[0] / 255], TypeError, r"video\[0\] must be a uint8 ndarray .*, got ndarray float64 \[13, 17, 3\]"),
+        (io.StringIO("text"), TypeError, r"binary mode"),
+    ],
+)
+def test_other_things_are_refused(video, error, message):
+    with pytest.raises(error, match=message):
+        read_clip(video)
+
+
+@pytest.mark.parametrize("size", [0, -5, 1.5, (3,), (3, 0), "big", True])
+def test_bad_sizes_are_refused(size):
+    with pytest.raises(ValueError, match="size must be a positive integer or a pair"):
+        read_clip(FRAMES, size=size)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0])
+def test_bad_frame_limits_are_refused(count):
+    with pytest.raises(ValueError, match="max_frames must be a positive integer, got"):
+        read_clip(FRAMES, max_frames=count)
+
+
+# --- real files -----------------------------------------------------------------------------------------------------
+
+
+def test_real_clips_have_the_frames_their_files_declare():
+    for file in clips.real_clips("ucf101", "kinetics"):
+        with av.open(str(file)) as container:
+            declared = container.streams.video[0].frames
+        clip = read_clip(file, size=16)
+        assert (len(clip.frames), clip.damaged) == (declared, 0), file
+
+
+def test_odd_and_damaged_real_clips_open():
+    for file in clips.real_clips("hmdb51", "other"):
+        frames = read_clip(file, max_frames=60).frames
+        assert len(frames) >= 48, file
+        assert frames.float().std() > 10, file
+
+
+def test_broken_metadata_does_not_hide_a_real_clip():
+    (cartwheel,) = [file for file in clips.real_clips("hmdb51") if "cartwheel" in file.name]
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(cartwheel))
+    assert read_clip(cartwheel).frames.shape == (83, 3, 240, 320)
