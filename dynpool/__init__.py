@@ -1,8 +1,22 @@
 """dynpool: rank pooling and dynamic images for PyTorch (Bilen et al., CVPR 2016)."""
 
+from . import nn
 from ._build import build_info
 from ._version import __version__
+from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
+from .video import VideoError
 from .weights import rank_weights
 
-__all__ = ["__version__", "approx_rank_pool", "build_info", "rank_weights", "temporal_pool"]
+__all__ = [
+    "VideoError",
+    "__version__",
+    "approx_rank_pool",
+    "build_info",
+    "dynamic_image",
+    "dynamic_images",
+    "nn",
+    "rank_weights",
+    "temporal_pool",
+    "to_image",
+]

@@ -2,10 +2,11 @@
 
 One call takes one of four ways, the cheapest that serves it:
     compiling or exporting, fake tensors  torch.library ops, which Dynamo and AOTAutograd understand
-    functorch or forward-mode             new-style autograd.Functions, which vmap and jvp understand
+    functorch                             new-style autograd.Functions, which have rules for vmap
     a gradient is needed                  a plain autograd.Function
     else                                  the bare kernel
-All of them end in `_forward` and `_backward`. What no kernel fits goes to reference.py.
+All of them end in `_forward` and `_backward`. Forward-mode, second derivatives and what no kernel fits go to
+reference.py.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ def is_plain(x: Tensor) -> bool:
         type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()  # a fake mode, perhaps
+        and not x.is_meta
         and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 
@@ -139,12 +142,14 @@ def temporal_pool(
     `squeeze` drops the dimension of a single row.
     """
     rest = (dim, channel_dim, nonlinearity, out_dtype)
-    if torch.compiler.is_compiling():
+    if _forward_mode():
+        y = _by_reference(x, weights, bands, mean, std, *rest)
+    elif torch.compiler.is_compiling():
         if torch._C._are_functorch_transforms_active():
             y = _by_reference(x, weights, bands, mean, std, *rest)
         else:
             y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
-    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    elif torch._C._are_functorch_transforms_active():
         y = _TransformablePool.apply(x, weights, mean, std, bands, *rest)
     elif isinstance(x, FakeTensor):
         y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
@@ -155,6 +160,11 @@ def temporal_pool(
     else:
         return _forward(x, weights, bands, mean, std, *rest, squeeze)
     return y.squeeze(dim) if squeeze else y
+
+
+def _forward_mode() -> bool:
+    """Whether tangents may be about, of forward_ad or of any functorch jvp: a kernel would lose them silently."""
+    return forward_ad._current_level >= 0
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -338,14 +348,25 @@ class _Pool(torch.autograd.Function):
             grad = grad.unsqueeze(rest[0])
         if x is None:
             x = ctx.frames
-        batched = torch._C._are_functorch_transforms_active()  # autograd.grad(is_grads_batched=True)
-        if not batched and not torch.is_grad_enabled():
+        if not _traced(grad) and not torch.is_grad_enabled():
             grads = _backward(grad, x, weights, bands, mean, std, *rest, needs)
         else:
             frames = x.as_zeros(grad.device) if isinstance(x, _Frames) else x
-            function = _TransformableBackward if batched else _PoolBackward
-            grads = function.apply(grad, frames, weights, mean, std, bands, *rest, needs)
+            grads = _differentiable_backward(grad, frames, weights, mean, std, bands, *rest, needs)
         return _spread(grads, needs, 2 + len(rest))
+
+
+def _traced(grad: Tensor) -> bool:
+    """Whether a gradient is more than numbers: a tangent, or vectors batched by `grad(is_grads_batched=True)`."""
+    return _forward_mode() or torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
+def _differentiable_backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+    if _traced(grad):
+        return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
+    if torch._C._are_functorch_transforms_active():
+        return _TransformableBackward.apply(grad, x, weights, mean, std, bands, *rest)
+    return _PoolBackward.apply(grad, x, weights, mean, std, bands, *rest)
 
 
 class _PoolBackward(torch.autograd.Function):
@@ -381,11 +402,11 @@ def _second_backward(
     return pull_back(tuple(grads))
 
 
-# --- functorch and forward-mode ------------------------------------------------------------------------------------
+# --- functorch ------------------------------------------------------------------------------------
 
 
 class _TransformablePool(torch.autograd.Function):
-    """As _Pool, with the rules that vmap and jvp need."""
+    """As _Pool, with a rule for vmap."""
 
     @staticmethod
     def forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
@@ -395,20 +416,13 @@ class _TransformablePool(torch.autograd.Function):
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, weights, mean, std, bands, *rest = inputs
         ctx.save_for_backward(x, weights, mean, std, bands)
-        ctx.save_for_forward(x, weights, mean, std, bands)
         ctx.rest = tuple(rest)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         needs = tuple(ctx.needs_input_grad[:4])
-        grads = _TransformableBackward.apply(grad, *ctx.saved_tensors, *ctx.rest, needs)
+        grads = _differentiable_backward(grad, *ctx.saved_tensors, *ctx.rest, needs)
         return _spread(grads, needs, 1 + len(ctx.rest))
-
-    @staticmethod
-    def jvp(ctx, dx, dweights, dmean, dstd, *_):  # type: ignore[no-untyped-def]
-        x, weights, mean, std, bands = ctx.saved_tensors
-        tangents = (dx, dweights, dmean, dstd)
-        return reference.temporal_pool_jvp(tangents, x, weights, bands, mean, std, *ctx.rest)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
@@ -420,7 +434,7 @@ class _TransformablePool(torch.autograd.Function):
 
 
 class _TransformableBackward(torch.autograd.Function):
-    """As _PoolBackward, with the rules that vmap and jvp need."""
+    """As _PoolBackward, with a rule for vmap."""
 
     @staticmethod
     def forward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
@@ -429,30 +443,12 @@ class _TransformableBackward(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*inputs[:6])
-        ctx.save_for_forward(*inputs[:6])
         ctx.rest = inputs[6:]
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         needs = ctx.needs_input_grad[:5]
         return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs, 1 + len(ctx.rest))
-
-    @staticmethod
-    def jvp(ctx, *tangents):  # type: ignore[no-untyped-def]
-        primals, bands = ctx.saved_tensors[:5], ctx.saved_tensors[5]
-        moving = [i for i in range(5) if tangents[i] is not None]
-
-        def first(*values: Tensor) -> tuple[Tensor, ...]:
-            given = list(primals)
-            for i, value in zip(moving, values, strict=True):
-                given[i] = value
-            grad, x, weights, mean, std = given
-            return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *ctx.rest)
-
-        # Reverse over reverse, because forward-mode does not nest: pull_back is linear, and its transpose is the jvp.
-        outputs, pull_back = torch.func.vjp(first, *(primals[i] for i in moving))
-        _, push_forward = torch.func.vjp(pull_back, tuple(torch.zeros_like(y) for y in outputs))
-        return push_forward(tuple(tangents[i] for i in moving))[0]
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]

@@ -190,10 +190,29 @@ def _cached_rank_rows(
         rows = rank_rows(num_frames, window=window, stride=stride, lengths=lengths, offsets=offsets, **options)
         rows = Rows(rows.weights.contiguous(), rows.bands)
     if cacheable:
-        if len(_row_cache) >= 256:
-            _row_cache.clear()
-        _row_cache[key] = rows
+        _keep(_row_cache, key, rows)
     return rows
+
+
+_number_cache: dict[tuple, Tensor] = {}
+
+
+def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
+    """Numbers as a tensor beside x; kept, because a copy to a device waits for it and cannot be captured in a graph."""
+    key = (numbers, accumulate_dtype(x.dtype), x.device)
+    if ops.is_plain(x) and key in _number_cache:
+        return _number_cache[key]
+    with torch.inference_mode(False) if ops.is_plain(x) else torch.no_grad():
+        tensor = torch.tensor(numbers, dtype=key[1], device=x.device)
+    if ops.is_plain(x):
+        _keep(_number_cache, key, tensor)
+    return tensor
+
+
+def _keep(cache: dict, key: tuple, value: object) -> None:
+    if len(cache) >= 256:
+        cache.clear()
+    cache[key] = value
 
 
 # --- checks --------------------------------------------------------------------------------------------------------
@@ -299,7 +318,7 @@ def _canonical_normalization(
         )
     channel_dim %= dims
     for name, value in zip(("mean", "std"), pair, strict=True):
-        if value is not None and value.numel() not in (1, x.shape[channel_dim]):
+        if value is not None and value.numel() != 1 and value.numel() != x.shape[channel_dim]:
             raise ValueError(
                 f"{name} must be a number or have C = {x.shape[channel_dim]} values (dimension {channel_dim} of x), "
                 f"got {value.numel()}"
@@ -321,16 +340,17 @@ def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
         if value.dim() == 1:
             _check_device(name, value, x)
-        if not value.is_cuda and ops.is_plain(value):
+        if value.device.type == "cpu" and ops.is_plain(value):
             _check_statistic(name, value.tolist())
         return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
     numbers = [value] if isinstance(value, (int, float)) else value
     if not isinstance(numbers, Sequence) or not numbers or not all(isinstance(v, (int, float)) for v in numbers):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {_describe(value)}")
-    _check_statistic(name, numbers)
-    if name == "mean" and not any(numbers) and len(numbers) == 1:
-        return None
-    return torch.tensor(numbers, dtype=accumulate_dtype(x.dtype), device=x.device)
+    if not torch.compiler.is_compiling():
+        _check_statistic(name, numbers)
+        if name == "mean" and len(numbers) == 1 and not numbers[0]:
+            return None
+    return _cached_numbers(tuple(numbers), x)
 
 
 def _check_statistic(name: str, values: float | Sequence[float]) -> None:
@@ -346,7 +366,7 @@ def _check_device(name: str, value: Tensor, x: Tensor) -> None:
 
 def _check_finite(name: str, value: Tensor) -> None:
     """Weights on the CPU are checked; on a device the check would wait for it."""
-    if not value.is_cuda and ops.is_plain(value) and not value.isfinite().all():
+    if value.device.type == "cpu" and ops.is_plain(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got {value[~value.isfinite()][0].item()}")
 
 

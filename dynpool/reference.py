@@ -31,14 +31,6 @@ def normalize(x: Tensor, mean: Tensor | None, std: Tensor | None, channel_dim: i
     return x if std is None else x / _along(std, x, channel_dim)
 
 
-def dpsi(x: Tensor, nonlinearity: str) -> Tensor:
-    """ψ'."""
-    if nonlinearity == "identity":
-        return torch.ones_like(x)
-    nonzero = x != 0
-    return (0.5 / x.abs().where(nonzero, 1).sqrt()).where(nonzero, 0)
-
-
 def temporal_pool(
     x: Tensor,
     weights: Tensor,
@@ -62,41 +54,15 @@ def temporal_pool(
     return weighted_sum(frames, weights, bands, dim).to(out_dtype)
 
 
-def temporal_pool_jvp(
-    tangents: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    x: Tensor,
-    weights: Tensor,
-    bands: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dim: int,
-    channel_dim: int | None,
-    nonlinearity: str,
-    out_dtype: torch.dtype,
-) -> Tensor:
-    """Directional derivative of `temporal_pool` along tangents of (x, weights, mean, std)."""
-    dx, dweights, dmean, dstd = tangents
-    if bands is not None:
-        x = _weighed_frames(x, bands, dim)
-        dx = None if dx is None else _weighed_frames(dx, bands, dim)
-    z = normalize(x, mean, std, channel_dim)
-    dz = torch.zeros_like(z) if dx is None else normalize(dx, None, std, channel_dim)
-    if dmean is not None:
-        dz = normalize(dz, dmean if std is None else dmean / std, None, channel_dim)
-    if dstd is not None and std is not None:
-        dz = dz + normalize(-z * _along(dstd, z, channel_dim), None, std, channel_dim)
-    y = weighted_sum(dpsi(z, nonlinearity) * dz, weights, bands, dim)
-    if dweights is not None:
-        y = y + weighted_sum(psi(z, nonlinearity), dweights, bands, dim)
-    return y.to(out_dtype)
-
-
 def weighted_sum(frames: Tensor, weights: Tensor, bands: Tensor | None, dim: int) -> Tensor:
     """Σ_k A[b, w, k] frames[b, first + k, i], W in the place of T."""
     frames = frames.movedim(dim, -1)  # [..., T]
     unbatched = weights.shape[0] == 1
     clips = frames.reshape(1 if unbatched else frames.shape[0], -1, frames.shape[-1])  # [B or 1, I, T]
-    pooled = clips @ weights.mT if bands is None else _banded_product(clips, weights, bands)
+    if bands is None:  # no matrix product: autocast would round α to half, which leaks the static image
+        pooled = torch.stack([(clips * weights[:, None, w]).sum(-1) for w in range(weights.shape[1])], -1)
+    else:
+        pooled = _banded_product(clips, weights, bands)
     return pooled.reshape(*frames.shape[:-1], weights.shape[1]).movedim(-1, dim)
 
 

@@ -54,8 +54,7 @@ def rank_weights(
     if num_frames < 1 or num_frames > MAX_FRAMES:
         raise ValueError(f"num_frames must be between 1 and 2**24 = {MAX_FRAMES}, got {num_frames}")
     t = torch.arange(1, num_frames + 1, dtype=torch.float64, device=device)
-    alpha = _alpha(t, num_frames, _harmonic(num_frames, device), time_average)
-    return _normalized(alpha, normalize).to(dtype)
+    return _normalized(_alpha(t, num_frames, time_average), normalize).to(dtype)
 
 
 def window_starts(num_frames: int, window: int, stride: int) -> range:
@@ -98,18 +97,17 @@ def rank_rows(
     return Rows(rank_weights(num_frames, **options)[None, None], None)  # type: ignore[arg-type]
 
 
-def _alpha(t: Tensor, n: Tensor | int, harmonic: Tensor, time_average: bool) -> Tensor:
-    """α_t of clips of n frames, for frame numbers t = 1, 2, …; harmonic[k] = H_k. Broadcasts t against n."""
+def _alpha(t: Tensor, n: Tensor | int, time_average: bool) -> Tensor:
+    """α_t of clips of n frames, for frame numbers t = 1, 2, … in float64. Broadcasts t against n.
+
+    H_n - H_{t-1} = digamma(n+1) - digamma(t): exact to 1e-15 and, unlike a cumulative sum, deterministic
+    on every device. One frame, whose α is 0, is left out of its rounding.
+    """
     if not time_average:
         return 2 * t - n - 1
-    index = t.long()
-    return 2 * (n - t + 1) - (n + 1) * (harmonic[n] - harmonic[index - 1])
-
-
-def _harmonic(n: int, device: torch.device | str | None) -> Tensor:
-    """Harmonic numbers H_0 … H_n."""
-    j = torch.arange(1, n + 1, dtype=torch.float64, device=device)
-    return torch.cat([j.new_zeros(1), j.reciprocal().cumsum(0)])
+    n = n.to(t) if isinstance(n, Tensor) else t.new_full((), n)
+    alpha = 2 * (n - t + 1) - (n + 1) * (torch.digamma(n + 1) - torch.digamma(t))
+    return alpha.where(n > 1, 0)
 
 
 def _normalized(alpha: Tensor, normalize: bool) -> Tensor:
@@ -124,7 +122,7 @@ def _ragged_alpha(lengths: Tensor, longest: int, time_average: bool, normalize: 
     """α of clips of different lengths [N] as rows [N, longest], zero behind each clip's end."""
     t = torch.arange(1, longest + 1, dtype=torch.float64, device=lengths.device)
     n = lengths[:, None]
-    alpha = _alpha(t, n, _harmonic(longest, lengths.device), time_average)
+    alpha = _alpha(t, n, time_average)
     return _normalized(alpha.where(t <= n, 0), normalize).to(dtype)
 
 

@@ -47,9 +47,10 @@ inline double smallest(DType dtype) { return dtype == DType::float16 ? 0x1p-24 :
 
 struct Bound {
   double value = 0, terms = 0;  // Σ and Σ|·|, the latter weighed by how ill-conditioned a term is
-  void add(double term, double condition = 1) {
+  void add(double term, double condition = 1) { add_sized(term, std::fabs(term) * condition); }
+  void add_sized(double term, double size) {
     value += term;
-    terms += std::fabs(term) * condition;
+    terms += size;
   }
 };
 
@@ -85,6 +86,11 @@ struct Problem {
     const double v = x[t * elements + e], m = mean[channel_of[e]];
     return v == m ? 1 : (std::fabs(v) + std::fabs(m)) / std::fabs(v - m);
   }
+  // Of ψ(z), for tolerances. The identity's mean may be subtracted behind the sum (pixel.h), where x and m have rounded.
+  double size(int64_t t, int64_t e) const {
+    if (psi != Nonlinearity::identity || mean.empty()) return std::fabs(psi_of(z(t, e))) * condition(t, e);
+    return (std::fabs(x[t * elements + e]) + std::fabs(mean[channel_of[e]])) * std::fabs(inverse_std(e));
+  }
   double inverse_std(int64_t e) const { return std.empty() ? 1 : 1 / std[channel_of[e]]; }
   double psi_of(double v) const {
     return psi == Nonlinearity::identity ? v : std::copysign(std::sqrt(std::fabs(v)), v);
@@ -102,7 +108,7 @@ inline std::vector<Bound> pool(const Problem& p) {
       for (int64_t t = 0, k; t < p.T; ++t)
         if (p.in_band(p.clip_of[e], w, t, &k)) {
           const double a = p.A[(p.clip_of[e] * p.W + w) * p.K + k];
-          y[w * p.elements + e].add(a * p.psi_of(p.z(t, e)), p.condition(t, e));
+          y[w * p.elements + e].add_sized(a * p.psi_of(p.z(t, e)), std::fabs(a) * p.size(t, e));
         }
   return y;
 }
