@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 #include <vector>
@@ -82,6 +83,19 @@ TemporalPoolParams backward_params(const Frames& frames, const Weights& weights,
   return p;
 }
 
+#ifdef DYNPOOL_WITH_CPU
+// Lets other threads run Python meanwhile, where that is worth the handing over.
+class Unlocked {
+ public:
+  explicit Unlocked(const TemporalPoolParams& p) {
+    if (p.num_outer() * p.inner().size * p.T > 1 << 15) release_.emplace();
+  }
+
+ private:
+  std::optional<py::gil_scoped_release> release_;
+};
+#endif
+
 #ifdef DYNPOOL_WITH_CUDA
 // Python's allocate(bytes) -> address keeps the memory; called during a launch, which holds the interpreter's lock.
 void* allocate_by_python(int64_t bytes, void* allocate) {
@@ -99,13 +113,13 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   cpu.def("temporal_pool", [](const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& y,
                               int num_threads) {
     const TemporalPoolParams p = forward_params(frames, weights, pixels, y);
-    py::gil_scoped_release release;
+    const Unlocked unlocked(p);
     dynpool::cpu::temporal_pool(p, num_threads);
   });
   cpu.def("temporal_pool_backward", [](const Frames& frames, const Weights& weights, const Pixels& pixels,
                                        const Pooled& g, const Gradients& gradients, int num_threads) {
     const TemporalPoolParams p = backward_params(frames, weights, pixels, g, gradients);
-    py::gil_scoped_release release;
+    const Unlocked unlocked(p);
     dynpool::cpu::temporal_pool_backward(p, num_threads);
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);

@@ -57,11 +57,11 @@ struct TemporalPoolParams {
   int64_t clips = 1, channels = 1;
   int64_t x_t = 0, y_w = 0, dx_t = 0;  // strides of frames in x, of rows in y (and g), of frames in ∂L/∂x
 
-  int num_axes = 0;                 // at least 1; axes[num_axes - 1] is the inner axis
+  int num_axes = 0;                 // at least 1; axes[0] is that of the clips, if any; axes[num_axes - 1] the inner one
   Axis axes[kMaxAxes];
   int64_t channel_period = 0;       // C > 0: the channel of inner element i is i % C (channels-last frames merged)
 
-  // Backward only. Null outputs are not wanted; x may be null where neither ψ nor ∂L/∂A, ∂L/∂std needs it.
+  // Backward only. Null outputs are not wanted; x may be null where ψ is the identity and dx alone is wanted.
   const void* g = nullptr;          // ∂L/∂y, y_dtype, strides as y
   void* dx = nullptr;               // x_dtype
   void* dweights = nullptr;         // Acc [clips, W, K]

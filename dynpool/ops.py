@@ -38,6 +38,7 @@ except ImportError as error:
     )
 
 _DTYPE_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
+_ORDINARY = (Tensor, torch.nn.Parameter)
 _NONLINEARITY_CODES = {"identity": 0, "sqrt": 1}
 MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_pool.h, and T
 
@@ -57,8 +58,8 @@ def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
         return None
     forward, backward, num_threads = module.temporal_pool, module.temporal_pool_backward, torch.get_num_threads
     return Kernels(
-        lambda *args: forward(*args[:-1], num_threads()),
-        lambda *args: backward(*args[:-1], num_threads()),
+        lambda frames, rows, pixels, y, device: forward(frames, rows, pixels, y, num_threads()),
+        lambda frames, rows, pixels, g, gradients, device: backward(frames, rows, pixels, g, gradients, num_threads()),
     )
 
 
@@ -116,59 +117,47 @@ def kernels_for(device: torch.device) -> Kernels | None:
 def is_plain(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in _ORDINARY
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()  # a fake mode, perhaps
-        and not x.is_meta
-        and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        and (x.is_cpu or not (x.is_meta or (x.is_cuda and torch.cuda.is_current_stream_capturing())))
     )
 
 
-def temporal_pool(
-    x: Tensor,
-    weights: Tensor,
-    bands: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dim: int,
-    channel_dim: int | None,
-    nonlinearity: str,
-    out_dtype: torch.dtype,
-    squeeze: bool = False,
-) -> Tensor:
-    """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked.
+def is_direct(x: Tensor) -> bool:
+    """Whether a call on x goes straight to a kernel."""
+    return is_plain(x) and forward_ad._current_level < 0 and kernels_for(x.device) is not None
 
-    `squeeze` drops the dimension of a single row.
-    """
-    rest = (dim, channel_dim, nonlinearity, out_dtype)
-    if _forward_mode():
-        y = _by_reference(x, weights, bands, mean, std, *rest)
+
+class Plan(NamedTuple):
+    """What of a call is not differentiable."""
+
+    bands: Tensor | None  # int64 [B or 1, W, 2], or None: every row spans all frames
+    dim: int
+    channel_dim: int | None  # of mean and std [C]; None: they are [1]
+    nonlinearity: str
+    out_dtype: torch.dtype
+    squeeze: bool  # drop the dimension of a single row
+
+
+def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: Plan) -> Tensor:
+    """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked."""
+    bands, dim, channel_dim, nonlinearity, out_dtype, squeeze = plan
+    if forward_ad._current_level >= 0:  # of forward_ad or any jvp: a kernel would lose its tangents silently
+        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     elif torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
-            y = _by_reference(x, weights, bands, mean, std, *rest)
-        else:
-            y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
+        call = _by_reference if torch._C._are_functorch_transforms_active() else _temporal_pool_op
+        y = call(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     elif torch._C._are_functorch_transforms_active():
-        y = _TransformablePool.apply(x, weights, mean, std, bands, *rest)
+        y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
     elif isinstance(x, FakeTensor):
-        y = _temporal_pool_op(x, weights, bands, mean, std, *rest)
-    elif kernels_for(x.device) is None or type(x) not in (Tensor, torch.nn.Parameter):
-        y = _by_reference(x, weights, bands, mean, std, *rest)
-    elif torch.is_grad_enabled() and _any_requires_grad(x, weights, mean, std):
-        return _Pool.apply(x, weights, mean, std, bands, squeeze, *rest)
+        y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+    elif kernels_for(x.device) is None or type(x) not in _ORDINARY:
+        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
-        return _forward(x, weights, bands, mean, std, *rest, squeeze)
+        return Call(x, weights.shape, plan)(x, weights, mean, std)
     return y.squeeze(dim) if squeeze else y
-
-
-def _forward_mode() -> bool:
-    """Whether tangents may be about, of forward_ad or of any functorch jvp: a kernel would lose them silently."""
-    return forward_ad._current_level >= 0
-
-
-def _any_requires_grad(*tensors: Tensor | None) -> bool:
-    return True in [t.requires_grad for t in tensors if t is not None]
 
 
 def _by_reference(x: Tensor, weights: Tensor, bands: Tensor | None, mean: Any, std: Any, dim: int, *rest: Any) -> Tensor:
@@ -192,173 +181,192 @@ def _dense_strides(sizes: Sequence[int], like: Sequence[int]) -> list[int]:
     return strides
 
 
-def _empty_output(x: Tensor, dim: int, rows: int, dtype: torch.dtype, squeeze: bool = False) -> Tensor:
-    """y: W in the place of T, or no dimension there; dense, in x's memory format."""
-    sizes = list(x.shape)
-    sizes[dim] = rows
-    if x.is_contiguous():
-        if squeeze:
-            del sizes[dim]
-        return torch.empty(sizes, dtype=dtype, device=x.device)
-    strides = _dense_strides(sizes, x.stride())
-    if squeeze:
-        del sizes[dim], strides[dim]
-    return torch.empty_strided(sizes, strides, dtype=dtype, device=x.device)
+def _output_layout(x: Tensor, dim: int, rows: int) -> tuple[list[int], list[int] | None]:
+    """Sizes of y, W in the place of T, and strides that are dense in x's memory format; None: contiguous."""
+    sizes = [*x.shape[:dim], rows, *x.shape[dim + 1 :]]
+    return sizes, None if x.is_contiguous() else _dense_strides(sizes, x.stride())
+
+
+def _new(like: Tensor, sizes: Sequence[int], strides: Sequence[int] | None, dtype: torch.dtype) -> Tensor:
+    if strides is None and dtype == like.dtype:  # the quicker call
+        return like.new_empty(sizes)
+    if strides is None:
+        return like.new_empty(sizes, dtype=dtype)
+    return like.new_empty_strided(sizes, strides, dtype=dtype)
 
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _pixels(mean: Tensor | None, std: Tensor | None, channel_dim: int | None, nonlinearity: str) -> tuple:
-    if mean is None and std is None:
-        return 0, 0, 1, -1, _NONLINEARITY_CODES[nonlinearity]
-    given = std if mean is None else mean
-    channels = 1 if given is None else given.shape[0]
-    codes = (channels, -1 if channel_dim is None else channel_dim, _NONLINEARITY_CODES[nonlinearity])
-    return _address(mean), _address(std), *codes
-
-
 def _contiguous(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.is_contiguous() else t.contiguous()
 
 
-def _forward(
-    x: Tensor,
-    weights: Tensor,
-    bands: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dim: int,
-    channel_dim: int | None,
-    nonlinearity: str,
-    out_dtype: torch.dtype,
-    squeeze: bool = False,
-) -> Tensor:
-    kernels = kernels_for(x.device)
-    if kernels is None:
-        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-        return y.squeeze(dim) if squeeze else y
-    weights, bands, mean, std = weights.contiguous(), _contiguous(bands), _contiguous(mean), _contiguous(std)
-    clips, rows, band = weights.shape
-    y = _empty_output(x, dim, rows, out_dtype, squeeze)
-    y_strides = y.stride()
-    if squeeze:
-        y_strides = (*y_strides[:dim], 0, *y_strides[dim:])
-    kernels.temporal_pool(
-        (x.data_ptr(), _DTYPE_CODES[x.dtype], x.shape, x.stride(), dim),
-        (weights.data_ptr(), clips, rows, band, _address(bands)),
-        _pixels(mean, std, channel_dim, nonlinearity),
-        (y.data_ptr(), _DTYPE_CODES[out_dtype], y_strides),
-        x.device,
-    )
-    return y
+class Call:
+    """The kernels for one layout of frames: worked out once, run as often as such frames come.
+
+    weights [B or 1, W, K], mean, std [C] and the plan's bands are contiguous.
+    """
+
+    def __init__(self, x: Tensor, rows_shape: Sequence[int], plan: Plan):
+        self.plan = plan
+        self.shape, self.strides, self.dtype, self.device = x.shape, x.stride(), x.dtype, x.device
+        self.frames = (_DTYPE_CODES[x.dtype], self.shape, self.strides, plan.dim)
+        self.rows = (*rows_shape, _address(plan.bands))
+        self.channels = (
+            1 if plan.channel_dim is None else x.shape[plan.channel_dim],
+            -1 if plan.channel_dim is None else plan.channel_dim,
+            _NONLINEARITY_CODES[plan.nonlinearity],
+        )
+        self.y_sizes, self.y_strides = _output_layout(x, plan.dim, rows_shape[1])
+        if plan.squeeze:
+            del self.y_sizes[plan.dim]
+            if self.y_strides is not None:
+                del self.y_strides[plan.dim]
+        like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
+        self.pooled = (_DTYPE_CODES[plan.out_dtype], self._row_strides(like_y.stride()))
+        self.dx_strides = self.strides if x.is_contiguous() else _dense_strides(self.shape, self.strides)
+        self.contiguous = x.is_contiguous()
+
+    def __call__(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and (
+            x.requires_grad
+            or weights.requires_grad
+            or (mean is not None and mean.requires_grad)
+            or (std is not None and std.requires_grad)
+        ):
+            return _apply_pool(x, weights, mean, std, self)
+        return self.forward(x, weights, mean, std)
+
+    def forward(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        plan = self.plan
+        kernels = kernels_for(self.device)
+        if kernels is None:
+            y = _by_reference(x, weights, plan.bands, mean, std, *plan[1:5])
+            return y.squeeze(plan.dim) if plan.squeeze else y
+        y = _new(x, self.y_sizes, self.y_strides, plan.out_dtype)
+        kernels.temporal_pool(
+            (x.data_ptr(), *self.frames),
+            (weights.data_ptr(), *self.rows),
+            (_address(mean), _address(std), *self.channels),
+            (y.data_ptr(), *self.pooled),
+            self.device,
+        )
+        return y
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor | None,
+        weights: Tensor,
+        mean: Tensor | None,
+        std: Tensor | None,
+        needs: Sequence[bool],
+    ) -> list[Tensor]:
+        """Gradients for those of (x, weights, mean, std) that `needs` marks; x None where its pixels do not matter."""
+        plan, kernels = self.plan, kernels_for(self.device)
+        if kernels is None:
+            x = self.zeros() if x is None else x
+            grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
+            rest = (*plan[1:5], tuple(needs[:4]))
+            return list(reference.temporal_pool_backward(grad, x, weights, plan.bands, mean, std, *rest))
+        strides = grad.stride()
+        if 0 in strides or len(strides) >= MAX_DIMS:  # expanded, as that of y.sum(): no kernel walks it quickly
+            grad = grad.contiguous()
+            strides = grad.stride()
+        dx = _new(grad, self.shape, None if self.contiguous else self.dx_strides, self.dtype) if needs[0] else None
+        dweights = torch.empty_like(weights) if needs[1] else None
+        dmean = torch.empty_like(mean) if needs[2] and mean is not None else None
+        dstd = torch.empty_like(std) if needs[3] and std is not None else None
+        code, shape, x_strides, dim = self.frames
+        kernels.temporal_pool_backward(
+            (0, code, shape, self.dx_strides, dim) if x is None else (x.data_ptr(), code, shape, x_strides, dim),
+            (weights.data_ptr(), *self.rows),
+            (_address(mean), _address(std), *self.channels),
+            (grad.data_ptr(), self.pooled[0], self._row_strides(strides)),
+            (_address(dx), () if dx is None else self.dx_strides, _address(dweights), _address(dmean), _address(dstd)),
+            self.device,
+        )
+        return [t for t in (dx, dweights, dmean, dstd) if t is not None]
+
+    def reads_pixels(self, needs: Sequence[bool]) -> bool:
+        """Whether backward does: not for the identity, when only ∂L/∂x is wanted."""
+        return self.plan.nonlinearity != "identity" or True in needs[1:]
+
+    def zeros(self) -> Tensor:
+        """Frames whose pixels do not matter."""
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
+
+    def _row_strides(self, strides: tuple[int, ...]) -> tuple[int, ...]:
+        """Strides of y or its gradient, with one for W where it was squeezed."""
+        dim = self.plan.dim
+        return (*strides[:dim], 0, *strides[dim:]) if self.plan.squeeze else strides
 
 
-class _Frames(NamedTuple):
-    """What backward must know of x when it does not read its pixels: ψ = identity and only ∂L/∂x wanted."""
-
-    shape: torch.Size
-    strides: Sequence[int]
-    dtype: torch.dtype
-
-    def as_zeros(self, device: torch.device) -> Tensor:
-        return torch.zeros((), dtype=self.dtype, device=device).expand(self.shape)
+def _forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+    """Arguments as `reference` and the library ops have them."""
+    weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
+    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, squeeze=False)).forward(x, weights, mean, std)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor | _Frames,
-    weights: Tensor,
-    bands: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dim: int,
-    channel_dim: int | None,
-    nonlinearity: str,
-    out_dtype: torch.dtype,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    """Gradients for those of (x, weights, mean, std) that `needs` marks, in that order."""
-    kernels = kernels_for(grad.device)
-    if kernels is None:
-        frames = x.as_zeros(grad.device) if isinstance(x, _Frames) else x
-        rest = (dim, channel_dim, nonlinearity, out_dtype)
-        return list(reference.temporal_pool_backward(grad, frames, weights, bands, mean, std, *rest, tuple(needs)))
-    if grad.dim() > MAX_DIMS:
-        grad = grad.contiguous()
-    weights, bands, mean, std = weights.contiguous(), _contiguous(bands), _contiguous(mean), _contiguous(std)
-    if isinstance(x, _Frames):
-        address, strides, dx_strides = 0, x.strides, x.strides
-    else:
-        address, strides = x.data_ptr(), x.stride()
-        dx_strides = _gradient_strides(x) if needs[0] else ()
-    dx = torch.empty_strided(x.shape, dx_strides, dtype=x.dtype, device=grad.device) if needs[0] else None
-    dweights = torch.empty_like(weights) if needs[1] else None
-    dmean = torch.empty_like(mean) if needs[2] and mean is not None else None
-    dstd = torch.empty_like(std) if needs[3] and std is not None else None
-    kernels.temporal_pool_backward(
-        (address, _DTYPE_CODES[x.dtype], x.shape, strides, dim),
-        (weights.data_ptr(), *weights.shape, _address(bands)),
-        _pixels(mean, std, channel_dim, nonlinearity),
-        (grad.data_ptr(), _DTYPE_CODES[grad.dtype], grad.stride()),
-        (_address(dx), dx_strides, _address(dweights), _address(dmean), _address(dstd)),
-        grad.device,
-    )
-    return [t for t in (dx, dweights, dmean, dstd) if t is not None]
-
-
-def _gradient_strides(x: Tensor) -> Sequence[int]:
-    """Strides of ∂L/∂x: dense, in x's memory format."""
-    return x.stride() if x.is_contiguous() else _dense_strides(x.shape, x.stride())
+def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+    weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
+    call = Call(x, weights.shape, Plan(_contiguous(bands), *rest[:-1], squeeze=False))
+    return call.backward(grad, x, weights, mean, std, rest[-1])
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
 
 
-def _reads_pixels(nonlinearity: str, needs: Sequence[bool]) -> bool:
-    return nonlinearity != "identity" or True in needs[1:]
-
-
-def _spread(grads: Sequence[Tensor], needs: Sequence[bool], behind: int) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs that need one, None elsewhere, and None for `behind` further inputs."""
+def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients in the places of the inputs that need one, None in the others."""
+    if needs[0] and len(grads) == 1:  # the usual case, quickly
+        return grads[0], *(None,) * (len(needs) - 1)
     following = iter(grads)
-    return tuple([next(following) if need else None for need in needs] + [None] * behind)
+    return tuple([next(following) if need else None for need in needs])
 
 
 class _Pool(torch.autograd.Function):
-    """The plain eager case. Keeps of x only what backward reads; `squeeze` drops a single row's dimension."""
+    """The plain eager case. Keeps of x only what backward reads, and constant weights outside of autograd's books."""
 
     @staticmethod
-    def forward(ctx, x, weights, mean, std, bands, squeeze, *rest):  # type: ignore[no-untyped-def]
-        if _reads_pixels(rest[2], ctx.needs_input_grad):
-            ctx.frames = None
-            ctx.save_for_backward(x, weights, mean, std, bands)
+    def forward(ctx, x, weights, mean, std, call):  # type: ignore[no-untyped-def]
+        ctx.call = call
+        if call.reads_pixels(ctx.needs_input_grad):
+            ctx.weights = None
+            ctx.save_for_backward(x, weights, mean, std)
+        elif mean is None and std is None and not weights.requires_grad:
+            ctx.weights = weights
         else:
-            ctx.frames = _Frames(x.shape, _gradient_strides(x), x.dtype)
-            ctx.save_for_backward(None, weights, mean, std, bands)
-        ctx.squeeze, ctx.rest = squeeze, rest
-        return _forward(x, weights, bands, mean, std, *rest, squeeze)
+            ctx.weights = None
+            ctx.save_for_backward(None, weights, mean, std)
+        return call.forward(x, weights, mean, std)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, weights, mean, std, bands = ctx.saved_tensors
-        rest, needs = ctx.rest, ctx.needs_input_grad[:4]
-        if ctx.squeeze:
-            grad = grad.unsqueeze(rest[0])
-        if x is None:
-            x = ctx.frames
-        if not _traced(grad) and not torch.is_grad_enabled():
-            grads = _backward(grad, x, weights, bands, mean, std, *rest, needs)
+        call, needs = ctx.call, ctx.needs_input_grad
+        x = mean = std = None
+        weights = ctx.weights
+        if weights is None:
+            x, weights, mean, std = ctx.saved_tensors
+        if torch.is_grad_enabled() or _traced(grad):
+            bands, dim, *rest, squeeze = call.plan
+            grad = grad.unsqueeze(dim) if squeeze else grad
+            x = call.zeros() if x is None else x
+            grads = _differentiable_backward(grad, x, weights, mean, std, bands, dim, *rest, needs[:4])
         else:
-            frames = x.as_zeros(grad.device) if isinstance(x, _Frames) else x
-            grads = _differentiable_backward(grad, frames, weights, mean, std, bands, *rest, needs)
-        return _spread(grads, needs, 2 + len(rest))
+            grads = call.backward(grad, x, weights, mean, std, needs)
+        return _spread(grads, needs)
+
+
+# Function.apply without its looking for functorch, which `temporal_pool` and `is_direct` have ruled out.
+_apply_pool = super(torch.autograd.Function, _Pool).apply
 
 
 def _traced(grad: Tensor) -> bool:
     """Whether a gradient is more than numbers: a tangent, or vectors batched by `grad(is_grads_batched=True)`."""
-    return _forward_mode() or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _differentiable_backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
@@ -376,12 +384,12 @@ class _PoolBackward(torch.autograd.Function):
     def forward(ctx, grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(grad, x, weights, mean, std, bands)
         ctx.rest = rest
-        return tuple(_backward(grad, x, weights, bands, mean, std, *rest))
+        return tuple(_backward(grad, x, weights, mean, std, bands, *rest))
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        needs = ctx.needs_input_grad[:5]
-        return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs, 1 + len(ctx.rest))
+        needs = ctx.needs_input_grad
+        return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs)
 
 
 def _second_backward(
@@ -410,7 +418,7 @@ class _TransformablePool(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        return _forward(x, weights, bands, mean, std, *rest)
+        return _forward(x, weights, mean, std, bands, *rest)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -420,9 +428,8 @@ class _TransformablePool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        needs = tuple(ctx.needs_input_grad[:4])
-        grads = _differentiable_backward(grad, *ctx.saved_tensors, *ctx.rest, needs)
-        return _spread(grads, needs, 1 + len(ctx.rest))
+        needs = ctx.needs_input_grad
+        return _spread(_differentiable_backward(grad, *ctx.saved_tensors, *ctx.rest, tuple(needs[:4])), needs)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
@@ -438,7 +445,7 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        return tuple(_backward(grad, x, weights, bands, mean, std, *rest))
+        return tuple(_backward(grad, x, weights, mean, std, bands, *rest))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -447,8 +454,8 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        needs = ctx.needs_input_grad[:5]
-        return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs, 1 + len(ctx.rest))
+        needs = ctx.needs_input_grad
+        return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
@@ -491,7 +498,7 @@ def _temporal_pool_op(
     nonlinearity: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    return _forward(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
 
 
 @torch.library.custom_op("dynpool::temporal_pool_backward", mutates_args=())
@@ -508,13 +515,12 @@ def _temporal_pool_backward_op(
     out_dtype: torch.dtype,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    rest = (dim, channel_dim, nonlinearity, out_dtype, tuple(needs))
-    return _backward(grad, x, weights, bands, mean, std, *rest)
+    return _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs)
 
 
 @_temporal_pool_op.register_fake
 def _(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype):  # type: ignore[no-untyped-def]
-    return _empty_output(x, dim, weights.shape[1], out_dtype)
+    return _new(x, *_output_layout(x, dim, weights.shape[1]), out_dtype)
 
 
 @_temporal_pool_backward_op.register_fake
@@ -535,7 +541,7 @@ def _op_backward(ctx, grad):  # type: ignore[no-untyped-def]
     x_needs, weights_needs, _, mean_needs, std_needs = ctx.needs_input_grad[:5]
     needs = [x_needs, weights_needs, mean_needs, std_needs]
     grads = _temporal_pool_backward_op(grad, x, weights, bands, mean, std, *ctx.rest, needs)
-    dx, dweights, dmean, dstd = _spread(grads, needs, 0)
+    dx, dweights, dmean, dstd = _spread(grads, needs)
     return dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest)
 
 
@@ -550,7 +556,7 @@ def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
     needs = [grad_needs, x_needs, weights_needs, mean_needs, std_needs]
     rest = (*ctx.rest[:-1], tuple(ctx.rest[-1]))
     second = _second_backward(grads, ctx.saved_tensors, rest, needs)
-    dgrad, dx, dweights, dmean, dstd = _spread(second, needs, 0)
+    dgrad, dx, dweights, dmean, dstd = _spread(second, needs)
     return dgrad, dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest)
 
 

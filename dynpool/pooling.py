@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .ops import MAX_DIMS
 from .reference import accumulate_dtype
 from .weights import Rows, rank_rows
 
@@ -74,7 +73,8 @@ def temporal_pool(
     keep_rows = weights.dim() == 3 or (weights.dim() == 2 and not per_clip)
     if weights.dim() < 3:
         weights = weights[:, None] if per_clip else weights.reshape(1, -1, num_frames)
-    return _pool(x, Rows(weights, None), dim, nonlinearity, mean, std, channel_dim, out_dtype, keep_rows)
+    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
+    return _pool(x, weights, mean, std, _plan(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows))
 
 
 def approx_rank_pool(
@@ -121,6 +121,17 @@ def approx_rank_pool(
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
     to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out.
     """
+    key: tuple | None = None
+    if mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x):
+        key = (x.shape, x.stride(), x.dtype, x.device, dim, window, stride, type(dim), type(window), type(stride))
+        key += (time_average, nonlinearity, normalize_weights, out_dtype)
+        try:
+            known = _calls.get(key)
+        except TypeError:  # an option that cannot be hashed: the checks below name it
+            known = None
+        if known is not None:
+            call, weights = known
+            return call(x, weights, None, None)
     dim = _check_frames(x, dim)
     num_frames = x.shape[dim]
     _check_window(window, stride, num_frames, offsets)
@@ -132,41 +143,43 @@ def approx_rank_pool(
         offsets = _check_offsets(offsets, num_frames, window)
     rows = _cached_rank_rows(x, num_frames, time_average, normalize_weights, window, stride, lengths, offsets)
     keep_rows = window is not None or offsets is not None
-    return _pool(x, rows, dim, nonlinearity, mean, std, channel_dim, out_dtype, keep_rows)
+    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
+    plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows)
+    if key is not None and x.dim() <= ops.MAX_DIMS:
+        _keep(_calls, key, (ops.Call(x, rows.weights.shape, plan), rows.weights))
+    return _pool(x, rows.weights, mean, std, plan)
 
 
-def _pool(
+def _plan(
     x: Tensor,
-    rows: Rows,
+    bands: Tensor | None,
     dim: int,
-    nonlinearity: str,
-    mean: PerChannel | None,
-    std: PerChannel | None,
     channel_dim: int | None,
+    nonlinearity: str,
     out_dtype: torch.dtype | None,
     keep_rows: bool,
-) -> Tensor:
-    """Common end of both functions: pixel arguments and dtypes, then the op."""
+) -> ops.Plan:
     if nonlinearity not in _NONLINEARITIES:
         raise ValueError(f"nonlinearity must be one of {_NONLINEARITIES}, got {nonlinearity!r}")
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     elif out_dtype not in _OUTPUT_DTYPES:
         raise TypeError(f"out_dtype must be one of {_OUTPUT_DTYPES}, got {out_dtype}")
-    if mean is not None or std is not None:
-        mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
-    else:
-        channel_dim = None
-    if x.dim() > MAX_DIMS:
+    return ops.Plan(bands, dim, channel_dim, nonlinearity, out_dtype, not keep_rows)
+
+
+def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: ops.Plan) -> Tensor:
+    if x.dim() > ops.MAX_DIMS:
         x = x.contiguous()
-    weights = rows.weights.to(accumulate_dtype(x.dtype))
-    squeeze = not keep_rows
-    return ops.temporal_pool(x, weights, rows.bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, squeeze)
+    weights = weights.to(accumulate_dtype(x.dtype)).contiguous()
+    return ops.temporal_pool(x, weights, mean, std, plan)
 
 
-# --- weights, kept between calls -----------------------------------------------------------------------------------
+# --- kept between calls --------------------------------------------------------------------------------------------
 
+_calls: dict[tuple, tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
 _row_cache: dict[tuple, Rows] = {}
+_number_cache: dict[tuple, Tensor] = {}
 
 
 def _cached_rank_rows(
@@ -183,8 +196,8 @@ def _cached_rank_rows(
     dtype = accumulate_dtype(x.dtype)
     cacheable = lengths is None and offsets is None and ops.is_plain(x)
     key = (num_frames, time_average, normalize, window, stride, dtype, x.device)
-    if cacheable and key in _row_cache:
-        return _row_cache[key]
+    if cacheable and (rows := _row_cache.get(key)) is not None:
+        return rows
     options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": x.device}
     with torch.inference_mode(False) if cacheable else torch.no_grad():
         rows = rank_rows(num_frames, window=window, stride=stride, lengths=lengths, offsets=offsets, **options)
@@ -192,9 +205,6 @@ def _cached_rank_rows(
     if cacheable:
         _keep(_row_cache, key, rows)
     return rows
-
-
-_number_cache: dict[tuple, Tensor] = {}
 
 
 def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
@@ -300,7 +310,9 @@ def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
 def _canonical_normalization(
     x: Tensor, dim: int, mean: PerChannel | None, std: PerChannel | None, channel_dim: int | None
 ) -> tuple[Tensor | None, Tensor | None, int | None]:
-    """mean and std as [C] tensors beside channel_dim, or as [1] tensors beside None."""
+    """mean and std as contiguous [C] tensors beside channel_dim, or as [1] tensors beside None."""
+    if mean is None and std is None:
+        return None, None, None
     pair = [_statistic("mean", mean, x), _statistic("std", std, x)]
     sizes = {t.numel() for t in pair if t is not None}
     channels = max(sizes)
@@ -325,7 +337,7 @@ def _canonical_normalization(
             )
     if channels == 1 and x.shape[channel_dim] != 1:
         return pair[0], pair[1], None
-    mean_c, std_c = (None if t is None else t.expand(channels) for t in pair)
+    mean_c, std_c = (None if t is None else t.expand(channels).contiguous() for t in pair)
     return mean_c, std_c, channel_dim
 
 

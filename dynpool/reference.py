@@ -60,7 +60,8 @@ def weighted_sum(frames: Tensor, weights: Tensor, bands: Tensor | None, dim: int
     unbatched = weights.shape[0] == 1
     clips = frames.reshape(1 if unbatched else frames.shape[0], -1, frames.shape[-1])  # [B or 1, I, T]
     if bands is None:  # no matrix product: autocast would round α to half, which leaks the static image
-        pooled = torch.stack([(clips * weights[:, None, w]).sum(-1) for w in range(weights.shape[1])], -1)
+        rows = [(clips * weights[:, None, w]).sum(-1, keepdim=True) for w in range(weights.shape[1])]
+        pooled = torch.cat([clips[..., :0], *rows], -1)
     else:
         pooled = _banded_product(clips, weights, bands)
     return pooled.reshape(*frames.shape[:-1], weights.shape[1]).movedim(-1, dim)
@@ -81,7 +82,7 @@ def _weighed_frames(x: Tensor, bands: Tensor, dim: int) -> Tensor:
     weighed = ((t >= first) & (t < first + count)).any(1)  # [B or 1, T]
     shape = [1] * x.dim()
     shape[dim] = x.shape[dim]
-    if weighed.shape[0] > 1:
+    if weighed.shape[0] != 1:
         shape[0] = x.shape[0]
     return x.where(weighed.reshape(shape), 0)
 

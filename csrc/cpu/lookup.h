@@ -9,10 +9,11 @@
 #pragma once
 #include <type_traits>
 
-#include "../pixel.h"
 #ifdef __AVX512VBMI__
 #include <immintrin.h>
 #endif
+
+#include "../pixel.h"
 
 namespace dynpool {
 inline namespace DYNPOOL_ISA {

@@ -107,8 +107,8 @@ void backward(const TemporalPoolParams& p, int num_threads) {
 }  // namespace
 
 void temporal_pool(const TemporalPoolParams& p, int num_threads) {
-  const int64_t count = p.num_outer() * p.inner().size ? Tasks(p).count : 0;
-  if (count == 0 || p.W == 0) return;
+  if (p.num_outer() * p.inner().size == 0 || p.W == 0) return;
+  const int64_t count = Tasks(p).count;
   const Kernels kernels = kernels_of(p.x_dtype);
   // Ranges of tasks rather than tasks, so that a range shares its buffers.
   const int threads = threads_for(p, num_threads);
