@@ -30,14 +30,14 @@ def flag(name):
 
 
 def cuda_architectures():
-    """Compute capabilities as CMake writes them, "80;90", or None for the default of CMakeLists.txt."""
+    """Compute capabilities as CMake wants them, "80;90", or None for the default of CMakeLists.txt."""
     given = os.environ.get("DYNPOOL_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not given:
         return None
-    names = [name.removesuffix("+PTX").replace(".", "") for name in re.split(r"[;, ]+", given.strip())]
-    if not all(re.fullmatch(r"\d{2,3}[af]?", name) for name in names):
+    names = [re.fullmatch(r"(\d+)\.?(\d)[af]?(\+PTX)?", name) for name in re.split(r"[;, ]+", given.strip())]
+    if not all(names):
         raise SystemExit(f"DYNPOOL_CUDA_ARCHS / TORCH_CUDA_ARCH_LIST must look like '8.0;9.0' or '80;90', got {given!r}")
-    return ";".join(names)
+    return ";".join(map(str, sorted({int(name[1] + name[2]) for name in names})))
 
 
 def tool(name):
@@ -84,7 +84,9 @@ class CMakeBuild(build_ext):
 
         target = Path(self.get_ext_fullpath("dynpool._C"))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.copy_file(build / target.name, target)
+        temporary = target.with_suffix(".new")  # a process may be using the old file
+        self.copy_file(build / target.name, temporary)
+        os.replace(temporary, target)
         print(f"dynpool: built {target.name}: {(build / 'summary.txt').read_text().strip()}", file=sys.stderr)
 
     def get_source_files(self):

@@ -27,6 +27,6 @@ def build_info() -> dict[str, object]:
         "kernels": kernels is not None,
         "cpu_instruction_set": kernels.cpu.instruction_set() if kernels is not None else None,
         "cpu_threads": torch.get_num_threads(),
-        "cuda_architectures": cuda.architectures().split(";") if cuda is not None else [],
+        "cuda_architectures": cuda.architectures().split(",") if cuda is not None else [],
         "cuda_devices": [torch.cuda.get_device_name(i) for i in devices],
     }

@@ -48,6 +48,18 @@ struct Statistics {
   __device__ __forceinline__ Acc operator()(Acc x, int j) const { return (x - mean[j]) * inverse_std[j]; }
 };
 
+// ψ and ψ' are known to the compiler in the word path, and read from the parameters in the scalar one.
+template <Nonlinearity psi, bool vector, class Acc>
+__device__ __forceinline__ Acc psi_of(const TemporalPoolParams& p, Acc z) {
+  if (!vector && p.nonlinearity == Nonlinearity::identity) return z;
+  return apply_psi<psi>(z);
+}
+template <Nonlinearity psi, bool vector, class Acc>
+__device__ __forceinline__ Acc dpsi_of(const TemporalPoolParams& p, Acc z) {
+  if (!vector && p.nonlinearity == Nonlinearity::identity) return Acc(1);
+  return apply_dpsi<psi>(z);
+}
+
 // --- ∂L/∂x -----------------------------------------------------------------------------------------------------------
 
 // Shares of elements in ∂L/∂mean and ∂L/∂std, Acc [slices, outer, inner]; null where not wanted.
@@ -56,8 +68,8 @@ struct Shares {
   Acc *mean, *std;
 };
 
-template <class X, Nonlinearity psi, bool vector, bool shared>
-__global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : shared ? 3 : 4)
+template <class X, Nonlinearity psi, bool vector>
+__global__ void __launch_bounds__(kThreads, vector ? 4 : 3)
     frames_kernel(const TemporalPoolParams p, const Tiling tiling, const int slice,
                   const Shares<typename Accumulate<X>::type> shares) {
   using Acc = typename Accumulate<X>::type;
@@ -119,8 +131,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : shared ? 3 : 4)
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const Acc z = normalize(frame[u][j], j);
-          dx[j] = G[u][j] * apply_dpsi<psi>(z) * normalize.inverse_std[j];
-          if constexpr (shared) {
+          dx[j] = G[u][j] * dpsi_of<psi, vector>(p, z) * normalize.inverse_std[j];
+          if constexpr (!vector) {
             mean_share[j] -= dx[j];
             std_share[j] -= dx[j] * z;
           }
@@ -133,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : shared ? 3 : 4)
   }
 
   // 5. The shares of these frames.
-  if constexpr (shared) {
+  if constexpr (!vector) {
     const int64_t begin = (blockIdx.y * tiling.outer + place.outer) * p.inner().size;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
@@ -276,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
     for (int u = 0; u < N; ++u) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        const Acc value = apply_psi<psi>(normalize(frame[u][j], j));
+        const Acc value = psi_of<psi, vector>(p, normalize(frame[u][j], j));
 #pragma unroll
         for (int r = 0; r < R; ++r) sum[r * N + u] += g[r][j] * value;
       }
@@ -337,12 +349,8 @@ void launch_frames(const TemporalPoolParams& p, const Context& context) {
   shares.mean = context.memory<Acc>(p.dmean ? slices * elements : 0);
   shares.std = context.memory<Acc>(p.dstd ? slices * elements : 0);
   if (slices > 0) {
-    // ∂L/∂x alone, in words, has a kernel of its own.
-    constexpr bool hot = vector && sizeof(X) > 1;
-    const bool shared = shares.mean || shares.std;
-    const auto kernel = shared ? frames_kernel<X, psi, vector, true> : frames_kernel<X, psi, vector, !hot>;
-    launch(kernel, dim3(grid_size(tiling.tiles), slices), tiling.block, context.stream, p, tiling,
-           static_cast<int>(frames), shares);
+    launch(frames_kernel<X, psi, vector>, dim3(grid_size(tiling.tiles), slices), tiling.block, context.stream, p,
+           tiling, static_cast<int>(frames), shares);
   }
   if (p.dmean) launch_add_channels<Acc>(p, shares.mean, slices, p.dmean, context);
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
@@ -379,25 +387,34 @@ void launch_weights(const TemporalPoolParams& p, const Context& context) {
 
 template <class X, Nonlinearity psi, bool vector>
 void launch_backward(const TemporalPoolParams& p, const Context& context) {
-  constexpr bool grouped = vector && sizeof(X) < 8;
-  if (p.dx || p.dmean || p.dstd) launch_frames<X, psi, vector>(p, context);
+  // ∂L/∂mean and ∂L/∂std are rarely wanted: the scalar path has them, and words are for ∂L/∂x alone.
+  if (p.dmean || p.dstd) {
+    launch_frames<X, Nonlinearity::sqrt, false>(p, context);
+  } else if constexpr (sizeof(X) > 1) {
+    if (p.dx) launch_frames<X, psi, vector>(p, context);
+  }
   if (!p.dweights) return;
-  if (!grouped) return launch_weights<X, psi, vector, 2, 4>(p, context);
-  p.W == 1 ? launch_weights<X, psi, vector, grouped ? 1 : 2, grouped ? 8 : 4>(p, context)
-           : launch_weights<X, psi, vector, grouped ? 4 : 2, 4>(p, context);
-}
-
-template <class X, Nonlinearity psi>
-void launch_width(const TemporalPoolParams& p, const Context& context) {
-  in_words(p, p.g) ? launch_backward<X, psi, true>(p, context) : launch_backward<X, psi, false>(p, context);
+  if constexpr (!vector) {
+    launch_weights<X, psi, vector, 2, 4>(p, context);
+  } else if (p.W == 1) {
+    launch_weights<X, psi, vector, 1, 8>(p, context);
+  } else {
+    launch_weights<X, psi, vector, 4, 4>(p, context);
+  }
 }
 
 }  // namespace
 
 template <class X>
 void backward(const TemporalPoolParams& p, const Context& context) {
-  if (p.nonlinearity == Nonlinearity::identity) return launch_width<X, Nonlinearity::identity>(p, context);
-  launch_width<X, Nonlinearity::sqrt>(p, context);
+  if constexpr (has_word_path<X>) {
+    if (in_words(p, p.g)) {
+      return p.nonlinearity == Nonlinearity::identity
+                 ? launch_backward<X, Nonlinearity::identity, true>(p, context)
+                 : launch_backward<X, Nonlinearity::sqrt, true>(p, context);
+    }
+  }
+  launch_backward<X, Nonlinearity::sqrt, false>(p, context);
 }
 
 }  // namespace dynpool::cuda

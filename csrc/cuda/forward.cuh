@@ -20,11 +20,17 @@ struct Split {
   void* partials;
 };
 
-enum class Mode { identity, root, normalized_root };  // what happens to a pixel inside the sum
+// What happens to a pixel inside the sum. `any`: normalisation, and ψ as the parameters say; for the scalar path, whose
+// loads hide it.
+enum class Mode { identity, root, normalized_root, any };
 
 template <Mode mode, class X, class Acc>
-__device__ __forceinline__ Acc pixel(Acc x, Acc mean, Acc inverse_std) {
+__device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mean, Acc inverse_std) {
   if constexpr (mode == Mode::identity) return x;
+  if constexpr (mode == Mode::any) {
+    if (p.nonlinearity == Nonlinearity::identity) return (x - mean) * inverse_std;
+    return apply_psi<Nonlinearity::sqrt>((x - mean) * inverse_std);
+  }
   if constexpr (mode == Mode::normalized_root) return apply_psi<Nonlinearity::sqrt>((x - mean) * inverse_std);
   if constexpr (sizeof(X) == 1) return root_of_byte(x);
   return apply_psi<Nonlinearity::sqrt>(x);
@@ -40,7 +46,8 @@ struct Walk {
   const TemporalPoolParams& p;
   const Place<vector>& place;
   const X* x;                      // frame 0 of this inner row
-  Acc mean[V], inverse_std[V];     // used in normalized_root only
+  static constexpr bool inside = mode == Mode::normalized_root || mode == Mode::any;
+  Acc mean[V], inverse_std[V];     // used inside only
   int row[R], first[R], end[R];    // frames [first, end) of row; a free slot has row < 0
   bool active[R];                  // whether the frames being added belong to the row
   const Acc* weights[R];           // of frame 0
@@ -54,7 +61,7 @@ struct Walk {
       row[r] = -1;
       clear(r);
     }
-    if constexpr (mode == Mode::normalized_root) {
+    if constexpr (inside) {
       for_each_channel<V>(p, place, [&](int j, int64_t channel) {
         const Normalization<Acc> n = normalization_of<Acc>(p, channel);
         mean[j] = n.mean;
@@ -121,7 +128,7 @@ struct Walk {
     for (int u = 0; u < N; ++u) {
       Acc value[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) value[j] = pixel<mode, X>(frame[u][j], mean[j], inverse_std[j]);
+      for (int j = 0; j < V; ++j) value[j] = pixel<mode, X>(p, frame[u][j], mean[j], inverse_std[j]);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         if (R > 1 && !active[r]) continue;
@@ -151,7 +158,7 @@ struct Walk {
 
   // Normalisation where it may wait until after the sum (pixel.h).
   __device__ __forceinline__ void normalize(Acc (&value)[V], Acc weights_of_value) const {
-    if (mode == Mode::normalized_root || (!p.mean && !p.std)) return;
+    if (inside || (!p.mean && !p.std)) return;
     for_each_channel<V>(p, place, [&](int j, int64_t channel) {
       const Normalization<Acc> n = normalization_of<Acc>(p, channel);
       if constexpr (mode == Mode::identity) value[j] = (value[j] - n.mean * weights_of_value) * n.inverse_std;
@@ -165,7 +172,7 @@ template <class X, Mode mode, int R>
 constexpr int forward_blocks() {
   if (sizeof(X) == 8) return 3;
   if (R > 1) return sizeof(X) == 1 ? 2 : 3;
-  if (mode == Mode::normalized_root) return 4;
+  if (mode == Mode::normalized_root || mode == Mode::any) return 4;
   return sizeof(X) == 1 ? 5 : 6;
 }
 
@@ -260,7 +267,8 @@ template <class X, Mode mode, bool vector>
 void launch_mode(const TemporalPoolParams& p, const Tiling& tiling, const Split& split, cudaStream_t stream) {
   const dim3 grid(grid_size(tiling.tiles), split.row_parts, split.slices);
   constexpr int slots = sizeof(X) == 8 ? 1 : kSlots;  // float64 is rare: rows walk one by one
-  const auto kernel = p.W == 1 ? forward_kernel<X, mode, vector, 1> : forward_kernel<X, mode, vector, slots>;
+  const bool one = vector && p.W == 1;
+  const auto kernel = one ? forward_kernel<X, mode, vector, vector ? 1 : slots> : forward_kernel<X, mode, vector, slots>;
   launch(kernel, grid, tiling.block, stream, p, tiling, split);
 }
 
@@ -273,7 +281,9 @@ void launch_forward(const TemporalPoolParams& p, const Context& context) {
   Acc* partials = context.memory<Acc>(split.slices > 1 ? split.slices * size : 0);
   split.partials = partials;
 
-  if (p.nonlinearity == Nonlinearity::identity) {
+  if constexpr (!vector) {
+    launch_mode<X, Mode::any, vector>(p, tiling, split, context.stream);
+  } else if (p.nonlinearity == Nonlinearity::identity) {
     launch_mode<X, Mode::identity, vector>(p, tiling, split, context.stream);
   } else if (!normalizes_inside<Nonlinearity::sqrt>(p)) {
     launch_mode<X, Mode::root, vector>(p, tiling, split, context.stream);
@@ -290,7 +300,9 @@ void launch_forward(const TemporalPoolParams& p, const Context& context) {
 
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
-  in_words(p, p.y) ? launch_forward<X, true>(p, context) : launch_forward<X, false>(p, context);
+  if constexpr (has_word_path<X>)
+    if (in_words(p, p.y)) return launch_forward<X, true>(p, context);
+  launch_forward<X, false>(p, context);
 }
 
 }  // namespace dynpool::cuda

@@ -10,6 +10,10 @@ namespace dynpool::cuda {
 template <class X, bool vector>
 constexpr int patch_size = vector ? static_cast<int>(16 / sizeof(X)) : 4;  // V
 
+// float64 is rare and its single elements are half a word: one path serves.
+template <class X>
+constexpr bool has_word_path = sizeof(X) < 8;
+
 // A thread's V columns of one inner row: consecutive ones, or any step apart.
 template <bool vector>
 struct Place {
@@ -87,10 +91,8 @@ struct Patch<X, true> {
       return bit_cast<float>(__byte_perm(word[j / 4], 0x4b000000u, 0x7540u | (j % 4))) - 8388608.0f;
     } else if constexpr (sizeof(X) == 2) {
       return dynpool::load(X{static_cast<uint16_t>(word[j / 2] >> 16 * (j % 2))});
-    } else if constexpr (sizeof(X) == 4) {
-      return bit_cast<float>(word[j]);
     } else {
-      return bit_cast<double>(static_cast<uint64_t>(word[2 * j + 1]) << 32 | word[2 * j]);
+      return bit_cast<float>(word[j]);
     }
   }
 };

@@ -1,0 +1,105 @@
+"""Registers and spills of every CUDA kernel on every architecture, as ptxas reports them.
+
+    python csrc/tests/cuda_resources.py [--update]
+
+Fails where a kernel spills, or where, under the compiler that cuda_resources.json was written with, fewer blocks of it
+fit a multiprocessor than that file says. --update writes the file anew.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parents[1]
+EXPECTED = Path(__file__).with_suffix(".json")
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+THREADS = 128  # of a block: kThreads in launch.cuh
+REGISTERS = 65536  # of a multiprocessor
+
+
+def nvcc() -> str:
+    home = os.environ.get("CUDA_HOME")
+    return str(Path(home) / "bin" / "nvcc") if home else "nvcc"
+
+
+def compile_file(source: Path, folder: str) -> str:
+    codes = ",".join(f"sm_{arch}" for arch in ARCHITECTURES)
+    generate = f"arch=compute_{ARCHITECTURES[0]},code=[{codes}]"
+    command = [nvcc(), "-c", source, "-O3", "-std=c++17", f"-I{CSRC}", "-gencode", generate, "-Xptxas", "-v"]
+    run = subprocess.run([*command, "-o", Path(folder) / f"{source.stem}.o"], text=True, capture_output=True)
+    if run.returncode:
+        sys.exit(f"{source.name} does not compile:\n{run.stderr}")
+    return run.stderr
+
+
+def demangle(names: list[str]) -> list[str]:
+    text = subprocess.run(["c++filt", "-p"], input="\n".join(names), text=True, capture_output=True, check=True).stdout
+    short = (re.sub(r"dynpool::(cuda::)?|\(anonymous namespace\)::|\((Nonlinearity|Mode)\)", "", n) for n in text.split("\n"))
+    return list(short)[: len(names)]
+
+
+def resources() -> dict[str, dict[str, dict[str, int]]]:
+    """kernel -> architecture -> registers, spilled bytes."""
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        output = "\n".join(pool.map(lambda source: compile_file(source, folder), sources))
+    found = re.findall(
+        r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        output,
+        re.DOTALL,
+    )
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    for name, (_, arch, stores, loads, registers) in zip(demangle([row[0] for row in found]), found, strict=True):
+        table.setdefault(name, {})[arch] = {"registers": int(registers), "spilled": int(stores) + int(loads)}
+    return table
+
+
+def blocks(registers: int) -> int:
+    """Blocks of a multiprocessor; a warp takes registers in multiples of 256."""
+    warps = REGISTERS // (-(-registers * 32 // 256) * 256)
+    return warps // (THREADS // 32)
+
+
+def main() -> None:
+    version = re.search(r"release [\d.]+, V([\d.]+)", subprocess.run([nvcc(), "--version"], text=True, capture_output=True).stdout)
+    compiler = version[1] if version else "unknown"
+    table = resources()
+    if not table:
+        sys.exit("ptxas reported no kernel")
+    registers = {name: {arch: row["registers"] for arch, row in archs.items()} for name, archs in sorted(table.items())}
+
+    print(f"nvcc {compiler}; registers a thread (blocks of {THREADS} threads a multiprocessor)")
+    print(f"{'kernel':<58}" + "".join(f"{'sm_' + arch:>11}" for arch in ARCHITECTURES))
+    for name, archs in registers.items():
+        print(f"{name:<58}" + "".join(f"{archs[arch]:>6} ({blocks(archs[arch]):>2})" for arch in ARCHITECTURES))
+
+    failures = [
+        f"{name} spills {row['spilled']} bytes on sm_{arch}"
+        for name, archs in table.items()
+        for arch, row in archs.items()
+        if row["spilled"]
+    ]
+    if "--update" in sys.argv[1:]:
+        EXPECTED.write_text(json.dumps({"compiler": compiler, "registers": registers}, indent=1) + "\n")
+    else:
+        expected = json.loads(EXPECTED.read_text())
+        if expected["compiler"] != compiler:
+            print(f"{EXPECTED.name} is of nvcc {expected['compiler']}: blocks not compared")
+        else:
+            failures += [
+                f"{name} on sm_{arch}: {count} registers, {blocks(count)} blocks; were {before}, {blocks(before)}"
+                for name, archs in registers.items()
+                for arch, count in archs.items()
+                if (before := expected["registers"].get(name, {}).get(arch)) and blocks(count) < blocks(before)
+            ]
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
