@@ -3,7 +3,7 @@
 Environment:
     DYNPOOL_CUDA=0|1        leave the CUDA kernels out | fail without them (default: built where nvcc is found)
     CUDA_HOME               toolkit whose bin/nvcc to use
-    DYNPOOL_CUDA_ARCHS      compute capabilities, "80;90"; else TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; else a list for users
+    DYNPOOL_CUDA_ARCHS      compute capabilities, "80;90"; else TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; else common ones
     DYNPOOL_REQUIRE_EXT=1   fail where the extension cannot be built, instead of installing the plain-torch path
     DYNPOOL_REQUIRE_CUDA=1  both of DYNPOOL_CUDA=1 and DYNPOOL_REQUIRE_EXT=1
     MAX_JOBS                parallel compilations
@@ -36,7 +36,9 @@ def cuda_architectures():
         return None
     names = [re.fullmatch(r"(\d+)\.?(\d)[af]?(\+PTX)?", name) for name in re.split(r"[;, ]+", given.strip())]
     if not all(names):
-        raise SystemExit(f"DYNPOOL_CUDA_ARCHS / TORCH_CUDA_ARCH_LIST must look like '8.0;9.0' or '80;90', got {given!r}")
+        raise SystemExit(
+            f"DYNPOOL_CUDA_ARCHS / TORCH_CUDA_ARCH_LIST must look like '8.0;9.0' or '80;90', got {given!r}"
+        )
     return ";".join(map(str, sorted({int(name[1] + name[2]) for name in names})))
 
 

@@ -30,7 +30,7 @@ class Measurement:
 
 @dataclass
 class Case:
-    """One job, every way of doing it, and the bytes that it must move: each input read once, each output written once."""
+    """One job, every way of doing it, and the bytes it must move: each input read once, each output written once."""
 
     title: str
     num_bytes: int
@@ -60,9 +60,7 @@ def interleave(ways: dict[str, Callable[[], object]], seconds: float, least: int
 def measure(case: Case, ways: dict[str, Callable[[], object]], seconds: float, errors: dict[str, float]) -> Case:
     for name, times in interleave(ways, seconds).items():
         times.sort()
-        case.measurements.append(
-            Measurement(name, times[0], times[len(times) // 2], len(times), errors.get(name))
-        )
+        case.measurements.append(Measurement(name, times[0], times[len(times) // 2], len(times), errors.get(name)))
     return case
 
 
@@ -125,7 +123,9 @@ def draw(path: Path, cases: list[Case], title: str) -> None:
         colors = ["#d1495b" if m.name == "dynpool" else "#8d99ae" for m in ranked]
         bars = panel.barh([m.name for m in ranked], values, color=colors)
         panel.bar_label(bars, [f" {v:,.0f}" for v in values], fontsize=8)
-        panel.set_title(f"{case.title} ({case.threads} thread{'s' if case.threads > 1 else ''})", fontsize=9, loc="left")
+        panel.set_title(
+            f"{case.title} ({case.threads} thread{'s' if case.threads > 1 else ''})", fontsize=9, loc="left"
+        )
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.12)

@@ -219,7 +219,8 @@ def main() -> None:
         print(f"  {name:<32}{value:>8.1f}")
     print("\nPeak memory that a call adds, MB:")
     for kind, peak in peaks.items():
-        print(f"  {kind:<12}{peak['added'] / 1e6:>8.1f}  (its output {peak['output'] / 1e6:.1f}, the frames {peak['frames'] / 1e6:.1f})")
+        added, output, frames = (peak[part] / 1e6 for part in ("added", "output", "frames"))
+        print(f"  {kind:<12}{added:>8.1f}  (its output {output:.1f}, the frames {frames:.1f})")
 
     targets = compare(one, two, memory, tiny)
     print("\nTargets:")
@@ -230,7 +231,9 @@ def main() -> None:
     draw(options.chart, one + two, f"temporal pooling on {torch.__version__}, best of interleaved runs")
 
 
-def compare(one: list[Case], two: list[Case], memory: list[Case], tiny: dict[str, float]) -> dict[str, tuple[float, float]]:
+def compare(
+    one: list[Case], two: list[Case], memory: list[Case], tiny: dict[str, float]
+) -> dict[str, tuple[float, float]]:
     """Figure and target, by name."""
     root, identity, backward = one
 

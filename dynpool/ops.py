@@ -11,6 +11,7 @@ reference.py.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,13 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from . import reference
-from .reference import accumulate_dtype
 
-extension: ModuleType | None  # the compiled module, or None
+extension: ModuleType | None = None  # the compiled module
 try:
-    from . import _C as extension
+    extension = importlib.import_module("._C", __package__)
 except ImportError as error:
-    extension = None
     warnings.warn(
         f"dynpool runs without its compiled kernels ({error}): everything works, through plain torch and slower. "
         "To build them, install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir dynpool "
@@ -160,11 +159,14 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
     return y.squeeze(dim) if squeeze else y
 
 
-def _by_reference(x: Tensor, weights: Tensor, bands: Tensor | None, mean: Any, std: Any, dim: int, *rest: Any) -> Tensor:
+def _by_reference(
+    x: Tensor, weights: Tensor, bands: Tensor | None, mean: Any, std: Any, dim: int, *rest: Any
+) -> Tensor:
     y = reference.temporal_pool(x, weights, bands, mean, std, dim, *rest)
     if x.is_contiguous():
         return y.contiguous()
-    order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda d: -strides[d])
     return y.permute(order).contiguous().permute([order.index(d) for d in range(x.dim())])
 
 
@@ -307,12 +309,12 @@ class Call:
 def _forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, squeeze=False)).forward(x, weights, mean, std)
+    return Call(x, weights.shape, Plan._make((_contiguous(bands), *rest, False))).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    call = Call(x, weights.shape, Plan(_contiguous(bands), *rest[:-1], squeeze=False))
+    call = Call(x, weights.shape, Plan._make((_contiguous(bands), *rest[:-1], False)))
     return call.backward(grad, x, weights, mean, std, rest[-1])
 
 
@@ -393,7 +395,7 @@ class _PoolBackward(torch.autograd.Function):
 
 
 def _second_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], rest: tuple, needs: Sequence[bool]
+    grads: Sequence[Tensor], saved: Sequence[Tensor], rest: tuple[Any, ...], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     """Gradients of `_backward` for those of (grad, x, weights, mean, std) that `needs` marks."""
     inputs, bands = list(saved[:5]), saved[5]
@@ -406,8 +408,9 @@ def _second_backward(
         grad, x, weights, mean, std = given
         return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
 
-    _, pull_back = torch.func.vjp(first, *(inputs[i] for i in wanted))
-    return pull_back(tuple(grads))
+    _, pull_back, *_ = torch.func.vjp(first, *(inputs[i] for i in wanted))
+    second: tuple[Tensor, ...] = pull_back(tuple(grads))
+    return second
 
 
 # --- functorch ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ def approx_rank_pool(
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
     to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out.
     """
-    key: tuple | None = None
+    key: tuple[object, ...] | None = None
     if mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x):
         key = (x.shape, x.stride(), x.dtype, x.device, dim, window, stride, type(dim), type(window), type(stride))
         key += (time_average, nonlinearity, normalize_weights, out_dtype)
@@ -177,9 +177,9 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 
 # --- kept between calls --------------------------------------------------------------------------------------------
 
-_calls: dict[tuple, tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
-_row_cache: dict[tuple, Rows] = {}
-_number_cache: dict[tuple, Tensor] = {}
+_calls: dict[tuple[object, ...], tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
+_row_cache: dict[tuple[object, ...], Rows] = {}
+_number_cache: dict[tuple[object, ...], Tensor] = {}
 
 
 def _cached_rank_rows(
@@ -198,9 +198,18 @@ def _cached_rank_rows(
     key = (num_frames, time_average, normalize, window, stride, dtype, x.device)
     if cacheable and (rows := _row_cache.get(key)) is not None:
         return rows
-    options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": x.device}
     with torch.inference_mode(False) if cacheable else torch.no_grad():
-        rows = rank_rows(num_frames, window=window, stride=stride, lengths=lengths, offsets=offsets, **options)
+        rows = rank_rows(
+            num_frames,
+            time_average=time_average,
+            normalize=normalize,
+            window=window,
+            stride=stride,
+            lengths=lengths,
+            offsets=offsets,
+            dtype=dtype,
+            device=x.device,
+        )
         rows = Rows(rows.weights.contiguous(), rows.bands)
     if cacheable:
         _keep(_row_cache, key, rows)
@@ -219,7 +228,7 @@ def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
     return tensor
 
 
-def _keep(cache: dict, key: tuple, value: object) -> None:
+def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
     if len(cache) >= 256:
         cache.clear()
     cache[key] = value
@@ -265,9 +274,7 @@ def _check_window(window: int | None, stride: int | None, num_frames: int, offse
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
 
 
-def _check_lengths(
-    lengths: Tensor | Sequence[int], batch: int, num_frames: int, window: int | None
-) -> Tensor:
+def _check_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int, window: int | None) -> Tensor:
     lengths = _index_tensor("lengths", lengths)
     if lengths.dim() != 1 or lengths.shape[0] != batch:
         raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")

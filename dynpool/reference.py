@@ -6,6 +6,8 @@ in the accumulate dtype, and banded rows once per window: right, not lean.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -42,11 +44,11 @@ def temporal_pool(
     nonlinearity: str,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """y[b, w, i] = Σ_k A[b, w, k] ψ((x[b, first + k, i] - mean_c) / std_c) over k < count, (first, count) = bands[b, w].
+    """y[b, w, i] = Σ_{k < count} A[b, w, k] ψ((x[b, first + k, i] - mean_c) / std_c), (first, count) = bands[b, w].
 
-    x [..., T, ...] with T at `dim`; weights [B or 1, W, K] in the accumulate dtype; bands int64 [B or 1, W, 2], or None
-    for rows over all K = T frames; mean, std [C] with C at `channel_dim`, or [1] with channel_dim None. B is dimension 0
-    of x. Returns y with W in the place of T.
+    x [..., T, ...] with T at `dim`; weights [B or 1, W, K] in the accumulate dtype; bands int64 [B or 1, W, 2], or
+    None for rows over all K = T frames; mean, std [C] with C at `channel_dim`, or [1] with channel_dim None. B is
+    dimension 0 of x. Returns y with W in the place of T.
     """
     if bands is not None:
         x = _weighed_frames(x, bands, dim)
@@ -57,8 +59,9 @@ def temporal_pool(
 def weighted_sum(frames: Tensor, weights: Tensor, bands: Tensor | None, dim: int) -> Tensor:
     """Σ_k A[b, w, k] frames[b, first + k, i], W in the place of T."""
     frames = frames.movedim(dim, -1)  # [..., T]
-    unbatched = weights.shape[0] == 1
-    clips = frames.reshape(1 if unbatched else frames.shape[0], -1, frames.shape[-1])  # [B or 1, I, T]
+    lead = () if weights.shape[0] == 1 else frames.shape[:1]
+    pixels = math.prod(frames.shape[len(lead) : -1])  # not -1, which empty frames leave open
+    clips = frames.reshape(*(lead or (1,)), pixels, frames.shape[-1])  # [B or 1, I, T]
     if bands is None:  # no matrix product: autocast would round α to half, which leaks the static image
         rows = [(clips * weights[:, None, w]).sum(-1, keepdim=True) for w in range(weights.shape[1])]
         pooled = torch.cat([clips[..., :0], *rows], -1)
@@ -123,5 +126,6 @@ def temporal_pool_backward(
         x, weights, mean, std = given
         return temporal_pool(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)  # type: ignore
 
-    _, pull_back = torch.func.vjp(pool, *(inputs[i] for i in wanted))
-    return pull_back(grad)
+    _, pull_back, *_ = torch.func.vjp(pool, *(inputs[i] for i in wanted))
+    grads: tuple[Tensor, ...] = pull_back(grad)
+    return grads

@@ -6,6 +6,7 @@ A pooling is a banded matrix: output row w of clip b weighs frames first[b, w] â
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -126,16 +127,12 @@ def _ragged_alpha(lengths: Tensor, longest: int, time_average: bool, normalize: 
     return _normalized(alpha.where(t <= n, 0), normalize).to(dtype)
 
 
-def _window_bands(
-    num_frames: int, window: int, stride: int, lengths: Tensor | None, offsets: Tensor | None
-) -> Tensor:
+def _window_bands(num_frames: int, window: int, stride: int, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
     """(first, count) of every window: [1, W, 2]; [B, W, 2] for lengths, where a missing window has count 0."""
     if offsets is not None:
         bounds = offsets.tolist()
         starts = [
-            begin + first
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-            for first in window_starts(end - begin, window, stride)
+            begin + first for begin, end in pairwise(bounds) for first in window_starts(end - begin, window, stride)
         ]
         first = torch.tensor(starts, dtype=torch.int64)[None]
         return torch.stack([first, torch.full_like(first, window)], -1)

@@ -379,7 +379,9 @@ def test_forward_mode_is_linear_pooling_of_tangents(backend, dtype):
     assert y.tangent.dtype == torch.float32
     expected = approx_rank_pool(v, time_average=False, out_dtype=torch.float32)
     assert torch.allclose(y.tangent, expected, rtol=1e-5, atol=1e-4)
-    assert torch.allclose(y.primal, approx_rank_pool(x, time_average=False, out_dtype=torch.float32), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        y.primal, approx_rank_pool(x, time_average=False, out_dtype=torch.float32), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_forward_mode_with_uint8_frames(backend):

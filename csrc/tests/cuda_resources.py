@@ -39,8 +39,8 @@ def compile_file(source: Path, folder: str) -> str:
 
 def demangle(names: list[str]) -> list[str]:
     text = subprocess.run(["c++filt", "-p"], input="\n".join(names), text=True, capture_output=True, check=True).stdout
-    short = (re.sub(r"dynpool::(cuda::)?|\(anonymous namespace\)::|\((Nonlinearity|Mode)\)", "", n) for n in text.split("\n"))
-    return list(short)[: len(names)]
+    clutter = re.compile(r"dynpool::(cuda::)?|\(anonymous namespace\)::|baseline::|\((Nonlinearity|Mode)\)")
+    return [clutter.sub("", name) for name in text.splitlines()]
 
 
 def resources() -> dict[str, dict[str, dict[str, int]]]:
@@ -49,7 +49,8 @@ def resources() -> dict[str, dict[str, dict[str, int]]]:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         output = "\n".join(pool.map(lambda source: compile_file(source, folder), sources))
     found = re.findall(
-        r"entry function '(\w+)' for 'sm_(\d+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        r"entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
         output,
         re.DOTALL,
     )
@@ -66,8 +67,8 @@ def blocks(registers: int) -> int:
 
 
 def main() -> None:
-    version = re.search(r"release [\d.]+, V([\d.]+)", subprocess.run([nvcc(), "--version"], text=True, capture_output=True).stdout)
-    compiler = version[1] if version else "unknown"
+    about = subprocess.run([nvcc(), "--version"], text=True, capture_output=True, check=True).stdout
+    compiler = re.findall(r"release [\d.]+, V([\d.]+)", about)[0]
     table = resources()
     if not table:
         sys.exit("ptxas reported no kernel")
