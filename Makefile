@@ -54,7 +54,7 @@ $(VENV)/.package: $(SOURCES) | $(VENV)/.tools
 	@echo "Building dynpool …"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" DYNPOOL_REQUIRE_EXT=1 $(PIP) --no-build-isolation -e . > $(VENV)/build.log 2>&1 \
 	  || (cat $(VENV)/build.log; exit 1)
-	@cat build/cmake-*/summary.txt
+	@cat build/cmake-cpython-*/summary.txt 2>/dev/null || true
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
