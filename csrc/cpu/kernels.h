@@ -4,20 +4,18 @@
 // frames stream past, several at a time, so that a frame is read once and an output written once.
 #pragma once
 #include <memory>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 
 #include "../pixel.h"
 #include "../temporal_pool.h"
 #include "lookup.h"
 #include "tasks.h"
+#include "vectors.h"
 
 namespace dynpool {
 inline namespace DYNPOOL_ISA {
 namespace {
 
-constexpr int kFrames = 8;  // frames summed between a load and a store of the accumulators
+constexpr int kFrames = 16;  // frames summed between a load and a store of the accumulators
 
 // Pixels of a tile: mean and 1/std of each element, filled only where a kernel asks for them, or ψ(z) by table.
 template <class Acc>
@@ -48,14 +46,29 @@ void clear(Acc* acc, int64_t n) {
   for (int64_t i = 0; i < (n + kBlock - 1) / kBlock * kBlock; ++i) acc[i] = 0;
 }
 
+template <Nonlinearity psi, class X>
+inline __attribute__((always_inline)) auto psi_vector(const X* x) {
+  if constexpr (psi == Nonlinearity::identity) return floats_of(x);
+  else return signed_root<X>(floats_of(x));
+}
+
 // acc[i] += Σ_u a[u] ψ(z[u, i]) for the frames u = U…, `stride` apart.
 template <Nonlinearity psi, bool normalized, class Acc, class X, int... U>
 void add_frames(Acc* __restrict acc, const X* x, int64_t stride, const Acc* a, const TilePixels<Acc>& pixels, int64_t n,
                 std::integer_sequence<int, U...>) {
   const X* const frame[] = {x + U * stride...};
   const Acc weight[] = {a[U]...};
+  int64_t i = 0;
+  if constexpr (has_vectors<X, psi> && !normalized) {
+    for (; i + kVector <= n; i += kVector) {
+      Floats sum;
+      memcpy(&sum, acc + i, sizeof(sum));
+      ((sum += weight[U] * psi_vector<psi>(frame[U] + i)), ...);
+      memcpy(acc + i, &sum, sizeof(sum));
+    }
+  }
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
+  for (; i < n; ++i) {
     Acc sum = acc[i];
     ((sum += weight[U] * apply_psi<psi>(normalize<Acc, normalized>(frame[U][i], pixels, i))), ...);
     acc[i] = sum;
@@ -265,48 +278,23 @@ void load_tile(DType dtype, const void* g, int64_t offset, int64_t stride, Acc* 
   }
 }
 
-// d[i] = ψ'(z[i]) for ψ = √, in place. A vector root and division take 20 cycles for 16 floats; a reciprocal root of 14
-// bits and one Newton step, exact to 2 ulp, take 7.
-template <class Acc>
-void differentiate_root(Acc* z, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) z[i] = apply_dpsi<Nonlinearity::sqrt>(z[i]);
-}
-#ifdef __AVX512F__
-inline void differentiate_root(float* z, int64_t n) {
-  const __m512 infinity = _mm512_set1_ps(__builtin_inff());
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 inside = n - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (n - i)) - 1);
-    const __m512 m = _mm512_abs_ps(_mm512_maskz_loadu_ps(inside, z + i));
-    const __m512 r = _mm512_rsqrt14_ps(m);
-    const __m512 step = _mm512_fnmadd_ps(_mm512_mul_ps(m, r), _mm512_mul_ps(r, _mm512_set1_ps(0.25f)),
-                                         _mm512_set1_ps(0.75f));  // (3 - m r²) / 4
-    // 0 and infinity have no Newton step, and the derivative 0.
-    const __mmask16 finite = _mm512_cmp_ps_mask(m, _mm512_setzero_ps(), _CMP_NEQ_UQ) &
-                             _mm512_cmp_ps_mask(m, infinity, _CMP_NEQ_UQ);
-    _mm512_mask_storeu_ps(z + i, inside, _mm512_maskz_mul_ps(finite, r, step));
-  }
-}
-#endif
-
 // out[i] = a G[i] ψ'(z[i]) / std
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void differentiate(X* __restrict out, const X* __restrict x, Acc a, const Acc* __restrict G,
                    const TilePixels<Acc>& pixels, int64_t n) {
-  constexpr int64_t kStep = 256;
-  Acc derivative[kStep];
-  for (int64_t begin = 0; begin < n; begin += kStep) {
-    const int64_t m = n - begin < kStep ? n - begin : kStep;
-    if constexpr (psi != Nonlinearity::identity) {
-      for (int64_t i = 0; i < m; ++i) derivative[i] = normalize<Acc, normalized>(x[begin + i], pixels, begin + i);
-      differentiate_root(derivative, m);
-    }
+  int64_t i = 0;
+#ifdef __AVX512F__
+  if constexpr (std::is_same<X, float>::value && psi == Nonlinearity::sqrt && !normalized) {
+    for (; i + kVector <= n; i += kVector)
+      _mm512_storeu_ps(out + i, a * _mm512_loadu_ps(G + i) * root_derivative(_mm512_loadu_ps(x + i)));
+  }
+#endif
 #pragma GCC ivdep
-    for (int64_t i = 0; i < m; ++i) {
-      Acc d = a * G[begin + i];
-      if constexpr (psi != Nonlinearity::identity) d *= derivative[i];
-      if constexpr (normalized) d *= pixels.inverse_std[begin + i];
-      out[begin + i] = store<X>(d);
-    }
+  for (; i < n; ++i) {
+    Acc d = a * G[i];
+    if constexpr (psi != Nonlinearity::identity) d *= apply_dpsi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+    if constexpr (normalized) d *= pixels.inverse_std[i];
+    out[i] = store<X>(d);
   }
 }
 

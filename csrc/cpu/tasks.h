@@ -4,11 +4,20 @@
 
 namespace dynpool {
 
-constexpr int64_t kTile = 4096;  // elements: 16 KB of float accumulators, in a first-level cache of 32 KB or more
+constexpr int64_t kTile = 16384;  // elements at most
 
 struct Tile {
   int64_t outer, begin, n;
 };
+
+// 16 KB of a frame: long enough a run for the memory to stream, short enough for the sums of all rows that share frames
+// to stay in a second-level cache.
+DYNPOOL_HOST_DEVICE int64_t tile_length(const TemporalPoolParams& p) {
+  const int64_t length = p.x_dtype == DType::uint8 ? kTile : p.x_dtype == DType::float64 ? kTile / 8 : kTile / 4;
+  const int64_t rows = p.W < 8 ? 8 : p.W;
+  const int64_t room = (int64_t{1} << 17) / rows / 512 * 512;
+  return room < 512 ? 512 : room < length ? room : length;
+}
 
 // Tiles of all inner rows, in order; those of one clip stand together, because its axis is the outermost.
 struct Tasks {
@@ -17,7 +26,9 @@ struct Tasks {
   DYNPOOL_HOST_DEVICE explicit Tasks(const TemporalPoolParams& p) {
     inner = p.inner().size;
     const int64_t outer = p.num_outer();
-    length = inner * outer >= 16 * kTile ? kTile : kTile / 8;  // enough tiles for a few threads
+    const int64_t share = (inner * outer / 16 + 511) / 512 * 512;  // enough tiles for a few threads
+    length = tile_length(p);
+    if (share < length) length = share < 512 ? 512 : share;
     tiles_per_row = (inner + length - 1) / length;
     count = outer * tiles_per_row;
   }

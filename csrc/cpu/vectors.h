@@ -1,0 +1,104 @@
+// What the compiler does not vectorise well by itself: widening narrow pixels, and roots.
+//
+// A vector root takes 11 cycles for 16 floats, a root and a division 20. A reciprocal root of 14 bits (12 with AVX2) and
+// one Newton step, exact to 2 ulp, take 6.
+#pragma once
+#include <type_traits>
+
+#include "../pixel.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace dynpool {
+inline namespace DYNPOOL_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+
+using Floats = __m512;
+constexpr int64_t kVector = 16;
+
+// Where plain loops are slower.
+template <class X, Nonlinearity psi>
+constexpr bool has_vectors = !std::is_same<X, double>::value &&
+                             !(std::is_same<X, float>::value && psi == Nonlinearity::identity);
+
+inline Floats floats_of(const uint8_t* x) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+inline Floats floats_of(const Half* x) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+inline Floats floats_of(const BFloat16* x) {
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+inline Floats floats_of(const float* x) { return _mm512_loadu_ps(x); }
+
+// 0 and infinity have no Newton step.
+inline __mmask16 extreme(Floats m) {
+  constexpr int kZeros = 0x02 | 0x04, kInfinities = 0x08 | 0x10;
+  return _mm512_fpclass_ps_mask(m, kZeros | kInfinities);
+}
+
+// sign(z) √|z|
+template <class X>
+Floats signed_root(Floats z) {
+  const Floats m = _mm512_abs_ps(z), r = _mm512_rsqrt14_ps(m), s = _mm512_mul_ps(m, r);
+  const Floats error = _mm512_fnmadd_ps(s, r, _mm512_set1_ps(1));
+  const Floats root = _mm512_fmadd_ps(_mm512_mul_ps(s, _mm512_set1_ps(0.5f)), error, s);
+  const Floats safe = _mm512_mask_mov_ps(root, extreme(m), m);
+  if (std::is_same<X, uint8_t>::value) return safe;
+  constexpr int kSelect = 0xca;  // a ? b : c, by bits
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7fffffff), _mm512_castps_si512(safe),
+                                                       _mm512_castps_si512(z), kSelect));
+}
+
+// ψ'(z) for ψ = √
+inline Floats root_derivative(Floats z) {
+  const Floats m = _mm512_abs_ps(z), r = _mm512_rsqrt14_ps(m);
+  const Floats step = _mm512_fnmadd_ps(_mm512_mul_ps(m, r), _mm512_mul_ps(r, _mm512_set1_ps(0.25f)),
+                                       _mm512_set1_ps(0.75f));  // (3 - m r²) / 4
+  return _mm512_maskz_mul_ps(_knot_mask16(extreme(m)), r, step);
+}
+
+#elif defined(__AVX2__)
+
+using Floats = __m256;
+constexpr int64_t kVector = 8;
+
+template <class X, Nonlinearity psi>
+constexpr bool has_vectors = std::is_same<X, uint8_t>::value;
+
+inline Floats floats_of(const uint8_t* x) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
+}
+
+// √z for z = 0 … 255
+template <class X>
+Floats signed_root(Floats z) {
+  const Floats r = _mm256_rsqrt_ps(_mm256_max_ps(z, _mm256_set1_ps(0.5f))), s = _mm256_mul_ps(z, r);
+  const Floats error = _mm256_fnmadd_ps(s, r, _mm256_set1_ps(1));
+  return _mm256_fmadd_ps(_mm256_mul_ps(s, _mm256_set1_ps(0.5f)), error, s);
+}
+
+#else
+
+using Floats = float;
+constexpr int64_t kVector = 1;
+
+template <class X, Nonlinearity psi>
+constexpr bool has_vectors = false;
+
+template <class X>
+Floats floats_of(const X* x);
+template <class X>
+Floats signed_root(Floats z);
+
+#endif
+
+}  // namespace
+}  // namespace DYNPOOL_ISA
+}  // namespace dynpool
