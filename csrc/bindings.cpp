@@ -4,7 +4,6 @@
 
 #include <optional>
 #include <stdexcept>
-#include <tuple>
 #include <vector>
 
 #include "temporal_pool.h"
@@ -17,69 +16,70 @@ using dynpool::TemporalPoolParams;
 using Address = uintptr_t;  // 0: absent
 using Sizes = std::vector<int64_t>;
 
-// What ops.py passes, as tuples.
-using Frames = std::tuple<Address, int, Sizes, Sizes, int>;                       // x, dtype, sizes, strides, dim
-using Weights = std::tuple<Address, int64_t, int64_t, int64_t, Address>;          // A, clips, W, K, bands
-using Pixels = std::tuple<Address, Address, int64_t, int, int>;                   // mean, std, channels, channel_dim, ψ
-using Pooled = std::tuple<Address, int, Sizes>;                                   // y or ∂L/∂y, dtype, strides
-using Gradients = std::tuple<Address, Sizes, Address, Address, Address>;          // ∂x and its strides, ∂A, ∂mean, ∂std
-
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-TemporalPoolParams make_params(const Frames& frames, const Weights& rows, const Pixels& pixels, const Pooled& pooled,
-                               const Sizes& dx_strides) {
-  const auto& [x, x_dtype, sizes, x_strides, dim] = frames;
-  const auto& [weights, clips, W, K, bands] = rows;
-  const auto& [mean, std, channels, channel_dim, nonlinearity] = pixels;
-  const auto& [y, y_dtype, y_strides] = pooled;
-  int64_t elements = 1;
-  for (int64_t size : sizes) elements *= size;
+// Shapes, strides and dtypes of a call, worked out once for all calls on such tensors. The strides of y are those of its
+// gradient, too; dx_strides is empty where only the forward pass is wanted.
+TemporalPoolParams make_layout(int x_dtype, const Sizes& sizes, const Sizes& x_strides, int dim, int y_dtype,
+                               const Sizes& y_strides, const Sizes& dx_strides, int64_t clips, int64_t W, int64_t K,
+                               int64_t channels, int channel_dim, int nonlinearity) {
   require(dim >= 0 && static_cast<size_t>(dim) < sizes.size(), "dim is out of range");
   require(x_strides.size() == sizes.size() && y_strides.size() == sizes.size() &&
               (dx_strides.empty() || dx_strides.size() == sizes.size()),
           "one stride a dimension is needed");
-  require((weights && y) || elements * W == 0, "null pointer: a fake or meta tensor has no data");
-
   TemporalPoolParams p;
-  p.x = pointer(x);
   p.x_dtype = static_cast<dynpool::DType>(x_dtype);
-  p.weights = pointer(weights);
+  p.y_dtype = static_cast<dynpool::DType>(y_dtype);
+  p.nonlinearity = static_cast<dynpool::Nonlinearity>(nonlinearity);
   p.clips = clips;
   p.W = W;
   p.K = K;
-  p.bands = static_cast<const int64_t*>(pointer(bands));
-  p.mean = pointer(mean);
-  p.std = pointer(std);
   p.channels = channels;
-  p.nonlinearity = static_cast<dynpool::Nonlinearity>(nonlinearity);
-  p.y_dtype = static_cast<dynpool::DType>(y_dtype);
   dynpool::make_axes(p, {static_cast<int>(sizes.size()), sizes.data(), x_strides.data(), y_strides.data(),
                          dx_strides.empty() ? nullptr : dx_strides.data(), dim, channel_dim});
   return p;
 }
 
-TemporalPoolParams forward_params(const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& y) {
-  TemporalPoolParams p = make_params(frames, weights, pixels, y, {});
-  require(p.x || p.T * p.num_outer() * p.inner().size == 0, "null pointer: a fake or meta tensor has no data");
-  p.y = pointer(std::get<0>(y));
+TemporalPoolParams with_inputs(const TemporalPoolParams& layout, Address x, Address weights, Address bands,
+                               Address mean, Address std) {
+  TemporalPoolParams p = layout;
+  p.x = pointer(x);
+  p.weights = pointer(weights);
+  p.bands = static_cast<const int64_t*>(pointer(bands));
+  p.mean = pointer(mean);
+  p.std = pointer(std);
   return p;
 }
 
-TemporalPoolParams backward_params(const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& g,
-                                   const Gradients& gradients) {
-  const auto& [dx, dx_strides, dweights, dmean, dstd] = gradients;
-  TemporalPoolParams p = make_params(frames, weights, pixels, g, dx_strides);
-  p.g = pointer(std::get<0>(g));
+constexpr char kNull[] = "null pointer: a fake or meta tensor has no data";
+
+TemporalPoolParams forward_params(const TemporalPoolParams& layout, Address x, Address weights, Address bands,
+                                  Address mean, Address std, Address y) {
+  TemporalPoolParams p = with_inputs(layout, x, weights, bands, mean, std);
+  p.y = pointer(y);
+  const int64_t elements = p.num_outer() * p.inner().size;
+  require((weights && y) || elements * p.W == 0, kNull);
+  require(x || elements * p.T == 0, kNull);
+  return p;
+}
+
+TemporalPoolParams backward_params(const TemporalPoolParams& layout, Address x, Address weights, Address bands,
+                                   Address mean, Address std, Address g, Address dx, Address dweights, Address dmean,
+                                   Address dstd) {
+  TemporalPoolParams p = with_inputs(layout, x, weights, bands, mean, std);
+  p.g = pointer(g);
   p.dx = pointer(dx);
   p.dweights = pointer(dweights);
   p.dmean = pointer(dmean);
   p.dstd = pointer(dstd);
+  const int64_t elements = p.num_outer() * p.inner().size;
+  require((weights && g) || elements * p.W == 0, kNull);
   const bool reads_x = p.nonlinearity != dynpool::Nonlinearity::identity || dweights || dmean || dstd;
-  require(p.x || !reads_x || p.T * p.num_outer() * p.inner().size == 0, "x is needed, and is a null pointer");
+  require(x || !reads_x || elements * p.T == 0, "x is needed, and is a null pointer");
   return p;
 }
 
@@ -107,37 +107,43 @@ void* allocate_by_python(int64_t bytes, void* allocate) {
 
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   m.doc() = "Kernels of dynpool, for dynpool/ops.py alone.";
+  py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
 
 #ifdef DYNPOOL_WITH_CPU
   py::module_ cpu = m.def_submodule("cpu");
-  cpu.def("temporal_pool", [](const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& y,
-                              int num_threads) {
-    const TemporalPoolParams p = forward_params(frames, weights, pixels, y);
+  cpu.def("temporal_pool", [](const TemporalPoolParams& layout, Address x, Address weights, Address bands, Address mean,
+                              Address std, Address y, int num_threads) {
+    const TemporalPoolParams p = forward_params(layout, x, weights, bands, mean, std, y);
     const Unlocked unlocked(p);
     dynpool::cpu::temporal_pool(p, num_threads);
   });
-  cpu.def("temporal_pool_backward", [](const Frames& frames, const Weights& weights, const Pixels& pixels,
-                                       const Pooled& g, const Gradients& gradients, int num_threads) {
-    const TemporalPoolParams p = backward_params(frames, weights, pixels, g, gradients);
-    const Unlocked unlocked(p);
-    dynpool::cpu::temporal_pool_backward(p, num_threads);
-  });
+  cpu.def("temporal_pool_backward",
+          [](const TemporalPoolParams& layout, Address x, Address weights, Address bands, Address mean, Address std,
+             Address g, Address dx, Address dweights, Address dmean, Address dstd, int num_threads) {
+            const TemporalPoolParams p =
+                backward_params(layout, x, weights, bands, mean, std, g, dx, dweights, dmean, dstd);
+            const Unlocked unlocked(p);
+            dynpool::cpu::temporal_pool_backward(p, num_threads);
+          });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));
 #endif
 
 #ifdef DYNPOOL_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");
-  cuda.def("temporal_pool", [](const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& y,
-                               int device, Address stream, py::function allocate) {
-    dynpool::cuda::temporal_pool(forward_params(frames, weights, pixels, y), device, pointer(stream),
+  cuda.def("temporal_pool", [](const TemporalPoolParams& layout, Address x, Address weights, Address bands,
+                               Address mean, Address std, Address y, int device, Address stream,
+                               py::function allocate) {
+    dynpool::cuda::temporal_pool(forward_params(layout, x, weights, bands, mean, std, y), device, pointer(stream),
                                  allocate_by_python, &allocate);
   });
   cuda.def("temporal_pool_backward",
-           [](const Frames& frames, const Weights& weights, const Pixels& pixels, const Pooled& g,
-              const Gradients& gradients, int device, Address stream, py::function allocate) {
-             dynpool::cuda::temporal_pool_backward(backward_params(frames, weights, pixels, g, gradients), device,
-                                                   pointer(stream), allocate_by_python, &allocate);
+           [](const TemporalPoolParams& layout, Address x, Address weights, Address bands, Address mean, Address std,
+              Address g, Address dx, Address dweights, Address dmean, Address dstd, int device, Address stream,
+              py::function allocate) {
+             dynpool::cuda::temporal_pool_backward(
+                 backward_params(layout, x, weights, bands, mean, std, g, dx, dweights, dmean, dstd), device,
+                 pointer(stream), allocate_by_python, &allocate);
            });
   cuda.def("device_count", &dynpool::cuda::device_count);
   cuda.def("architectures", &dynpool::cuda::architectures);

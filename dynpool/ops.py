@@ -48,6 +48,7 @@ MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_p
 class Kernels(NamedTuple):
     """Launchers of one device type; the last argument is the torch.device."""
 
+    layout: type[Any]
     temporal_pool: Callable[..., None]
     temporal_pool_backward: Callable[..., None]
 
@@ -55,15 +56,19 @@ class Kernels(NamedTuple):
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     if module is None:
         return None
-    forward, backward, num_threads = module.temporal_pool, module.temporal_pool_backward, torch.get_num_threads
-    return Kernels(
-        lambda frames, rows, pixels, y, device: forward(frames, rows, pixels, y, num_threads()),
-        lambda frames, rows, pixels, g, gradients, device: backward(frames, rows, pixels, g, gradients, num_threads()),
-    )
+    forward, backward, num_threads = module.cpu.temporal_pool, module.cpu.temporal_pool_backward, torch.get_num_threads
+
+    def temporal_pool(*args: Any) -> None:
+        forward(*args[:-1], num_threads())
+
+    def temporal_pool_backward(*args: Any) -> None:
+        backward(*args[:-1], num_threads())
+
+    return Kernels(module.Layout, temporal_pool, temporal_pool_backward)
 
 
 def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
-    if module is None:
+    if module is None or not hasattr(module, "cuda"):
         return None
 
     def on_stream(launch: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +85,8 @@ def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) ->
 
         return call
 
-    return Kernels(on_stream(module.temporal_pool), on_stream(module.temporal_pool_backward))
+    cuda = module.cuda
+    return Kernels(module.Layout, on_stream(cuda.temporal_pool), on_stream(cuda.temporal_pool_backward))
 
 
 def emulated_kernels(path: str) -> Kernels:
@@ -90,7 +96,7 @@ def emulated_kernels(path: str) -> Kernels:
         raise ImportError(f"no extension module at {path}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    kernels = _cuda_kernels(module.cuda, lambda index: 0)
+    kernels = _cuda_kernels(module, lambda index: 0)
     assert kernels is not None
     return kernels
 
@@ -100,8 +106,8 @@ def _current_stream(index: int) -> int:
 
 
 _KERNELS = {
-    "cpu": _cpu_kernels(extension and extension.cpu),
-    "cuda": None if torch.version.hip else _cuda_kernels(getattr(extension, "cuda", None), _current_stream),
+    "cpu": _cpu_kernels(extension),
+    "cuda": None if torch.version.hip else _cuda_kernels(extension, _current_stream),
 }
 
 
@@ -125,8 +131,8 @@ def is_plain(x: Tensor) -> bool:
 
 
 def is_direct(x: Tensor) -> bool:
-    """Whether a call on x goes straight to a kernel."""
-    return is_plain(x) and forward_ad._current_level < 0 and kernels_for(x.device) is not None
+    """Whether a call on x goes straight to a kernel, where its device has any."""
+    return is_plain(x) and forward_ad._current_level < 0
 
 
 class Plan(NamedTuple):
@@ -214,22 +220,43 @@ class Call:
     def __init__(self, x: Tensor, rows_shape: Sequence[int], plan: Plan):
         self.plan = plan
         self.shape, self.strides, self.dtype, self.device = x.shape, x.stride(), x.dtype, x.device
-        self.frames = (_DTYPE_CODES[x.dtype], self.shape, self.strides, plan.dim)
-        self.rows = (*rows_shape, _address(plan.bands))
-        self.channels = (
-            1 if plan.channel_dim is None else x.shape[plan.channel_dim],
-            -1 if plan.channel_dim is None else plan.channel_dim,
-            _NONLINEARITY_CODES[plan.nonlinearity],
-        )
+        self.contiguous = x.is_contiguous()
+        self.dx_strides = self.strides if self.contiguous else tuple(_dense_strides(self.shape, self.strides))
         self.y_sizes, self.y_strides = _output_layout(x, plan.dim, rows_shape[1])
         if plan.squeeze:
             del self.y_sizes[plan.dim]
             if self.y_strides is not None:
                 del self.y_strides[plan.dim]
+        self.bands = _address(plan.bands)
+        self.rows_shape = rows_shape
+        self.layouts: dict[tuple[int, ...], Any] = {}  # by the strides of ∂L/∂y, as far as backward has met them
+        self.layouts_without_x: dict[tuple[int, ...], Any] = {}
+        self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
+
         like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
-        self.pooled = (_DTYPE_CODES[plan.out_dtype], self._row_strides(like_y.stride()))
-        self.dx_strides = self.strides if x.is_contiguous() else _dense_strides(self.shape, self.strides)
-        self.contiguous = x.is_contiguous()
+        self.kernels = kernels_for(x.device)
+        self.forward_layout = self.layout(self.kernels, self.strides, like_y.stride(), ())
+
+    def layout(
+        self, kernels: Kernels | None, x_strides: Sequence[int], y_strides: Sequence[int], dx_strides: Sequence[int]
+    ) -> Any:
+        """The kernels' own description of tensors of these strides; y has none for a single row that was squeezed."""
+        if kernels is None:
+            return None
+        dim, channel_dim = self.plan.dim, self.plan.channel_dim
+        return kernels.layout(
+            _DTYPE_CODES[self.dtype],
+            self.shape,
+            x_strides,
+            dim,
+            _DTYPE_CODES[self.plan.out_dtype],
+            (*y_strides[:dim], 0, *y_strides[dim:]) if self.plan.squeeze else y_strides,
+            dx_strides,
+            *self.rows_shape,
+            1 if channel_dim is None else self.shape[channel_dim],
+            -1 if channel_dim is None else channel_dim,
+            _NONLINEARITY_CODES[self.plan.nonlinearity],
+        )
 
     def __call__(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and (
@@ -242,17 +269,19 @@ class Call:
         return self.forward(x, weights, mean, std)
 
     def forward(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
-        plan = self.plan
-        kernels = kernels_for(self.device)
+        plan, kernels = self.plan, self.kernels
         if kernels is None:
             y = _by_reference(x, weights, plan.bands, mean, std, *plan[1:5])
             return y.squeeze(plan.dim) if plan.squeeze else y
         y = _new(x, self.y_sizes, self.y_strides, plan.out_dtype)
         kernels.temporal_pool(
-            (x.data_ptr(), *self.frames),
-            (weights.data_ptr(), *self.rows),
-            (_address(mean), _address(std), *self.channels),
-            (y.data_ptr(), *self.pooled),
+            self.forward_layout,
+            x.data_ptr(),
+            weights.data_ptr(),
+            self.bands,
+            _address(mean),
+            _address(std),
+            y.data_ptr(),
             self.device,
         )
         return y
@@ -267,7 +296,7 @@ class Call:
         needs: Sequence[bool],
     ) -> list[Tensor]:
         """Gradients for those of (x, weights, mean, std) that `needs` marks; x None where its pixels do not matter."""
-        plan, kernels = self.plan, kernels_for(self.device)
+        plan, kernels = self.plan, self.kernels
         if kernels is None:
             x = self.zeros() if x is None else x
             grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
@@ -277,33 +306,34 @@ class Call:
         if 0 in strides or len(strides) >= MAX_DIMS:  # expanded, as that of y.sum(): no kernel walks it quickly
             grad = grad.contiguous()
             strides = grad.stride()
+        layouts = self.layouts_without_x if x is None else self.layouts
+        if (layout := layouts.get(strides)) is None:
+            layout = self.layout(kernels, self.dx_strides if x is None else self.strides, strides, self.dx_strides)
+            if len(layouts) < 8:
+                layouts[strides] = layout
         dx = _new(grad, self.shape, None if self.contiguous else self.dx_strides, self.dtype) if needs[0] else None
         dweights = torch.empty_like(weights) if needs[1] else None
         dmean = torch.empty_like(mean) if needs[2] and mean is not None else None
         dstd = torch.empty_like(std) if needs[3] and std is not None else None
-        code, shape, x_strides, dim = self.frames
         kernels.temporal_pool_backward(
-            (0, code, shape, self.dx_strides, dim) if x is None else (x.data_ptr(), code, shape, x_strides, dim),
-            (weights.data_ptr(), *self.rows),
-            (_address(mean), _address(std), *self.channels),
-            (grad.data_ptr(), self.pooled[0], self._row_strides(strides)),
-            (_address(dx), () if dx is None else self.dx_strides, _address(dweights), _address(dmean), _address(dstd)),
+            layout,
+            _address(x),
+            weights.data_ptr(),
+            self.bands,
+            _address(mean),
+            _address(std),
+            grad.data_ptr(),
+            _address(dx),
+            _address(dweights),
+            _address(dmean),
+            _address(dstd),
             self.device,
         )
         return [t for t in (dx, dweights, dmean, dstd) if t is not None]
 
-    def reads_pixels(self, needs: Sequence[bool]) -> bool:
-        """Whether backward does: not for the identity, when only ∂L/∂x is wanted."""
-        return self.plan.nonlinearity != "identity" or True in needs[1:]
-
     def zeros(self) -> Tensor:
         """Frames whose pixels do not matter."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
-
-    def _row_strides(self, strides: tuple[int, ...]) -> tuple[int, ...]:
-        """Strides of y or its gradient, with one for W where it was squeezed."""
-        dim = self.plan.dim
-        return (*strides[:dim], 0, *strides[dim:]) if self.plan.squeeze else strides
 
 
 def _forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
@@ -323,8 +353,6 @@ def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-unt
 
 def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Gradients in the places of the inputs that need one, None in the others."""
-    if needs[0] and len(grads) == 1:  # the usual case, quickly
-        return grads[0], *(None,) * (len(needs) - 1)
     following = iter(grads)
     return tuple([next(following) if need else None for need in needs])
 
@@ -335,14 +363,14 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weights, mean, std, call):  # type: ignore[no-untyped-def]
         ctx.call = call
-        if call.reads_pixels(ctx.needs_input_grad):
-            ctx.weights = None
-            ctx.save_for_backward(x, weights, mean, std)
-        elif mean is None and std is None and not weights.requires_grad:
-            ctx.weights = weights
+        ctx.weights = None
+        if not call.reads_pixels and True not in ctx.needs_input_grad[1:]:
+            if mean is None and std is None:
+                ctx.weights = weights
+            else:
+                ctx.save_for_backward(None, weights, mean, std)
         else:
-            ctx.weights = None
-            ctx.save_for_backward(None, weights, mean, std)
+            ctx.save_for_backward(x, weights, mean, std)
         return call.forward(x, weights, mean, std)
 
     @staticmethod
@@ -352,13 +380,15 @@ class _Pool(torch.autograd.Function):
         weights = ctx.weights
         if weights is None:
             x, weights, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled() or _traced(grad):
+        if torch.is_grad_enabled() or _traced(grad):  # a second derivative may be wanted
             bands, dim, *rest, squeeze = call.plan
             grad = grad.unsqueeze(dim) if squeeze else grad
             x = call.zeros() if x is None else x
             grads = _differentiable_backward(grad, x, weights, mean, std, bands, dim, *rest, needs[:4])
         else:
             grads = call.backward(grad, x, weights, mean, std, needs)
+            if len(grads) == 1 and needs[0]:  # the usual case, quickly
+                return grads[0], None, None, None, None
         return _spread(grads, needs)
 
 

@@ -145,7 +145,7 @@ def approx_rank_pool(
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows)
-    if key is not None and x.dim() <= ops.MAX_DIMS:
+    if key is not None and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
         _keep(_calls, key, (ops.Call(x, rows.weights.shape, plan), rows.weights))
     return _pool(x, rows.weights, mean, std, plan)
 

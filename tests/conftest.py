@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dynpool import ops
+from dynpool import ops, pooling
 
 settings.register_profile(
     "dynpool",
@@ -74,6 +74,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Every implementation of the operation in turn."""
     name = request.param
     device = require(name)
+    monkeypatch.setattr(pooling, "_calls", {})  # they hold on to kernels
     if name == "reference":
         monkeypatch.setattr(ops, "kernels_for", lambda device: None)
     elif name == "emulated":
