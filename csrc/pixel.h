@@ -121,16 +121,16 @@ DYNPOOL_HOST_DEVICE float square_root(float v) {
 DYNPOOL_HOST_DEVICE double square_root(double v) { return std::sqrt(v); }
 DYNPOOL_HOST_DEVICE float magnitude(float v) { return bit_cast<float>(bit_cast<uint32_t>(v) & 0x7fffffffu); }
 DYNPOOL_HOST_DEVICE double magnitude(double v) { return bit_cast<double>(bit_cast<uint64_t>(v) & 0x7fffffffffffffffull); }
-DYNPOOL_HOST_DEVICE float copy_sign(float v, float sign) {
-  return bit_cast<float>((bit_cast<uint32_t>(v) & 0x7fffffffu) | (bit_cast<uint32_t>(sign) & 0x80000000u));
+// v ≥ 0 with the sign of another
+DYNPOOL_HOST_DEVICE float with_sign(float v, float sign) {
+  return bit_cast<float>(bit_cast<uint32_t>(v) | (bit_cast<uint32_t>(sign) & 0x80000000u));
 }
-DYNPOOL_HOST_DEVICE double copy_sign(double v, double sign) {
-  return bit_cast<double>((bit_cast<uint64_t>(v) & 0x7fffffffffffffffull) |
-                          (bit_cast<uint64_t>(sign) & 0x8000000000000000ull));
+DYNPOOL_HOST_DEVICE double with_sign(double v, double sign) {
+  return bit_cast<double>(bit_cast<uint64_t>(v) | (bit_cast<uint64_t>(sign) & 0x8000000000000000ull));
 }
 
-// Of a whole number below 256. What is never denormal needs one instruction of the GPU, within 2^-23.
-DYNPOOL_HOST_DEVICE float root_of_byte(float v) {
+// √v where a denormal v may count as 0, as it may for bytes: one instruction of the GPU, within 2^-23.
+DYNPOOL_HOST_DEVICE float quick_root(float v) {
 #ifdef __CUDA_ARCH__
   float root;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(v));
@@ -144,7 +144,7 @@ DYNPOOL_HOST_DEVICE float root_of_byte(float v) {
 template <Nonlinearity psi, class Acc>
 DYNPOOL_HOST_DEVICE Acc apply_psi(Acc z) {
   if constexpr (psi == Nonlinearity::identity) return z;
-  return copy_sign(square_root(magnitude(z)), z);
+  return with_sign(square_root(magnitude(z)), z);
 }
 
 // ψ'(z): 1, or 1 / (2√|z|), which is taken as 0 at z = 0.

@@ -13,16 +13,22 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from av.error import FFmpegError
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
+
+try:
+    import av
+    from av.error import FFmpegError
+    from av.stream import Disposition
+    from av.video.reformatter import VideoReformatter
+except ImportError as error:  # tensors, arrays and frames do without
+    missing_av: ImportError | None = error
+else:
+    missing_av = None
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Frame: TypeAlias = Pixels | Tensor | Image.Image
@@ -273,6 +279,8 @@ class _Borrowed:
 
 
 def _decode(file: Any, source: str, size: Size | None, max_frames: int | None) -> Clip:
+    if missing_av is not None:
+        raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
     try:
         # Some files of HMDB51 hold metadata that is no text.
         container = av.open(file, metadata_errors="ignore")

@@ -8,11 +8,12 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from av.stream import Disposition
+
+av = pytest.importorskip("av", reason="needs PyAV, to write clips")
+from av.stream import Disposition  # noqa: E402
 
 DATA = Path(os.environ.get("DYNPOOL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import dynpool
-from dynpool import cli
 from dynpool.images import dynamic_image, dynamic_images
+
+pytest.importorskip("typer", reason="needs typer")
+from typer.testing import CliRunner
+
+from dynpool import cli
 
 FRAMES = clips.random_frames(7, 16, 24)
 

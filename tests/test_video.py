@@ -8,7 +8,6 @@ import pickle
 import sys
 from pathlib import Path
 
-import av
 import clips
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ import torch
 from PIL import Image
 
 from dynpool.video import VideoError, _decoded_frames, read_clip
+
+av = clips.av
 
 FRAMES = clips.random_frames(7)
 UPRIGHT = (1, 0, 0, 1)

@@ -31,9 +31,10 @@ __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mea
     if (p.nonlinearity == Nonlinearity::identity) return (x - mean) * inverse_std;
     return apply_psi<Nonlinearity::sqrt>((x - mean) * inverse_std);
   }
-  if constexpr (mode == Mode::normalized_root) return apply_psi<Nonlinearity::sqrt>((x - mean) * inverse_std);
-  if constexpr (sizeof(X) == 1) return root_of_byte(x);
-  return apply_psi<Nonlinearity::sqrt>(x);
+  if constexpr (mode == Mode::root && sizeof(X) == 1) return quick_root(x);
+  const Acc z = mode == Mode::normalized_root ? (x - mean) * inverse_std : x;
+  if constexpr (sizeof(X) == 1) return with_sign(quick_root(magnitude(z)), z);
+  return apply_psi<Nonlinearity::sqrt>(z);
 }
 
 // Rows of a walk, in registers: every index is known when loops are unrolled.

@@ -1,0 +1,354 @@
+"""Pooling on a CUDA device, in GB/s and as a share of what the device's own copy reaches in the same run.
+
+    python benchmarks/cuda.py [--quick] [--json FILE] [--bytes 1e9]
+
+Bytes are those that must move: frames read once, pooled images and gradients written once. Times are medians of runs
+between CUDA events, each after a write of more than the L2 cache. Every way is checked against float64 first. Peers:
+eager torch, torch.compile (default and max-autotune), einsum, and a plain Triton kernel. `--device cpu` rehearses the
+script where there is no GPU; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from harness import RESULTS, Case, Measurement, relative_error, write_json
+from torch import Tensor
+
+import dynpool
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+Run = Callable[[], object]
+FLUSH = 256 << 20  # bytes, several times any L2
+
+
+if triton:
+
+    @triton.autotune(
+        [triton.Config({"BLOCK": block}, num_warps=warps) for block in (512, 1024, 2048, 4096) for warps in (4, 8)],
+        key=["T", "n"],
+    )
+    @triton.jit
+    def _triton_kernel(x, alpha, y, T, n, ROOT: tl.constexpr, BLOCK: tl.constexpr):
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n
+        clip = tl.program_id(1).to(tl.int64)
+        total = tl.zeros([BLOCK], tl.float32)
+        for t in range(T):
+            frame = tl.load(x + (clip * T + t) * n + i, mask=inside, other=0).to(tl.float32)
+            if ROOT:
+                frame = tl.sqrt(frame)
+            total += tl.load(alpha + t) * frame
+        tl.store(y + clip * n + i, total, mask=inside)
+
+
+def triton_way(x: Tensor, alpha: Tensor, root: bool) -> Run:
+    clips, frames = x.shape[:2]
+    n = x[0, 0].numel()
+    y = torch.empty(clips, *x.shape[2:], dtype=_result_dtype(x), device=x.device)
+
+    def run() -> Tensor:
+        _triton_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]), clips)](x, alpha, y, frames, n, ROOT=root)
+        return y
+
+    return run
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype == torch.uint8 else x.dtype
+
+
+@dataclass
+class Bench:
+    """The device, how it is timed, and what was found."""
+
+    device: torch.device
+    rounds: int
+    copy: float = 0.0  # bytes a second of a device-to-device copy, read and written
+    cases: list[Case] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cuda = self.device.type == "cuda"
+        self.flush = torch.empty(FLUSH if self.cuda else 1, dtype=torch.uint8, device=self.device)
+
+    def time(self, run: Run) -> list[float]:
+        for _ in range(3):
+            run()
+        if not self.cuda:
+            return sorted(_host_seconds(run) for _ in range(self.rounds))
+        pairs = []
+        for _ in range(self.rounds):
+            self.flush.zero_()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            pairs.append((begin, end))
+        torch.cuda.synchronize()
+        return sorted(begin.elapsed_time(end) / 1e3 for begin, end in pairs)
+
+    def case(self, title: str, num_bytes: int, frames: int, ways: dict[str, Run], expected: Tensor | None) -> Case:
+        """Times every way; one that is wrong ends the benchmark if it is ours, and is left out if it is a peer's."""
+        case = Case(title, num_bytes, frames, 0)
+        for name, run in ways.items():
+            try:
+                result = run()
+            except Exception as error:  # a peer that cannot do it at all
+                if name == "dynpool":
+                    raise
+                print(f"  {name}: left out, {type(error).__name__}: {str(error).splitlines()[0][:90]}")
+                continue
+            error = None
+            if expected is not None:
+                assert isinstance(result, Tensor)
+                error = relative_error(result.float().cpu(), expected)
+                limit = 1e-5 if result.dtype == torch.float32 else 1e-2
+                if not error < limit:
+                    if name == "dynpool":
+                        raise SystemExit(f"{title}: dynpool is wrong by {error:.1e}")
+                    print(f"  {name}: wrong by {error:.1e}")
+            times = self.time(run)
+            case.measurements.append(Measurement(name, times[0], times[len(times) // 2], len(times), error))
+        self.cases.append(case)
+        self.show(case)
+        return case
+
+    def measure_copy(self, num_bytes: int) -> None:
+        source = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        copy = self.case("device-to-device copy", 2 * num_bytes, 0, {"copy": lambda: target.copy_(source)}, None)
+        self.copy = copy.num_bytes / copy.measurements[0].median
+
+    def show(self, case: Case) -> None:
+        print(f"{case.title}   [{case.num_bytes / 1e6:,.1f} MB]")
+        ours = case.measurements[0].median
+        for m in case.measurements:
+            rate = case.num_bytes / m.median
+            share = f"{rate / self.copy:>7.0%} of copy" if self.copy else ""
+            print(f"  {m.name:<26}{m.median * 1e6:>12,.1f} µs{rate / 1e9:>10,.0f} GB/s{share}{m.median / ours:>8.2f} x")
+
+
+def _host_seconds(run: Run) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def make_frames(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=dtype, device=device)
+    return torch.rand(shape, device=device).to(dtype)
+
+
+def exact(x: Tensor, alpha: Tensor, root: bool) -> Tensor:
+    """Σ_t α_t ψ(x[b, t]) in float64, one frame at a time; [B, T, …] -> [B, …], on the CPU."""
+    total = torch.zeros(x[:, 0].shape, dtype=torch.float64, device=x.device)
+    for t in range(x.shape[1]):
+        frame = x[:, t].double()
+        total += alpha[t].to(x.device) * (frame.sqrt() if root else frame)
+    return total.cpu()
+
+
+def peers(x: Tensor, root: bool, thorough: bool) -> dict[str, Run]:
+    alpha = dynpool.rank_weights(x.shape[1]).float().to(x.device)
+    a = alpha.view(1, -1, *[1] * (x.dim() - 2))
+
+    def eager(x: Tensor, a: Tensor) -> Tensor:
+        frames = x.float().sqrt() if root else x.float()
+        return (frames * a).sum(1).to(_result_dtype(x))
+
+    torch._dynamo.reset()
+    fused = torch.compile(eager, dynamic=False)
+    ways: dict[str, Run] = {"eager torch": lambda: eager(x, a), "torch.compile": lambda: fused(x, a)}
+    if thorough and x.is_cuda:
+        tuned = torch.compile(eager, dynamic=False, mode="max-autotune-no-cudagraphs")
+        ways["torch.compile max-autotune"] = lambda: tuned(x, a)
+    if not root and x.is_floating_point():
+        half = alpha.to(x.dtype)
+        flat = x.flatten(2)
+        ways["einsum"] = lambda: torch.einsum("t,btn->bn", half, flat).view(x[:, 0].shape)
+    if triton and x.is_cuda and x.is_contiguous():
+        ways["Triton"] = triton_way(x, alpha, root)
+    return ways
+
+
+def forward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: bool, thorough: bool = False) -> Case:
+    x = make_frames(shape, dtype, bench.device)
+    psi = "sqrt" if root else "identity"
+    ways: dict[str, Run] = {
+        "dynpool": lambda: dynpool.approx_rank_pool(x, nonlinearity=psi),
+        **peers(x, root, thorough),
+    }
+    size = torch.finfo(_result_dtype(x)).bits // 8
+    num_bytes = x.numel() * x.element_size() + x[:, 0].numel() * size
+    name = str(dtype).removeprefix("torch.")
+    title = f"forward {name} {'×'.join(map(str, shape))} {psi}"
+    expected = exact(x, dynpool.rank_weights(shape[1]), root) if dtype != torch.float16 else None  # it may overflow
+    return bench.case(title, num_bytes, shape[0] * shape[1], ways, expected)
+
+
+def backward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: bool) -> Case:
+    x = make_frames(shape, dtype, bench.device).add_(0.1).requires_grad_()
+    psi = "sqrt" if root else "identity"
+    alpha = dynpool.rank_weights(shape[1]).float().to(x.device)
+    a = alpha.view(1, -1, *[1] * (x.dim() - 2))
+    y = dynpool.approx_rank_pool(x, nonlinearity=psi)
+    g = torch.rand_like(y)
+    fused = torch.compile(lambda x, a: ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype), dynamic=False)
+    z = fused(x, a)
+    ways: dict[str, Run] = {
+        "dynpool": lambda: torch.autograd.grad(y, x, g, retain_graph=True)[0],
+        "torch.compile": lambda: torch.autograd.grad(z, x, g, retain_graph=True)[0],
+    }
+    expected = g.detach().double()[:, None] * a.double()
+    if root:
+        expected = expected * 0.5 / x.detach().double().sqrt()
+    size = x.element_size()
+    num_bytes = x.numel() * size * (2 if root else 1) + y.numel() * size
+    name = str(dtype).removeprefix("torch.")
+    title = f"backward {name} {'×'.join(map(str, shape))} {psi}"
+    return bench.case(title, num_bytes, shape[0] * shape[1], ways, expected.expand(shape).cpu())
+
+
+def layouts(bench: Bench, clips: int) -> None:
+    """The same frames as decoders, networks and slices hold them."""
+    dense = make_frames((clips, 64, 3, 240, 320), torch.uint8, bench.device)
+    views = {
+        "aligned": dense,
+        "[T, H, W, 3] (decoders)": dense.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),
+        "sliced [..., 3:, 5:]": dense[..., 3:, 5:],
+        "odd 239×317": make_frames((clips, 64, 3, 239, 317), torch.uint8, bench.device),
+    }
+    for name, x in views.items():
+        ways: dict[str, Run] = {"dynpool": lambda x=x: dynpool.approx_rank_pool(x, nonlinearity="sqrt")}
+        num_bytes = x.numel() + 4 * x[:, 0].numel()
+        expected = exact(x, dynpool.rank_weights(64), True)
+        bench.case(f"layout {name}, uint8 √", num_bytes, x.shape[0] * 64, ways, expected)
+
+
+def rows(bench: Bench, clips: int) -> None:
+    """Windows, ragged and packed clips, weights of each clip; bytes of the frames that some row weighs, and of y."""
+    T = 256
+    x = make_frames((clips, T, 3, 112, 112), torch.uint8, bench.device)
+    pixels = x[0, 0].numel()
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(T // 4, T + 1, (clips,), generator=generator)
+    offsets = [0, 30, 61, 101, 160, T]
+    A = torch.randn(clips, T, device=bench.device)
+    kinds: dict[str, tuple[Run, int, int]] = {
+        "windows of 16, stride 4 (W = 61)": (
+            lambda: dynpool.approx_rank_pool(x, window=16, stride=4),
+            clips * T,
+            clips * 61,
+        ),
+        "windows of 10, stride 6": (lambda: dynpool.approx_rank_pool(x, window=10, stride=6), clips * T, clips * 42),
+        "lengths": (lambda: dynpool.approx_rank_pool(x, lengths=lengths), int(lengths.sum()), clips),
+        "offsets": (lambda: dynpool.approx_rank_pool(x[0], dim=0, offsets=offsets), T, len(offsets) - 1),
+        "weights of each clip": (lambda: dynpool.temporal_pool(x, A, per_clip=True), clips * T, clips),
+    }
+    for name, (run, frames, outputs) in kinds.items():
+        ways = {"dynpool": run}
+        bench.case(f"rows: {name}, uint8", pixels * (frames + 4 * outputs), frames, ways, None)
+
+
+def launch_cost(bench: Bench) -> dict[str, float]:
+    """Microseconds of the host for a call on 1×4×8 floats, enqueued back to back."""
+    x = torch.rand(1, 4, 8, device=bench.device)
+    ways: dict[str, Run] = {"dynpool": lambda: dynpool.approx_rank_pool(x), "torch.sum": lambda: x.sum(1)}
+    result = {}
+    for name, run in ways.items():
+        run()
+        best = float("inf")
+        for _ in range(5):
+            if bench.cuda:
+                torch.cuda.synchronize()
+            best = min(best, _host_seconds(lambda run=run: [run() for _ in range(200)]) / 200)
+        result[name] = best * 1e6
+        print(f"launch: {name:<20}{best * 1e6:>8.1f} µs")
+    return result
+
+
+def targets(bench: Bench, launch: dict[str, float], big: int) -> dict[str, tuple[float, float]]:
+    found: dict[str, tuple[float, float]] = {}
+    for case in bench.cases:
+        ours, *others = case.measurements
+        rate = case.num_bytes / ours.median / bench.copy
+        if case.num_bytes >= big // 2 and case.title.startswith(("forward", "backward")):
+            found[f"{case.title}: share of copy"] = (rate, 0.9)
+        if case.title.startswith("rows"):
+            found[f"{case.title}: share of copy"] = (rate, 0.8)
+        if others:
+            found[f"{case.title}: × best peer"] = (min(m.median for m in others) / ours.median, 1.0)
+        compiled = [m.median for m in others if m.name.startswith("torch.compile")]
+        if compiled and "uint8" in case.title and "sqrt" in case.title and case.num_bytes >= big // 2:
+            found[f"{case.title}: × torch.compile"] = (min(compiled) / ours.median, 1.5)
+    views = [case for case in bench.cases if case.title.startswith("layout")]
+    for case in views[1:]:
+        rates = [c.num_bytes / c.measurements[0].median for c in (views[0], case)]
+        found[f"{case.title}: share of aligned"] = (rates[1] / rates[0], 0.8)
+    found["launch: torch.sum / dynpool"] = (launch["torch.sum"] / launch["dynpool"], 1.0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
+    parser.add_argument("--bytes", type=float, default=1e9, help="frames of the large cases")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …; cpu rehearses")
+    parser.add_argument("--json", type=Path, default=RESULTS / "cuda.json")
+    options = parser.parse_args()
+    bench = Bench(torch.device(options.device), 5 if options.quick else 25)
+    big = int(options.bytes)
+    if bench.cuda:
+        print(torch.cuda.get_device_name(bench.device), "| torch", torch.__version__, "| CUDA", torch.version.cuda)
+
+    bench.measure_copy(big)
+
+    def clips_of(size: int, frame_bytes: int, frames: int = 64) -> int:
+        return max(1, size // (frame_bytes * frames))
+
+    pixels = 3 * 224 * 224
+    for dtype, root in [
+        (torch.uint8, False),
+        (torch.uint8, True),
+        (torch.float16, False),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+        (torch.float32, False),
+        (torch.float32, True),
+    ]:
+        size = dtype.itemsize
+        forward(bench, (clips_of(big, pixels * size), 64, 3, 224, 224), dtype, root, thorough=root)
+    for dtype in (torch.bfloat16, torch.float32):
+        for root in (False, True):
+            clips = clips_of(big // 2, pixels * dtype.itemsize, 16)
+            backward(bench, (clips, 16, 3, 224, 224), dtype, root)
+    sides = [13, 32, 112, 240] if options.quick else [13, 32, 64, 112, 240, 480, 1080]
+    for side in sides:  # one clip: 32 KB to 0.8 GB of bytes
+        forward(bench, (1, 64, 3, side, max(16, side * 4 // 3 // 16 * 16)), torch.uint8, True)
+        forward(bench, (1, 16, 3, side, max(16, side * 4 // 3 // 16 * 16)), torch.float32, False)
+    layouts(bench, clips_of(big // 2, 3 * 240 * 320))
+    rows(bench, clips_of(big // 2, 3 * 112 * 112, 256))
+    launch = launch_cost(bench)
+
+    found = targets(bench, launch, big)
+    print("\nTargets:")
+    for name, (value, target) in found.items():
+        print(f"  {'met ' if value >= target else 'MISS'}  {name:<84}{value:>7.2f}  (target {target:g})")
+    device = torch.cuda.get_device_name(bench.device) if bench.cuda else "a rehearsal on the CPU: figures mean nothing"
+    extra = {"device": device, "copy_bytes_per_second": bench.copy, "launch_us": launch, "targets": found}
+    write_json(options.json, bench.cases, extra)
+
+
+if __name__ == "__main__":
+    main()

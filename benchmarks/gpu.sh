@@ -1,0 +1,51 @@
+#!/bin/sh
+# Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, sanitizers,
+# benchmarks. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
+#
+#   RESULTS   folder for logs and JSON (default: benchmarks/results/gpu)
+#   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
+set -u
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON:-python3}"
+RESULTS="${RESULTS:-benchmarks/results/gpu}"
+mkdir -p "$RESULTS"
+RESULTS=$(cd "$RESULTS" && pwd)
+export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1
+failed=0
+began=$(date +%s)
+
+step() {  # name, seconds allowed, command…
+  name=$1 limit=$2
+  shift 2
+  printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
+  timeout "$limit" "$@" > "$RESULTS/$name.log" 2>&1
+  code=$?
+  tail -n "${LINES_SHOWN:-15}" "$RESULTS/$name.log"
+  if [ $code -ne 0 ]; then
+    failed=$((failed + 1))
+    echo "FAILED: $name, exit code $code (124: out of time); the whole log: $RESULTS/$name.log"
+  fi
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"
+step build 150 "$PYTHON" setup.py build_ext --inplace
+workers=""
+if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
+# shellcheck disable=SC2086
+step tests 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests
+if command -v compute-sanitizer >/dev/null; then
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  step memcheck 75 compute-sanitizer --tool memcheck --error-exitcode 1 "$PYTHON" tests/sanitize.py
+  step racecheck 75 compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/sanitize.py
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+else
+  echo "no compute-sanitizer: skipped"
+  step sanitize 60 "$PYTHON" tests/sanitize.py
+fi
+if command -v cuobjdump >/dev/null; then
+  step resources 30 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
+fi
+LINES_SHOWN=60 step benchmark 240 "$PYTHON" benchmarks/cuda.py --json "$RESULTS/cuda.json"
+
+printf '\n%d steps failed, %d s; logs and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
+exit $failed

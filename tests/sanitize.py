@@ -1,0 +1,44 @@
+"""Small launches of every CUDA kernel, to be run under compute-sanitizer:
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitize.py
+
+Every dtype, aligned, odd and strided frames, one row and several, forward and backward, with and without normalisation.
+Results are compared with reference.py, so that the script fails without the tool, too.
+"""
+
+import itertools
+import sys
+
+import torch
+
+import dynpool
+from dynpool import reference
+
+device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+dtypes = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+layouts = {
+    "aligned": lambda x: x,
+    "sliced": lambda x: x[..., 1:, 3:],
+    "channels last": lambda x: x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),
+}
+rows = ({}, {"window": 5, "stride": 2}, {"lengths": [11, 4]})
+launches = 0
+for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.items(), rows, ("identity", "sqrt")):
+    x = view((torch.rand(2, 11, 3, 16, 32, device=device) * 200 + 1).to(dtype))
+    options = {**options, "nonlinearity": psi, "normalize_weights": True}
+    if psi == "sqrt":
+        options |= {"mean": torch.tensor([1.0, 2.0, 3.0], device=device), "std": 2.0}
+        options["mean"].requires_grad_()
+    if dtype.is_floating_point:
+        x = x.detach().requires_grad_()
+    y = dynpool.approx_rank_pool(x, **options)
+    inputs = [t for t in (x, options.get("mean")) if t is not None and t.requires_grad]
+    grads = torch.autograd.grad(y.sum(), inputs) if inputs else ()
+    A = torch.rand(2, 3, 11, device=device, requires_grad=True)
+    grads += torch.autograd.grad(dynpool.temporal_pool(x.detach(), A, nonlinearity=psi).sum(), A)
+    expected = reference.temporal_pool(x.detach(), A.detach(), None, None, None, 1, None, psi, torch.float64)
+    actual = dynpool.temporal_pool(x.detach(), A.detach(), nonlinearity=psi, out_dtype=torch.float32)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-2)
+    assert all(t.isfinite().all() for t in (y, *grads)), (dtype, layout, options)
+    launches += 1
+print(f"{launches} cases on {device}, all right")
