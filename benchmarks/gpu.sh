@@ -45,7 +45,7 @@ fi
 if command -v cuobjdump >/dev/null; then
   step resources 30 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi
-LINES_SHOWN=60 step benchmark 240 "$PYTHON" benchmarks/cuda.py --json "$RESULTS/cuda.json"
+LINES_SHOWN=60 step benchmark 240 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
 
 printf '\n%d steps failed, %d s; logs and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

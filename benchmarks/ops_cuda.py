@@ -1,6 +1,6 @@
 """Pooling on a CUDA device, in GB/s and as a share of what the device's own copy reaches in the same run.
 
-    python benchmarks/cuda.py [--quick] [--json FILE] [--bytes 1e9]
+    python benchmarks/ops_cuda.py [--quick] [--json FILE] [--bytes 1e9]
 
 Bytes are those that must move: frames read once, pooled images and gradients written once. Times are medians of runs
 between CUDA events, each after a write of more than the L2 cache. Every way is checked against float64 first. Peers:
@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     parser.add_argument("--bytes", type=float, default=1e9, help="frames of the large cases")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …; cpu rehearses")
-    parser.add_argument("--json", type=Path, default=RESULTS / "cuda.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "ops-cuda.json")
     options = parser.parse_args()
     bench = Bench(torch.device(options.device), 5 if options.quick else 25)
     big = int(options.bytes)
