@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -43,14 +44,18 @@ class Case:
 
 
 def interleave(ways: dict[str, Callable[[], object]], seconds: float, least: int = 5) -> dict[str, list[float]]:
-    """Runs every way in turn, round after round, for about `seconds`: what disturbs the machine disturbs all."""
+    """Runs every way in turn, round after round, for about `seconds`: what disturbs the machine disturbs all, and an
+    order drawn anew each round gives none a neighbour that always leaves it a warm cache.
+    """
     for run in ways.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in ways}
+    order, draw = list(ways.items()), random.Random(0)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, run in ways.items():
+        draw.shuffle(order)
+        for name, run in order:
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)
