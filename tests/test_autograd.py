@@ -628,3 +628,18 @@ def test_weights_mean_and_std_can_be_learned(backend):
             for tensor, grad in zip((a, mean, std), grads, strict=True):
                 tensor -= 0.2 * grad
     assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("shape", [(2, 11, 3, 256, 256), (3, 7, 3, 331, 211)], ids=["aligned", "odd"])
+def test_gradient_larger_than_the_caches(device, shape, nonlinearity):
+    x = torch.rand(shape, device=device).add_(0.25).requires_grad_()  # 8 MB and more is written past the caches
+    y = approx_rank_pool(x, nonlinearity=nonlinearity)
+    g = torch.rand_like(y)
+    (dx,) = torch.autograd.grad(y, x, g)
+    alpha = rank_weights(shape[1]).to(device).view(1, -1, 1, 1, 1)
+    expected = alpha * g.double()[:, None]
+    if nonlinearity == "sqrt":
+        expected = expected * 0.5 / x.detach().double().sqrt()
+    # Each element is a product of three float32 values, each within 2 ulp.
+    torch.testing.assert_close(dx.double(), expected, rtol=8 * 2**-23, atol=0)

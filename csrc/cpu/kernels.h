@@ -278,16 +278,35 @@ void load_tile(DType dtype, const void* g, int64_t offset, int64_t stride, Acc* 
   }
 }
 
+#ifdef __AVX512F__
+// out[i] = a G[i] ψ'(x[i]) for whole vectors of [0, n); returns how many elements those are.
+template <Nonlinearity psi>
+int64_t differentiate_vectors(float* out, const float* x, float a, const float* G, int64_t n, bool bypass) {
+  const auto each = [&](auto store) {
+    int64_t i = 0;
+    for (; i + kVector <= n; i += kVector) {
+      Floats d = a * _mm512_loadu_ps(G + i);
+      if constexpr (psi == Nonlinearity::sqrt) d *= root_derivative(_mm512_loadu_ps(x + i));
+      store(out + i, d);
+    }
+    return i;
+  };
+  if (!bypass || reinterpret_cast<uintptr_t>(out) % sizeof(Floats))
+    return each([](float* to, Floats d) { _mm512_storeu_ps(to, d); });
+  const int64_t done = each([](float* to, Floats d) { _mm512_stream_ps(to, d); });
+  _mm_sfence();  // before another thread may read
+  return done;
+}
+#endif
+
 // out[i] = a G[i] ψ'(z[i]) / std
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void differentiate(X* __restrict out, const X* __restrict x, Acc a, const Acc* __restrict G,
-                   const TilePixels<Acc>& pixels, int64_t n) {
+                   const TilePixels<Acc>& pixels, int64_t n, [[maybe_unused]] bool bypass) {
   int64_t i = 0;
 #ifdef __AVX512F__
-  if constexpr (std::is_same<X, float>::value && psi == Nonlinearity::sqrt && !normalized) {
-    for (; i + kVector <= n; i += kVector)
-      _mm512_storeu_ps(out + i, a * _mm512_loadu_ps(G + i) * root_derivative(_mm512_loadu_ps(x + i)));
-  }
+  if constexpr (std::is_same<X, float>::value && !normalized)
+    i = differentiate_vectors<psi>(out, x, a, G, n, bypass);
 #endif
 #pragma GCC ivdep
   for (; i < n; ++i) {
@@ -365,6 +384,8 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
   const Tasks tasks(p);
   const bool statistics = partial.dmean != nullptr;
   const bool reads_x = psi != Nonlinearity::identity || partial.dweights || statistics;
+  // A gradient that outgrows the caches is written past them, which spares reading it first.
+  const bool bypass = p.num_outer() * p.inner().size * p.T * static_cast<int64_t>(sizeof(X)) >= int64_t{8} << 20;
   const std::unique_ptr<BackwardScratch<X, Acc>> s(new BackwardScratch<X, Acc>);
   const std::unique_ptr<Acc[]> g(new Acc[p.W * kTile]);
 
@@ -393,7 +414,7 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
       const X* x = reads_x ? frames.block(t, 1, &stride) : nullptr;
       if (dx) {
         X* out = dx_stride == 1 ? dx : s->dx;
-        differentiate<psi, normalized>(out, x, G.factor, G.values, s->pixels, n);
+        differentiate<psi, normalized>(out, x, G.factor, G.values, s->pixels, n, bypass && out == dx);
         if (out != dx)
           for (int64_t i = 0; i < n; ++i) dx[i * dx_stride] = out[i];
       }
