@@ -3,12 +3,14 @@
 from . import nn
 from ._build import build_info
 from ._version import __version__
+from .exact import RankPoolInfo, rank_pool, ranking_accuracy
 from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
 from .video import VideoError
 from .weights import rank_weights
 
 __all__ = [
+    "RankPoolInfo",
     "VideoError",
     "__version__",
     "approx_rank_pool",
@@ -16,7 +18,9 @@ __all__ = [
     "dynamic_image",
     "dynamic_images",
     "nn",
+    "rank_pool",
     "rank_weights",
+    "ranking_accuracy",
     "temporal_pool",
     "to_image",
 ]

@@ -40,6 +40,7 @@ app = typer.Typer(
 
 class Method(str, Enum):
     approx = "approx"
+    exact = "exact"
     mean = "mean"
     max = "max"
 
@@ -115,7 +116,8 @@ def image(
         typer.Option(metavar="N", help="Frames from one window to the next.  [default: --window]", show_default=False),
     ] = None,
     method: Annotated[
-        Method, typer.Option(help="Approximate rank pooling; or the mean or maximum of the frames, to compare.")
+        Method,
+        typer.Option(help="Rank pooling, approximate or exact; or mean or maximum of the frames, to compare."),
     ] = Method.approx,
     nonlinearity: Annotated[
         Nonlinearity, typer.Option(help="What pixels go through before they are pooled.")

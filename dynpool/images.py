@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .exact import rank_pool
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, Video, damaged_packets, read_clip, source_name
 from .weights import rank_weights
 
-Method = Literal["approx", "mean", "max"]
+Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
 
 MID_GREY = 128
@@ -35,17 +36,18 @@ def dynamic_image(
         video: a path, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray [T, H, W, 3] or
             iterable of frames; see `dynpool.video.read_clip`, also for `size` and `max_frames`.
         method: "approx" is approximate rank pooling, Σ_t α_t ψ(I_t), shown by `to_image`. Its scale does not matter
-            there, so α is normalised and long videos do not overflow. "mean" and "max" are the baselines, over the
-            frames: they stay in pixel units, ψ is undone (ψ⁻¹(mean ψ(I_t))), and nothing is stretched.
+            there, so α is normalised and long videos do not overflow. "exact" is `rank_pool`, eq. (1), shown likewise.
+            "mean" and "max" are the baselines, over the frames: they stay in pixel units, ψ is undone
+            (ψ⁻¹(mean ψ(I_t))), and nothing is stretched.
         nonlinearity: ψ of the pixels 0 … 255: "sqrt", as in the paper, or "identity".
-        time_average: for "approx": rank the running means, eq. (2), or, when False, the frames, eq. (4).
+        time_average: for "approx" and "exact": rank the running means, eq. (2), or, when False, the frames, eq. (4).
         size: scale the frames first: to a short side of `size` pixels, or to (height, width).
         max_frames: use the first `max_frames` frames only.
         device: pool on this device; by default where the frames are, the CPU for files.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
-        "approx" image is mid-grey, 128.
+        "approx" or "exact" image is mid-grey, 128.
 
     Raises:
         VideoError: the file cannot be read as a video.
@@ -178,6 +180,10 @@ def _image(frames: Tensor, count: int, method: Method, nonlinearity: Nonlinearit
     """Image [3, H, W] of frames [K, 3, H, W] whose last one stands for frames K … count."""
     if method == "max":
         return frames.amax(0).contiguous()  # of ψ, which rises, the same
+    if method == "exact":
+        padded = torch.cat([frames, frames[-1:].expand(count - len(frames), -1, -1, -1)])
+        d = rank_pool(padded, 0, nonlinearity=nonlinearity, time_average=time_average)
+        return to_image(d.where(frames.amax(0) != frames.amin(0), 0).contiguous())
     if method == "mean":
         weights = torch.full((count,), 1 / count, dtype=torch.float64, device=frames.device)
     else:

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .exact import Objective, rank_pool
 from .pooling import Nonlinearity, PerChannel, _batch_size, _check_frames, _check_lengths, approx_rank_pool
 
-__all__ = ["ApproxRankPool", "TemporalMaxPool"]
+__all__ = ["ApproxRankPool", "RankPool", "TemporalMaxPool"]
 
 
 class ApproxRankPool(nn.Module):
@@ -73,12 +75,78 @@ class ApproxRankPool(nn.Module):
         return approx_rank_pool(x, lengths=lengths, offsets=offsets, **{name: getattr(self, name) for name in _OPTIONS})
 
     def extra_repr(self) -> str:
-        given = {name: getattr(self, name) for name in _OPTIONS}
-        shown = [n for n, v in given.items() if n == "dim" or isinstance(v, Tensor) or v != _OPTIONS[n]]
-        return ", ".join(f"{name}={_shown(given[name])}" for name in shown)
+        return _call(self, _OPTIONS)
 
 
-_OPTIONS = {name: parameter.default for name, parameter in inspect.signature(ApproxRankPool).parameters.items()}
+class RankPool(nn.Module):
+    """Exact rank pooling of frames or feature maps: eq. (1) of Bilen et al., CVPR 2016, differentiable.
+
+    The arguments are those of `dynpool.rank_pool`; `mean` and `std` are held as by `ApproxRankPool`.
+
+    Shapes:
+        x: [B, T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
+        lengths: [B] integers, for padded clips.
+        Returns x without `dim`, in the dtype of x, float32 for uint8, or `out_dtype`.
+
+    Raises:
+        TypeError, ValueError: from forward, as `dynpool.rank_pool` does.
+    """
+
+    mean: PerChannel | None
+    std: PerChannel | None
+
+    def __init__(
+        self,
+        dim: int = 1,
+        *,
+        objective: Objective = "ranksvm",
+        C: float = 1.0,
+        epsilon: float = 0.1,
+        time_average: bool = True,
+        nonlinearity: Nonlinearity = "identity",
+        mean: PerChannel | None = None,
+        std: PerChannel | None = None,
+        channel_dim: int | None = None,
+        tol: float = 1e-3,
+        max_iter: int = 1000,
+        out_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.objective = objective
+        self.C = C
+        self.epsilon = epsilon
+        self.time_average = time_average
+        self.nonlinearity = nonlinearity
+        _hold(self, "mean", mean)
+        _hold(self, "std", std)
+        self.channel_dim = channel_dim
+        self.tol = tol
+        self.max_iter = max_iter
+        self.out_dtype = out_dtype
+
+    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """`dynpool.rank_pool` of x."""
+        d: Tensor = rank_pool(x, lengths=lengths, **{name: getattr(self, name) for name in _RANK_OPTIONS})
+        return d
+
+    def extra_repr(self) -> str:
+        return _call(self, _RANK_OPTIONS)
+
+
+def _defaults(module: type[nn.Module]) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(module).parameters.items()}
+
+
+_OPTIONS = _defaults(ApproxRankPool)
+_RANK_OPTIONS = _defaults(RankPool)
+
+
+def _call(module: nn.Module, defaults: dict[str, Any]) -> str:
+    """The arguments that make the module."""
+    given = {name: getattr(module, name) for name in defaults}
+    shown = [n for n, v in given.items() if n == "dim" or isinstance(v, Tensor) or v != defaults[n]]
+    return ", ".join(f"{name}={_shown(given[name])}" for name in shown)
 
 
 class TemporalMaxPool(nn.Module):

@@ -1,0 +1,316 @@
+"""Exact rank pooling, eq. (1): the frames' Gram matrix, a problem in T dimensions (solve.py), a weighted sum of frames.
+
+Memory is that of the frames, the result, one tile and T² numbers a clip, whatever the resolution; so is that of the
+gradient, which follows from the optimality conditions instead of from the solver's steps.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import solve
+from .ops import Plan
+from .pooling import Nonlinearity, PerChannel, _canonical_normalization, _check_frames, _check_lengths, _plan, _pool
+from .reference import accumulate_dtype, normalize, psi
+
+Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
+OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
+_TILE = 1 << 20  # floats of the frames that are held at a time
+_GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
+
+
+@dataclass(frozen=True)
+class RankPoolInfo:
+    """What `rank_pool(…, return_info=True)` knows of its solution; [B, …], or without B for a single clip.
+
+    `objective` is that of the problem solved, `duality_gap` a bound on how far it lies above the minimum, both float64
+    [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T]; `weights`, with which the
+    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T].
+    """
+
+    objective: Tensor
+    duality_gap: Tensor
+    iterations: Tensor
+    scores: Tensor
+    weights: Tensor
+
+
+def rank_pool(
+    x: Tensor,
+    dim: int = 1,
+    *,
+    objective: Objective = "ranksvm",
+    C: float = 1.0,
+    epsilon: float = 0.1,
+    time_average: bool = True,
+    nonlinearity: Nonlinearity = "identity",
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
+    channel_dim: int | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    out_dtype: torch.dtype | None = None,
+    return_info: bool = False,
+) -> Any:
+    """Exact rank pooling, eq. (1) of Bilen et al. 2016: the d that ranks the frames of a clip by S(t|d) = ⟨d, V_t⟩.
+
+    V_t are the running means of the frames ψ(I_1) … ψ(I_t), or, with time_average=False, the frames; no intercept.
+
+    Args:
+        x: frames [B, T, ...] with T at `dim`; the clips stand in dimension 0, unless dim = 0: then x is one clip.
+        objective: what d minimises:
+            "ranksvm"          ½‖d‖² + C·2/(T(T-1)) Σ_{q>t} max(0, 1 - ⟨d,V_q⟩ + ⟨d,V_t⟩)     eq. (1), λ = 1/C
+            "ranksvm_squared"  the same with the hinge squared
+            "svr"              ½‖d‖² + C Σ_t max(0, |t - ⟨d,V_t⟩| - epsilon)², t = 1 … T        liblinear -s 11
+        C, epsilon: positive; at least 0.
+        time_average, nonlinearity, mean, std, channel_dim, out_dtype: as in `approx_rank_pool`.
+        lengths: [B], for padded clips: ranks the first lengths[b] frames of clip b.
+        tol: the solver stops at a duality gap of tol · objective.
+        max_iter: and, with a warning, after so many iterations (usually 10 to 50 are needed).
+        return_info: returns (d, RankPoolInfo).
+
+    Returns:
+        d, x without `dim`. One frame, or frames that are all alike, give zeros (for "svr", all alike: a multiple of the
+        frame).
+
+    Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
+    the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
+    """
+    dim = _check_frames(x, dim)
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+    for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not math.isfinite(value) or value < 0 or value == least:
+            raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
+    if not isinstance(max_iter, int) or max_iter < 1:
+        raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
+    if dim == 0 and lengths is not None:
+        raise ValueError("lengths need the clips in dimension 0 of x and the frames behind it, got dim = 0")
+    num_frames = x.shape[dim]
+    batch = 1 if dim == 0 else x.shape[0]
+    counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
+    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
+    plan = _plan(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
+
+    options = _Options(objective, float(C), float(epsilon), float(tol), max_iter, time_average, plan, counts)
+    d, *info = _RankPool.apply(x, mean, std, options)
+    if not return_info:
+        return d
+    return d, RankPoolInfo(*(t[0] for t in info) if dim == 0 else info)
+
+
+def ranking_accuracy(
+    d: Tensor,
+    x: Tensor,
+    dim: int = 1,
+    *,
+    time_average: bool = True,
+    nonlinearity: Nonlinearity = "identity",
+    mean: PerChannel | None = None,
+    std: PerChannel | None = None,
+    channel_dim: int | None = None,
+    lengths: Tensor | Sequence[int] | None = None,
+) -> Tensor:
+    """How well d ranks the frames of x: the fraction of pairs q > t with S(q|d) > S(t|d), as in the paper's Table 2.
+
+    Args:
+        d: pooled, the shape of x without `dim`; of these or of other frames of the same size.
+        others: as in `rank_pool`.
+
+    Returns:
+        float64 [B], or a scalar where dim = 0; NaN for a clip of one frame, which has no pairs.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
+    """
+    dim = _check_frames(x, dim)
+    if not isinstance(d, Tensor) or d.shape != x.select(dim, 0).shape:
+        raise ValueError(
+            f"d must have the shape of x without dimension {dim}, {list(x.select(dim, 0).shape)}, "
+            f"got {list(d.shape) if isinstance(d, Tensor) else type(d).__name__}"
+        )
+    batch, num_frames = 1 if dim == 0 else x.shape[0], x.shape[dim]
+    counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
+    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
+    plan = _plan(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
+    options = _Options("ranksvm", 1, 0, 1, 1, time_average, plan, counts)
+    scores = options.products(x.detach(), d.detach(), mean, std) @ options.averages(x).T
+    frames = torch.arange(num_frames, device=x.device)
+    pairs = frames[:, None] > frames
+    if counts is not None:
+        pairs = pairs & (frames[:, None] < counts[:, None, None])
+    right = (scores[:, :, None] > scores[:, None, :]) & pairs
+    accuracy = right.sum((1, 2)).double() / pairs.expand_as(right).sum((1, 2))
+    return accuracy[0] if dim == 0 else accuracy
+
+
+@dataclass(frozen=True)
+class _Options:
+    objective: str
+    C: float
+    epsilon: float
+    tol: float
+    max_iter: int
+    time_average: bool
+    plan: Plan
+    lengths: Tensor | None
+
+    def pool(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, rows: bool = False) -> Tensor:
+        """Σ_t weights[b, w, t] ψ(x[b, t]) in Acc, W in the place of T, or nowhere."""
+        bands = None
+        if self.lengths is not None:  # what lies behind a clip's end is not read
+            bands = torch.stack([torch.zeros_like(self.lengths), self.lengths], -1)[:, None]
+            bands = bands.expand(-1, weights.shape[1], -1).contiguous()
+        plan = self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
+        return _pool(x, weights, mean, std, plan)
+
+    def products(self, x: Tensor, image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        """⟨ψ(I_t), image⟩ of each clip, float64 [B, T]: what a weighted sum of frames has as its weights' gradient."""
+        batch, num_frames = 1 if self.plan.dim == 0 else x.shape[0], x.shape[self.plan.dim]
+        dtype = accumulate_dtype(x.dtype)
+        with torch.enable_grad():
+            weights = torch.zeros(batch, 1, num_frames, dtype=dtype, device=x.device, requires_grad=True)
+            (p,) = torch.autograd.grad(self.pool(x, weights, mean, std), weights, image.to(dtype))
+        return p[:, 0].double()
+
+    def averages(self, x: Tensor) -> Tensor:
+        """M [T, T] with V = M ψ."""
+        num_frames = x.shape[self.plan.dim]
+        eye = torch.eye(num_frames, dtype=torch.float64, device=x.device)
+        if not self.time_average:
+            return eye
+        steps = torch.arange(1, num_frames + 1, dtype=torch.float64, device=eye.device)
+        return torch.ones_like(eye).tril() / steps[:, None]
+
+
+class _RankPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mean, std, options):  # type: ignore[no-untyped-def]
+        plan = options.plan
+        products = gram(x, mean, std, plan.dim, plan.channel_dim, plan.nonlinearity, options.lengths)
+        pairs = options.objective != "svr"  # which see differences of frames only
+        K = products.centred if pairs else products.full()
+        if not bool(K.isfinite().all()):
+            raise ValueError("x must be finite and its frames' products within float64, got NaN or infinity")
+        M = options.averages(x)
+        K = M @ K @ M.T
+        lengths = options.lengths
+        if lengths is None:
+            lengths = torch.full((len(K),), len(M), device=x.device)
+        tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
+        solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
+        missed = solution.gap > options.tol * solution.objective
+        if bool(missed.any()):
+            worst = float((solution.gap / solution.objective).max())
+            warnings.warn(
+                f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {options.tol:g} in "
+                f"{int(solution.iterations.max())} iterations; relative duality gap {worst:.1e}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        weights = solution.u @ M
+        d = options.pool(x, weights[:, None], mean, std)
+        scores = (K @ solution.u[..., None])[..., 0]
+        if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
+            scores = scores + (weights * products.cross).sum(1, keepdim=True)
+        ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
+        ctx.options = options
+        info = (solution.objective, solution.gap, solution.iterations, scores, weights)
+        ctx.mark_non_differentiable(*info)
+        return d.to(plan.out_dtype), *info
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *unused):  # type: ignore[no-untyped-def]
+        x, mean, std, K, lengths, d, *solution = ctx.saved_tensors
+        options, solution = ctx.options, solve.Solution(*solution)
+        dim = options.plan.dim
+        M = options.averages(x)
+        g = grad.to(d.dtype)
+
+        Vg = options.products(x.detach(), g, mean, std) @ M.T
+        n = solve.adjoint(K, lengths, solution, options.objective, options.C, Vg)
+
+        # ∂L/∂V_t = u_t (g - z) - n_t d, z = Σ n_t V_t: the gradient of a sum with two rows of weights.
+        z = options.pool(x, (n @ M)[:, None], mean, std)
+        rows = torch.stack([solution.u @ M, -(n @ M)], 1)
+        needs = ctx.needs_input_grad[:3]
+        inputs = [
+            t if t is None else t.detach().requires_grad_(need) for t, need in zip((x, mean, std), needs, strict=True)
+        ]
+        wanted = [t for t, need in zip(inputs, needs, strict=True) if t is not None and need]
+        with torch.enable_grad():
+            pooled = options.pool(inputs[0], rows, inputs[1], inputs[2], rows=True)
+        grads = iter(torch.autograd.grad(pooled, wanted, torch.stack([g - z, d], dim)))
+        return *(next(grads) if need else None for need in needs), None
+
+
+class Gram(NamedTuple):
+    """Products of the frames of each clip, float64, 0 for frames behind its end; ψ̄ is the mean of its ψ(I_t)."""
+
+    centred: Tensor  # [B, T, T]: ⟨ψ(I_s) - ψ̄, ψ(I_t) - ψ̄⟩
+    cross: Tensor  # [B, T]: ⟨ψ(I_t) - ψ̄, ψ̄⟩
+    norm: Tensor  # [B]: ‖ψ̄‖²
+
+    def full(self) -> Tensor:
+        """⟨ψ(I_s), ψ(I_t)⟩ [B, T, T]"""
+        return self.centred + self.cross[:, :, None] + self.cross[:, None] + self.norm[:, None, None]
+
+
+def gram(
+    x: Tensor,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    dim: int = 1,
+    channel_dim: int | None = None,
+    nonlinearity: str = "identity",
+    lengths: Tensor | None = None,
+) -> Gram:
+    """The Gram matrix of the frames of each clip, in one pass over them.
+
+    Tiles of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
+    off, because products of nearly equal frames would cancel; they are summed in float64.
+    """
+    if dim == 0:
+        x, dim = x[None], 1
+        channel_dim = None if channel_dim is None else channel_dim + 1
+    strides = x.stride()
+    rest = sorted((d for d in range(1, x.dim()) if d != dim), key=lambda d: -strides[d])
+    pixels = x.permute(0, dim, *rest).flatten(2)  # a view where the pixels lie together, else a copy of the frames
+
+    def of_pixels(values: Tensor | None) -> Tensor | None:
+        if values is None or channel_dim is None:
+            return values
+        shape = [x.shape[d] if d == channel_dim else 1 for d in rest]
+        return values.reshape(shape).expand([x.shape[d] for d in rest]).flatten()
+
+    mean, std = of_pixels(mean), of_pixels(std)
+    along = None if channel_dim is None else -1
+    B, T, D = pixels.shape
+    products = Gram(*(torch.zeros(B, *size, dtype=torch.float64, device=x.device) for size in ((T, T), (T,), ())))
+    tile = max(1, _TILE // T)
+    for b, length in enumerate([T] * B if lengths is None else lengths.tolist()):
+        for begin in range(0, D, tile):
+            part = slice(begin, begin + tile)
+            m, s = (v if v is None or along is None else v[part] for v in (mean, std))
+            frames = psi(normalize(pixels[b, :length, part], m, s, along), nonlinearity)
+            average = frames.mean(0)
+            frames = frames - average
+            products.centred[b, :length, :length] += (frames @ frames.T).double()
+            products.cross[b, :length] += (frames @ average).double()
+            products.norm[b] += average.double().square().sum()
+    return products

@@ -1,0 +1,244 @@
+"""The problems of exact rank pooling in T dimensions: from the frames' Gram matrix to the coefficients of d.
+
+d lies in the span of the vectors V_t that it ranks: d = Σ_t u_t V_t, with scores S(t|d) = ⟨d, V_t⟩ = (K u)_t for the
+Gram matrix K = VVᵀ. Everything here is float64, batched [B, T, …], on the device of K, and stops clip by clip.
+
+    ranksvm           ½‖d‖² + C' Σ_{q>t} max(0, 1 - S(q|d) + S(t|d))      C' = 2C / (T (T - 1)); eq. (1), λ = 1/C
+    ranksvm_squared   the same with the hinge squared
+    svr               ½‖d‖² + C Σ_t max(0, |t - S(t|d)| - ε)²
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Solution(NamedTuple):
+    u: Tensor  # [B, T]: d = Σ u_t V_t
+    objective: Tensor  # [B]
+    gap: Tensor  # [B]: objective minus a lower bound of the minimum (a feasible point of the dual problem)
+    iterations: Tensor  # [B]
+    active: Tensor  # what its derivative is made of: pairs [B, T, T] or frames [B, T]
+
+
+def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
+    """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations."""
+    if objective == "svr":
+        return _solve_svr(K, lengths, C, epsilon, tol, max_iter)
+    return _solve_pairs(K, lengths, C, objective == "ranksvm_squared", tol, max_iter)
+
+
+def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: float, Vg: Tensor) -> Tensor:
+    """n of the derivative ∂L/∂V_t = u_t (g - Σ_s n_s V_s) - n_t d, for g = ∂L/∂d and Vg = ⟨V_t, g⟩, [B, T].
+
+    By the implicit function theorem on the optimality conditions, the active pairs or frames kept as they are.
+    """
+    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    if objective == "ranksvm":  # d - Σ_inside stays; margins of pairs strictly inside the box stay 1
+        tied = _components(solution.active)
+        inside = identity - tied / tied.sum(-1, keepdim=True)  # projects on differences within a component
+        return (inside @ torch.linalg.pinv(inside @ K @ inside, hermitian=True, rtol=1e-10) @ inside @ Vg[..., None])[
+            ..., 0
+        ]
+    if objective == "ranksvm_squared":
+        weight = (2 * _pair_penalty(lengths, C))[:, None, None] * _laplacian(solution.active.to(K.dtype))
+    else:
+        weight = torch.diag_embed(2 * C * solution.active.to(K.dtype))
+    return torch.linalg.solve(identity + weight @ K, weight @ Vg[..., None])[..., 0]
+
+
+# --- pairs of frames -----------------------------------------------------------------------------------------------
+
+
+def _pair_penalty(lengths: Tensor, C: float) -> Tensor:
+    return 2 * C / (lengths * (lengths - 1)).clamp(min=1).double()
+
+
+def _laplacian(weights: Tensor) -> Tensor:
+    """Σ_{q>t} weights[q, t] (e_q - e_t)(e_q - e_t)ᵀ"""
+    both = weights + weights.mT
+    return torch.diag_embed(both.sum(-1)) - both
+
+
+def _components(pairs: Tensor) -> Tensor:
+    """Which frames pairs connect, directly or not: [B, T, T] of 0 and 1."""
+    eye = torch.eye(pairs.shape[-1], dtype=torch.float64, device=pairs.device)
+    reach = (pairs | pairs.mT).double() + eye
+    for _ in range(max(1, (pairs.shape[-1] - 1).bit_length())):
+        reach = (reach @ reach).clamp(max=1)
+    return (reach > 0).double()
+
+
+def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_iter: int) -> Solution:
+    """A primal-dual interior point method (Mehrotra) on the dual problem, with β = C' b for pairs (q, t), q > t:
+
+        max Σ b - κ/2 Σ b² - ½ uᵀ(C' K)u      u = Aᵀb, 0 ≤ b (≤ 1 unless squared), κ = ½ if squared, else 0
+
+    Its Newton systems have a number of unknowns of T²/2, but only T of them are coupled: b changes by what the scores
+    change, so that one T × T system (I + L C'K) du = … remains, L the Laplacian of the pairs' weights.
+    """
+    B, T = K.shape[:2]
+    frames = torch.arange(T, device=K.device)
+    pairs = (frames[:, None] > frames) & (frames[:, None] < lengths[:, None, None])  # [B, q, t]
+    count = pairs.sum((1, 2)).clamp(min=1)
+    scale = _pair_penalty(lengths, C)
+    K = K * scale[:, None, None]
+    kappa = 0.5 if squared else 0.0
+
+    def of_pairs(values: Tensor) -> Tensor:
+        return values.where(pairs, 0)
+
+    def differences(s: Tensor) -> Tensor:  # A s
+        return s[:, :, None] - s[:, None, :]
+
+    def gather(b: Tensor) -> Tensor:  # Aᵀ b
+        return b.sum(2) - b.sum(1)
+
+    def evaluate(b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        u = gather(b)
+        s = (K @ u[..., None])[..., 0]
+        margin = differences(s)
+        norm = (u * s).sum(1)
+        loss = (1 - margin).clamp(min=0)
+        primal = norm / 2 + of_pairs(loss * loss if squared else loss).sum((1, 2))
+        dual = b.sum((1, 2)) - kappa / 2 * (b * b).sum((1, 2)) - norm / 2
+        return u, margin, primal, dual
+
+    # Where K is large the solution is near 0, and so is the start. The multipliers of b ≥ 0 and b ≤ 1 make it feasible.
+    trace = K.diagonal(dim1=1, dim2=2).sum(1)
+    b = of_pairs((1 / trace.clamp(min=2))[:, None, None].expand(B, T, T))
+    u, margin, primal, dual = evaluate(b)
+    residual = margin + kappa * b - 1
+    floor = residual.abs().where(pairs, 0).amax((1, 2), keepdim=True) * 0.1 + 0.1
+    low = residual.clamp(min=0) + floor
+    high = torch.zeros_like(b) if squared else (-residual).clamp(min=0) + floor
+
+    running = primal - dual > tol * primal
+    iterations = torch.zeros(B, dtype=torch.int64, device=K.device)
+    eye = torch.eye(T, dtype=K.dtype, device=K.device)
+    best = Solution(u, primal, primal - dual, iterations, pairs)
+
+    for _ in range(max_iter):
+        if not running.any():
+            break
+        iterations = iterations + running
+        inner = b.where(pairs, 0.5)
+        slack = (1 - inner) if not squared else torch.ones_like(inner)
+        infeasible = differences((K @ gather(b)[..., None])[..., 0]) + kappa * b - 1 - low + high
+        sigma = kappa + low / inner + high / slack
+        weights = of_pairs(1 / sigma)
+        factors = torch.linalg.lu_factor_ex(eye + _laplacian(weights) @ K)[:2]  # singular: found out below
+
+        def direction(to_low: Tensor, to_high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Newton's step towards low · b = to_low and high · (1 - b) = to_high."""
+            h = -infeasible + (to_low / inner - low) - (to_high / slack - high)  # noqa: B023
+            du = torch.linalg.lu_solve(*factors, gather(of_pairs(weights * h))[..., None])  # noqa: B023
+            db = of_pairs(weights * (h - differences((K @ du)[..., 0])))  # noqa: B023
+            dlow = (to_low - low * db) / inner - low  # noqa: B023
+            dhigh = (to_high + high * db) / slack - high  # noqa: B023
+            return db, dlow, torch.zeros_like(dhigh) if squared else dhigh
+
+        def longest(db: Tensor, dlow: Tensor, dhigh: Tensor) -> Tensor:
+            """The step to the nearest bound, at most 1."""
+            steps = [(inner, db), (low, dlow)]  # noqa: B023
+            if not squared:
+                steps += [(slack, -db), (high, dhigh)]  # noqa: B023
+            ratios = [(-value / change).where((change < 0) & pairs, torch.inf) for value, change in steps]
+            return torch.stack([ratio.amin((1, 2)) for ratio in ratios]).amin(0).clamp(max=1)
+
+        def complementarity(b: Tensor, low: Tensor, high: Tensor) -> Tensor:
+            total = low * b if squared else low * b + high * (1 - b)
+            return of_pairs(total).sum((1, 2)) / (count if squared else 2 * count)
+
+        # Predictor: how far towards 0 the complementarity can go; corrector: that far, and second order.
+        zero = torch.zeros_like(b)
+        mu = complementarity(inner, low, high)
+        db, dlow, dhigh = direction(zero, zero)
+        step = longest(db, dlow, dhigh)[:, None, None]
+        reached = complementarity(inner + step * db, low + step * dlow, high + step * dhigh)
+        target = ((reached / mu) ** 3 * mu)[:, None, None]
+        db, dlow, dhigh = direction(target - db * dlow, target + db * dhigh)
+        step = (0.995 * longest(db, dlow, dhigh) * running)[:, None, None]
+        b = b + step * db
+        low, high = low + step * dlow, high + step * dhigh
+        if not (b.isfinite().all() and low.isfinite().all() and high.isfinite().all()):
+            break  # rounding has the last word: the best point so far stands
+
+        u, margin, primal, dual = evaluate(b)
+        better = running & (primal - dual < best.gap)
+        inside = (low < b) if squared else (low < b) & (high < 1 - b)
+        best = Solution(
+            u.where(better[:, None], best.u),
+            primal.where(better, best.objective),
+            (primal - dual).where(better, best.gap),
+            iterations,
+            (inside & pairs).where(better[:, None, None], best.active),
+        )
+        running = running & (best.gap > tol * best.objective)
+
+    moves = (trace > 0)[:, None]  # frames that are all alike make any u a solution: 0 is the one to expect
+    return Solution(
+        best.u.where(moves, 0) * scale[:, None],
+        best.objective * scale,
+        best.gap.clamp(min=0) * scale,
+        iterations,
+        best.active,
+    )
+
+
+# --- support vector regression -------------------------------------------------------------------------------------
+
+
+def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
+    """Newton's method on the frames outside the tube, u = ((1/2C) I + K_AA)⁻¹ (t - sε)_A, with a line search.
+
+    Dual problem: max Σ t u_t - ε|u_t| - u_t²/4C - ½ uᵀKu.
+    """
+    B, T = K.shape[:2]
+    t = torch.arange(1, T + 1, dtype=K.dtype, device=K.device)
+    inside = t <= lengths[:, None]
+    eye = torch.eye(T, dtype=K.dtype, device=K.device)
+
+    def evaluate(u: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        excess = t - s
+        loss = (excess.abs() - epsilon).clamp(min=0).where(inside, 0)
+        primal = (u * s).sum(1) / 2 + C * (loss * loss).sum(1)
+        best_u = 2 * C * loss * excess.sign()  # the dual point that these scores make
+        dual = 0 * primal
+        for v in (u, best_u):
+            Kv = (K @ v[..., None])[..., 0]
+            value = (t * v - epsilon * v.abs() - v * v / (4 * C)).sum(1) - (v * Kv).sum(1) / 2
+            dual = torch.maximum(dual, value)
+        return primal, dual, loss > 0
+
+    u = torch.zeros(B, T, dtype=K.dtype, device=K.device)
+    s = torch.zeros_like(u)
+    primal, dual, active = evaluate(u, s)
+    running = primal - dual > tol * primal
+    iterations = torch.zeros(B, dtype=torch.int64, device=K.device)
+    for _ in range(max_iter):
+        if not running.any():
+            break
+        iterations = iterations + running
+        A = active.to(K.dtype)
+        target = ((t - s).sign() * -epsilon + t) * A
+        system = eye + 2 * C * A[:, :, None] * K * A[:, None, :]
+        du = torch.linalg.solve(system, (2 * C * target)[..., None])[..., 0] * A - u
+        ds = (K @ du[..., None])[..., 0]
+        step = running.to(K.dtype)
+        for _ in range(30):
+            new_primal, new_dual, new_active = evaluate(u + step[:, None] * du, s + step[:, None] * ds)
+            worse = new_primal > primal
+            if not worse.any():
+                break
+            step = step.where(~worse, step / 2)
+        else:
+            step = step.where(~worse, 0)
+            new_primal, new_dual, new_active = evaluate(u + step[:, None] * du, s + step[:, None] * ds)
+        u, s = u + step[:, None] * du, s + step[:, None] * ds
+        primal, dual, active = new_primal, torch.maximum(dual, new_dual), new_active
+        running = running & (primal - dual > tol * primal) & (step > 0)
+    return Solution(u, primal, (primal - dual).clamp(min=0), iterations, active)

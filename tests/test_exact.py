@@ -1,0 +1,309 @@
+"""rank_pool: against independent solutions in D dimensions, its certificate, its gradient, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import dynpool
+from dynpool import approx_rank_pool, rank_pool, ranking_accuracy
+from dynpool.exact import OBJECTIVES, gram
+
+optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
+
+
+def clip(num_frames: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    """Frames that drift, float64 [T, *shape]."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(2, num_frames, *shape, generator=generator, dtype=torch.float64)
+    return noise[0] + 0.1 * noise[1].cumsum(0)
+
+
+def running_means(x: torch.Tensor) -> torch.Tensor:
+    """V [T, D]"""
+    return x.flatten(1).cumsum(0) / torch.arange(1, len(x) + 1, dtype=x.dtype)[:, None]
+
+
+def value(d: np.ndarray, V: np.ndarray, objective: str, C: float, epsilon: float) -> float:
+    """The objective as the docstring has it, in D dimensions."""
+    s, T = V @ d, len(V)
+    if objective == "svr":
+        return d @ d / 2 + C * np.sum(np.maximum(np.abs(np.arange(1, T + 1) - s) - epsilon, 0) ** 2)
+    q, t = np.tril_indices(T, -1)
+    loss = np.maximum(1 - s[q] + s[t], 0)
+    return d @ d / 2 + 2 * C / (T * (T - 1)) * np.sum(loss**2 if objective == "ranksvm_squared" else loss)
+
+
+def solve_smooth(V: np.ndarray, objective: str, C: float, epsilon: float) -> float:
+    """Minimum by L-BFGS over d, for the objectives that have a gradient."""
+    T = len(V)
+    q, t = np.tril_indices(T, -1)
+
+    def with_gradient(d: np.ndarray) -> tuple[float, np.ndarray]:
+        s = V @ d
+        if objective == "svr":
+            excess = np.arange(1, T + 1) - s
+            slope = -2 * C * np.sign(excess) * np.maximum(np.abs(excess) - epsilon, 0)
+        else:
+            pull = -2 * (2 * C / (T * (T - 1))) * np.maximum(1 - s[q] + s[t], 0)
+            slope = np.bincount(q, pull, T) - np.bincount(t, pull, T)
+        return value(d, V, objective, C, epsilon), d + slope @ V
+
+    best = optimize.minimize(
+        with_gradient,
+        np.zeros(V.shape[1]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 20000, "maxfun": 40000, "ftol": 1e-15, "gtol": 1e-12, "maxcor": 30},
+    )
+    return best.fun
+
+
+def solve_hinge(V: np.ndarray, C: float) -> float:
+    """Minimum of eq. (1) by coordinate ascent on its pairs, in D dimensions, to a gap of 1e-8."""
+    T = len(V)
+    q, t = np.tril_indices(T, -1)
+    D, upper = V[q] - V[t], 2 * C / (T * (T - 1))
+    beta, d, norms = np.zeros(len(D)), np.zeros(V.shape[1]), (D * D).sum(1)
+    for _ in range(200_000):
+        for p in range(len(D)):
+            change = np.clip(beta[p] + (1 - D[p] @ d) / norms[p], 0, upper) - beta[p]
+            beta[p] += change
+            d += change * D[p]
+        primal = value(d, V, "ranksvm", C, 0)
+        if primal - (beta.sum() - d @ d / 2) < 1e-8 * primal:
+            return primal
+    raise AssertionError("the reference did not converge")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("C", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("num_frames", [2, 3, 7, 11])
+def test_objective_is_that_of_an_independent_solution(num_frames, C, objective):
+    x = clip(num_frames, 5, 3)
+    d, info = rank_pool(x, 0, objective=objective, C=C, tol=1e-9, return_info=True)
+    V = running_means(x).numpy()
+    expected = solve_hinge(V, C) if objective == "ranksvm" else solve_smooth(V, objective, C, 0.1)
+    assert float(info.objective) == pytest.approx(expected, rel=1e-6)
+    # d itself has that value, and its scores are those that the solver knows.
+    assert value(d.flatten().numpy(), V, objective, C, 0.1) == pytest.approx(expected, rel=1e-6)
+    assert np.allclose(info.scores.numpy(), V @ d.flatten().numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_two_frames_by_hand():
+    # One pair: V_1 = (0, 0), V_2 = (1, 0), D = (1, 0), C' = C. β = min(C, 1 / ‖D‖²), d = β D.
+    x = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    for C, beta in [(0.25, 0.25), (4.0, 1.0)]:
+        d, info = rank_pool(x, 0, C=C, tol=1e-10, return_info=True)
+        assert torch.allclose(d, torch.tensor([beta, 0.0], dtype=torch.float64), atol=1e-6)
+        assert float(info.objective) == pytest.approx(beta**2 / 2 + C * (1 - beta), rel=1e-8)
+        assert torch.allclose(info.weights, torch.tensor([-beta / 2, beta / 2], dtype=torch.float64), atol=1e-6)
+    # Squared: β = 2C (1 - β), so β = 2C / (1 + 2C).
+    d = rank_pool(x, 0, objective="ranksvm_squared", C=1.0, tol=1e-10)
+    assert torch.allclose(d, torch.tensor([2 / 3, 0.0], dtype=torch.float64), atol=1e-6)
+    # SVR on V = (0, 1): ½u² + C (max(0, 2 - u - ε))² + constant, so u = 2C(2 - ε) / (1 + 2C).
+    d = rank_pool(x, 0, objective="svr", C=1.0, epsilon=0.5, tol=1e-12)
+    assert torch.allclose(d, torch.tensor([1.0, 0.0], dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("C", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("num_frames", [2, 5, 31, 150])
+def test_gap_is_honoured(num_frames, C, objective):
+    x = clip(num_frames, 4, 6)
+    x[num_frames // 2] = x[num_frames // 2 - 1]  # a duplicate
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, info = rank_pool(x[None], objective=objective, C=C, return_info=True)
+    assert 0 <= float(info.duality_gap) <= 1e-3 * float(info.objective)
+    d, _ = rank_pool(x[None], objective=objective, C=C, return_info=True)
+    actual = value(d.flatten().numpy(), running_means(x).numpy(), objective, C, 0.1)
+    assert actual == pytest.approx(float(info.objective), rel=1e-6)
+
+
+def test_gap_is_a_bound():
+    # A loose solution lies above a tight one by no more than its gap.
+    x = clip(23, 7)
+    for objective in OBJECTIVES:
+        best = float(rank_pool(x, 0, objective=objective, tol=1e-9, return_info=True)[1].objective)
+        info = rank_pool(x, 0, objective=objective, tol=0.3, return_info=True)[1]
+        assert best <= float(info.objective) * (1 + 1e-9)
+        assert float(info.objective - info.duality_gap) <= best * (1 + 1e-9)
+
+
+def test_an_end_before_the_tolerance_warns():
+    with pytest.warns(RuntimeWarning, match=r"1 of 1 clips did not reach tol = 1e-09 in 2 iterations"):
+        rank_pool(clip(20, 5), 0, tol=1e-9, max_iter=2)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_constant_video(objective):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        d = rank_pool(torch.full((2, 6, 3, 4), 7.0), objective=objective)
+    if objective != "svr":
+        assert torch.equal(d, torch.zeros(2, 3, 4))
+    else:
+        assert torch.allclose(d, d[0, 0, 0].expand(2, 3, 4))
+    assert d.isfinite().all()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes_layouts_and_dimensions(device, dtype, objective):
+    x = (torch.rand(3, 9, 3, 5, 7) * 200).to(dtype).to(device)
+    options = {"objective": objective, "nonlinearity": "sqrt", "mean": [1.0, 2.0, 3.0], "std": 50.0, "tol": 1e-8}
+    expected = rank_pool(x.double(), **options, channel_dim=2)
+    d = rank_pool(x, **options, channel_dim=2)
+    assert d.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    scale = expected.abs().amax()
+    # float32 products of pixels enter the Gram matrix, half results are rounded once more.
+    tolerance = {torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(dtype, 1e-3) * scale
+    assert (d.double() - expected).abs().amax() < tolerance
+    views = {
+        "frames last": (x.movedim(1, -1).contiguous(), -1, 1),
+        "channels last": (x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3), 1, 2),
+        "sliced": (torch.cat([x, x], -1)[..., :7], 1, 2),
+    }
+    for name, (view, dim, channel_dim) in views.items():
+        other = rank_pool(view, dim, **options, channel_dim=channel_dim)
+        assert (other.double() - d.double()).abs().amax() < tolerance, name
+    alone = rank_pool(x[1], 0, **options, channel_dim=1)
+    assert (alone.double() - d[1].double()).abs().amax() < tolerance
+
+
+def test_padding_has_no_say():
+    x = torch.stack([clip(9, 4), clip(9, 4, seed=1)])
+    x[1, 5:] = math.nan
+    d, info = rank_pool(x, lengths=[9, 5], tol=1e-9, return_info=True)
+    alone = rank_pool(x[1:, :5], tol=1e-9)
+    assert torch.allclose(d[1:], alone, atol=1e-7)
+    assert torch.equal(info.weights[1, 5:], torch.zeros(4, dtype=torch.float64))
+    assert ranking_accuracy(d, x, lengths=[9, 5]).isfinite().all()
+
+
+def test_one_frame_has_no_order():
+    assert torch.equal(rank_pool(torch.rand(2, 1, 3)), torch.zeros(2, 3))
+    assert ranking_accuracy(torch.zeros(2, 3), torch.rand(2, 1, 3)).isnan().all()
+
+
+def test_gram_by_hand():
+    x = torch.tensor([[[1, 2], [3, 4], [0, 5]]], dtype=torch.uint8)
+    expected = torch.tensor([[[5, 11, 10], [11, 25, 20], [10, 20, 25]]], dtype=torch.float64)
+    assert torch.allclose(gram(x).full(), expected, rtol=1e-6)
+    centred = x[0].double() - x[0].double().mean(0)
+    assert torch.allclose(gram(x).centred[0], centred @ centred.T, rtol=1e-6)
+
+
+def test_near_frames_do_not_cancel():
+    # Frames of 1000 that differ by 1e-3: float32 products would know no digit of the differences' products.
+    x = 1000 + 1e-3 * torch.rand(1, 5, 4096, dtype=torch.float64)
+    exact = gram(x).centred
+    error = (gram(x.float()).centred - exact).abs().amax() / exact.abs().amax()
+    assert error < 0.1  # the frames' own rounding is 3e-5 of differences of 3e-4
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("C", [0.05, 1.0])
+@pytest.mark.parametrize("time_average", [True, False])
+def test_gradcheck(objective, C, time_average):
+    x = torch.stack([clip(6, 3, 4), clip(6, 3, 4, seed=1)]).requires_grad_()
+    mean = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
+    std = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64, requires_grad=True)
+
+    def pool(x, mean, std):
+        return rank_pool(
+            x,
+            objective=objective,
+            C=C,
+            tol=1e-11,
+            time_average=time_average,
+            nonlinearity="sqrt",
+            mean=mean,
+            std=std,
+            channel_dim=2,
+            lengths=[6, 4],
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 1e-11 is more than rounding always allows
+        assert gradcheck(pool, (x, mean, std), eps=1e-6, atol=1e-4, rtol=1e-3)
+
+
+def test_a_second_derivative_is_refused():
+    x = clip(5, 3).requires_grad_()
+    (g,) = torch.autograd.grad(rank_pool(x, 0).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+def test_it_ranks_better_than_the_approximation():
+    x = clip(40, 8, 8)
+    exact = ranking_accuracy(rank_pool(x, 0, C=100.0), x, 0)
+    approximate = ranking_accuracy(approx_rank_pool(x, 0), x, 0)
+    assert exact >= approximate
+    assert exact > 0.99
+
+
+def test_ranking_accuracy_by_hand():
+    x = torch.tensor([[0.0], [3.0], [0.0]])  # V = 0, 1.5, 1: of three pairs one is wrong
+    assert float(ranking_accuracy(torch.tensor([1.0]), x, 0)) == pytest.approx(2 / 3)
+    assert float(ranking_accuracy(torch.tensor([-1.0]), x, 0)) == pytest.approx(1 / 3)
+    assert float(ranking_accuracy(torch.tensor([0.0]), x, 0)) == 0  # ties are not ranked
+    assert ranking_accuracy(torch.tensor([[1.0]]), x[None]).tolist() == pytest.approx([2 / 3])
+
+
+def test_module():
+    module = dynpool.nn.RankPool(objective="svr", C=0.5, mean=torch.zeros(3), channel_dim=2)
+    assert repr(module) == "RankPool(dim=1, objective='svr', C=0.5, mean=Tensor[3], channel_dim=2)"
+    network = torch.nn.Sequential(torch.nn.Unflatten(0, (2, -1)), dynpool.nn.RankPool(C=10.0), torch.nn.Flatten())
+    x = torch.rand(10, 3, 4, requires_grad=True)
+    network(x).sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+
+
+def test_dynamic_image():
+    frames = (clip(12, 3, 16, 20) * 120).clamp(0, 255).to(torch.uint8)
+    image = dynpool.dynamic_image(frames, method="exact")
+    assert image.shape == (3, 16, 20)
+    expected = dynpool.to_image(rank_pool(frames, 0, nonlinearity="sqrt"))
+    assert (image.int() - expected.int()).abs().max() <= 1
+    still = dynpool.dynamic_image(frames[:1].expand(5, -1, -1, -1), method="exact")
+    assert torch.equal(still, torch.full((3, 16, 20), 128, dtype=torch.uint8))
+    assert dynpool.dynamic_images(frames, window=5, stride=4, method="exact").shape == (3, 3, 16, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "svm"}, "objective must be one of"),
+        ({"C": 0}, "C must be finite and positive, got 0"),
+        ({"C": math.inf}, "C must be finite"),
+        ({"epsilon": -1.0}, "epsilon must be finite and at least 0, got -1.0"),
+        ({"tol": 0.0}, "tol must be finite and positive"),
+        ({"max_iter": 0}, "max_iter must be a positive integer, got 0"),
+        ({"lengths": [3, 9]}, "lengths must be between 1 and T = 5"),
+        ({"nonlinearity": "cube"}, "nonlinearity must be one of"),
+        ({"dim": 3}, "dim must be between"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        rank_pool(torch.rand(2, 5, 3), **options)
+
+
+def test_more_bad_arguments():
+    with pytest.raises(TypeError, match="C must be a number"):
+        rank_pool(torch.rand(2, 5, 3), C="1")
+    with pytest.raises(ValueError, match="x must be finite"):
+        rank_pool(torch.full((2, 5, 3), math.nan))
+    with pytest.raises(ValueError, match="lengths need the clips in dimension 0"):
+        rank_pool(torch.rand(5, 3), 0, lengths=[5])
+    with pytest.raises(ValueError, match="d must have the shape"):
+        ranking_accuracy(torch.rand(4), torch.rand(2, 5, 3))
