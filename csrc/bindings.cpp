@@ -125,6 +125,14 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
             const Unlocked unlocked(p);
             dynpool::cpu::temporal_pool_backward(p, num_threads);
           });
+  cpu.def("gram", [](const TemporalPoolParams& layout, Address x, Address bands, Address mean, Address std, Address K,
+                     Address cross, Address norm, int num_threads) {
+    const TemporalPoolParams p = with_inputs(layout, x, 0, bands, mean, std);
+    require(K && cross && norm && (x || p.T * p.num_outer() * p.inner().size == 0), kNull);
+    const py::gil_scoped_release unlocked;
+    dynpool::cpu::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
+                       static_cast<double*>(pointer(norm)), num_threads);
+  });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));
 #endif

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import solve
-from .ops import Plan
+from . import ops, solve
 from .pooling import Nonlinearity, PerChannel, _canonical_normalization, _check_frames, _check_lengths, _plan, _pool
 from .reference import accumulate_dtype, normalize, psi
 
@@ -166,7 +165,7 @@ class _Options:
     tol: float
     max_iter: int
     time_average: bool
-    plan: Plan
+    plan: ops.Plan
     lengths: Tensor | None
 
     def pool(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, rows: bool = False) -> Tensor:
@@ -288,6 +287,8 @@ def gram(
     if dim == 0:
         x, dim = x[None], 1
         channel_dim = None if channel_dim is None else channel_dim + 1
+    if (by_kernel := ops.gram(x, mean, std, dim, channel_dim, nonlinearity, lengths)) is not None:
+        return Gram(*by_kernel)
     strides = x.stride()
     rest = sorted((d for d in range(1, x.dim()) if d != dim), key=lambda d: -strides[d])
     pixels = x.permute(0, dim, *rest).flatten(2)  # a view where the pixels lie together, else a copy of the frames

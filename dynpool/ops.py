@@ -51,6 +51,7 @@ class Kernels(NamedTuple):
     layout: type[Any]
     temporal_pool: Callable[..., None]
     temporal_pool_backward: Callable[..., None]
+    gram: Callable[..., None] | None = None
 
 
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
@@ -64,7 +65,7 @@ def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     def temporal_pool_backward(*args: Any) -> None:
         backward(*args[:-1], num_threads())
 
-    return Kernels(module.Layout, temporal_pool, temporal_pool_backward)
+    return Kernels(module.Layout, temporal_pool, temporal_pool_backward, module.cpu.gram)
 
 
 def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
@@ -346,6 +347,56 @@ def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-unt
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
     call = Call(x, weights.shape, Plan._make((_contiguous(bands), *rest[:-1], False)))
     return call.backward(grad, x, weights, mean, std, rest[-1])
+
+
+def gram(
+    x: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    dim: int,
+    channel_dim: int | None,
+    nonlinearity: str,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`exact.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
+    kernels = kernels_for(x.device)
+    if kernels is None or kernels.gram is None or not is_plain(x) or x.dim() > MAX_DIMS:
+        return None
+    clips, num_frames = x.shape[0], x.shape[dim]
+    bands = None
+    if lengths is not None:
+        bands = torch.stack([torch.zeros_like(lengths), lengths], -1).contiguous()
+    layout = kernels.layout(
+        _DTYPE_CODES[x.dtype],
+        x.shape,
+        x.stride(),
+        dim,
+        _DTYPE_CODES[torch.float32],
+        x.stride(),  # of no output: as those of x, they leave its dimensions merged
+        (),
+        clips,
+        1,
+        num_frames,
+        1 if channel_dim is None else x.shape[channel_dim],
+        -1 if channel_dim is None else channel_dim,
+        _NONLINEARITY_CODES[nonlinearity],
+    )
+    K = torch.empty(clips, num_frames, num_frames, dtype=torch.float64)
+    cross = torch.empty(clips, num_frames, dtype=torch.float64)
+    norm = torch.empty(clips, dtype=torch.float64)
+    mean, std = _contiguous(mean), _contiguous(std)
+    kernels.gram(
+        layout,
+        x.data_ptr(),
+        _address(bands),
+        _address(mean),
+        _address(std),
+        K.data_ptr(),
+        cross.data_ptr(),
+        norm.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return K, cross, norm
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from torch.autograd import gradcheck
 
 import dynpool
-from dynpool import approx_rank_pool, rank_pool, ranking_accuracy
+from dynpool import approx_rank_pool, ops, rank_pool, ranking_accuracy
 from dynpool.exact import OBJECTIVES, gram
 
 optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
@@ -307,3 +307,31 @@ def test_more_bad_arguments():
         rank_pool(torch.rand(5, 3), 0, lengths=[5])
     with pytest.raises(ValueError, match="d must have the shape"):
         ranking_accuracy(torch.rand(4), torch.rand(2, 5, 3))
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("num_frames", [1, 2, 13, 61])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_gram_by_kernel(dtype, num_frames, normalized, nonlinearity, monkeypatch):
+    dense = (torch.rand(2, num_frames, 3, 17, 71) * 200).to(dtype)
+    lengths = torch.tensor([num_frames, max(1, num_frames - 3)])
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    mean = torch.tensor([1.0, 2.0, 3.0], dtype=acc) if normalized else None
+    std = mean * 20 if normalized else None
+    channel_dim = 2 if normalized else None
+    for x in (dense, dense[..., 1:, 2:], dense.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)):
+        actual = gram(x, mean, std, 1, channel_dim, nonlinearity, lengths)
+        statistics = [t if t is None else t.double() for t in (mean, std)]
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "kernels_for", lambda device: None)
+            expected = gram(x.double(), *statistics, 1, channel_dim, nonlinearity, lengths)
+        # Products of floats, summed in floats over 64 lanes of 16: a few roundings of the largest product.
+        scale = expected.full().abs().amax()
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert (ours - theirs).abs().amax() <= 32 * torch.finfo(acc).eps * scale
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    again = gram(x, mean, std, 1, channel_dim, nonlinearity, lengths)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))

@@ -23,12 +23,12 @@ DYNPOOL_HOST_DEVICE int64_t tile_length(const TemporalPoolParams& p) {
 struct Tasks {
   int64_t inner, tiles_per_row, length, count;
 
-  DYNPOOL_HOST_DEVICE explicit Tasks(const TemporalPoolParams& p) {
+  DYNPOOL_HOST_DEVICE explicit Tasks(const TemporalPoolParams& p) : Tasks(p, tile_length(p)) {}
+  DYNPOOL_HOST_DEVICE Tasks(const TemporalPoolParams& p, int64_t longest) {
     inner = p.inner().size;
     const int64_t outer = p.num_outer();
     const int64_t share = (inner * outer / 16 + 511) / 512 * 512;  // enough tiles for a few threads
-    length = tile_length(p);
-    if (share < length) length = share < 512 ? 512 : share;
+    length = share < 512 ? 512 : share < longest ? share : longest;
     tiles_per_row = (inner + length - 1) / length;
     count = outer * tiles_per_row;
   }
@@ -64,10 +64,22 @@ struct PartialSums {
   double* dstd;
 };
 
+// What the products of a clip's frames are added to (gram.h).
+struct GramSums {
+  int64_t rows;   // T rounded up to whole register blocks, the pitch of K
+  double* K;      // [rows, rows], the lower triangle
+  double* cross;  // [rows]
+  double* norm;   // [1]
+};
+
+constexpr int64_t kGramPixels = 1024;  // of a tile
+constexpr int64_t kGramBlock = 12;  // every instruction set's register block divides it
+
 // Kernels of one instruction set.
 struct Kernels {
   void (*forward)(const TemporalPoolParams& p, int64_t begin, int64_t end);
   void (*backward)(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial);
+  void (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
 };
 
 }  // namespace dynpool

@@ -128,6 +128,36 @@ void temporal_pool_backward(const TemporalPoolParams& p, int num_threads) {
   p.x_dtype == DType::float64 ? backward<double>(p, num_threads) : backward<float>(p, num_threads);
 }
 
+void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int num_threads) {
+  const Kernels kernels = kernels_of(p.x_dtype);
+  const int64_t rows = (p.T + kGramBlock - 1) / kGramBlock * kGramBlock, size = rows * rows + rows + 1;
+  const bool empty = p.num_outer() * p.inner().size == 0;
+  const int64_t per_clip = empty ? 0 : Tasks(p, kGramPixels).count / p.clips;
+  // The number of chunks fixes the result, and so depends on nothing but shapes; their sums take at most 64 MB.
+  const int64_t room = std::max<int64_t>(1, (int64_t{8} << 20) / size);
+  const int64_t chunks = std::max<int64_t>(1, std::min({per_clip, room, int64_t{32}}));
+  std::vector<double> sums(chunks * size);
+  for (int64_t clip = 0; clip < p.clips; ++clip) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    if (!empty) {
+      parallel_for(chunks, threads_for(p, num_threads), [&](int64_t c) {
+        double* sum = sums.data() + c * size;
+        const int64_t first = clip * per_clip;
+        kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
+                     {rows, sum, sum + rows * rows, sum + rows * rows + rows});
+      });
+    }
+    for (int64_t c = 1; c < chunks; ++c)
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[c * size + i];
+    for (int64_t s = 0; s < p.T; ++s) {
+      for (int64_t t = 0; t <= s; ++t)
+        K[(clip * p.T + s) * p.T + t] = K[(clip * p.T + t) * p.T + s] = sums[s * rows + t];
+      cross[clip * p.T + s] = sums[rows * rows + s];
+    }
+    norm[clip] = sums[rows * rows + rows];
+  }
+}
+
 const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }
 
 void limit_instruction_set(const char* limit) {
