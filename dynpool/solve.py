@@ -50,6 +50,11 @@ def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: f
     return torch.linalg.solve(identity + weight @ K, weight @ Vg[..., None])[..., 0]
 
 
+def apply(K: Tensor, u: Tensor) -> Tensor:
+    """K u. Not by bmm, whose threads take longer to wake than this takes."""
+    return (K * u[:, None]).sum(2)
+
+
 # --- pairs of frames -----------------------------------------------------------------------------------------------
 
 
@@ -99,7 +104,7 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
 
     def evaluate(b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u = gather(b)
-        s = (K @ u[..., None])[..., 0]
+        s = apply(K, u)
         margin = differences(s)
         norm = (u * s).sum(1)
         loss = (1 - margin).clamp(min=0)
@@ -127,7 +132,7 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         iterations = iterations + running
         inner = b.where(pairs, 0.5)
         slack = (1 - inner) if not squared else torch.ones_like(inner)
-        infeasible = differences((K @ gather(b)[..., None])[..., 0]) + kappa * b - 1 - low + high
+        infeasible = margin + kappa * b - 1 - low + high
         sigma = kappa + low / inner + high / slack
         weights = of_pairs(1 / sigma)
         factors = torch.linalg.lu_factor_ex(eye + _laplacian(weights) @ K)[:2]  # singular: found out below
@@ -136,7 +141,7 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
             """Newton's step towards low · b = to_low and high · (1 - b) = to_high."""
             h = -infeasible + (to_low / inner - low) - (to_high / slack - high)  # noqa: B023
             du = torch.linalg.lu_solve(*factors, gather(of_pairs(weights * h))[..., None])  # noqa: B023
-            db = of_pairs(weights * (h - differences((K @ du)[..., 0])))  # noqa: B023
+            db = of_pairs(weights * (h - differences(apply(K, du[..., 0]))))  # noqa: B023
             dlow = (to_low - low * db) / inner - low  # noqa: B023
             dhigh = (to_high + high * db) / slack - high  # noqa: B023
             return db, dlow, torch.zeros_like(dhigh) if squared else dhigh
@@ -209,7 +214,7 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         best_u = 2 * C * loss * excess.sign()  # the dual point that these scores make
         dual = 0 * primal
         for v in (u, best_u):
-            Kv = (K @ v[..., None])[..., 0]
+            Kv = apply(K, v)
             value = (t * v - epsilon * v.abs() - v * v / (4 * C)).sum(1) - (v * Kv).sum(1) / 2
             dual = torch.maximum(dual, value)
         return primal, dual, loss > 0
@@ -227,7 +232,7 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         target = ((t - s).sign() * -epsilon + t) * A
         system = eye + 2 * C * A[:, :, None] * K * A[:, None, :]
         du = torch.linalg.solve(system, (2 * C * target)[..., None])[..., 0] * A - u
-        ds = (K @ du[..., None])[..., 0]
+        ds = apply(K, du)
         step = running.to(K.dtype)
         for _ in range(30):
             new_primal, new_dual, new_active = evaluate(u + step[:, None] * du, s + step[:, None] * ds)
