@@ -214,7 +214,7 @@ class _RankPool(torch.autograd.Function):
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         missed = solution.gap > options.tol * solution.objective
         if bool(missed.any()):
-            worst = float((solution.gap / solution.objective).max())
+            worst = float((solution.gap / solution.objective)[missed].max())
             warnings.warn(
                 f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {options.tol:g} in "
                 f"{int(solution.iterations.max())} iterations; relative duality gap {worst:.1e}",

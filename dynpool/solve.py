@@ -167,10 +167,10 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         target = ((reached / mu) ** 3 * mu)[:, None, None]
         db, dlow, dhigh = direction(target - db * dlow, target + db * dhigh)
         step = (0.995 * longest(db, dlow, dhigh) * running)[:, None, None]
-        b = b + step * db
-        low, high = low + step * dlow, high + step * dhigh
-        if not (b.isfinite().all() and low.isfinite().all() and high.isfinite().all()):
-            break  # rounding has the last word: the best point so far stands
+        moved = (b + step * db, low + step * dlow, high + step * dhigh)
+        sound = torch.stack(moved).isfinite().all(0).all(2).all(1)  # else rounding has the last word: the best so far
+        running = running & sound
+        b, low, high = (new.where(sound[:, None, None], old) for new, old in zip(moved, (b, low, high), strict=True))
 
         u, margin, primal, dual = evaluate(b)
         better = running & (primal - dual < best.gap)

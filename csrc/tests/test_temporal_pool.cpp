@@ -623,6 +623,71 @@ void test_errors() {
   CHECK(cuda::device_count() == 1, "the emulated card is missing");
 }
 
+// Products of frames, over numbers of frames and pixels around the blocks, of unit and other strides, with a short clip.
+template <class X>
+void check_gram(DType dtype, int64_t T, int64_t D, int64_t step, const char* instruction_set) {
+  constexpr int64_t clips = 2;
+  std::vector<X> x(((clips * T - 1) * D + D - 1) * step + 1);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<X>((i * 7919) % 251);
+  const int64_t bands[2 * clips] = {0, T, 0, std::max<int64_t>(1, T - 2)};
+  TemporalPoolParams p;
+  p.x = x.data();
+  p.x_dtype = dtype;
+  p.nonlinearity = Nonlinearity::sqrt;
+  p.bands = bands;
+  p.clips = clips;
+  p.W = 1;
+  p.K = T;
+  const int64_t sizes[] = {clips, T, D}, strides[] = {T * D * step, D * step, step};
+  make_axes(p, {3, sizes, strides, strides, nullptr, 1, -1});
+  std::vector<double> K(clips * T * T, NAN), cross(clips * T, NAN), norm(clips, NAN);
+  cpu::limit_instruction_set(instruction_set);
+  cpu::gram(p, K.data(), cross.data(), norm.data(), 2);
+
+  for (int64_t b = 0; b < clips; ++b) {
+    const int64_t length = bands[2 * b + 1];
+    std::vector<double> average(D), f(T * D);
+    for (int64_t t = 0; t < length; ++t)
+      for (int64_t d = 0; d < D; ++d) {
+        f[t * D + d] = std::sqrt(static_cast<double>(x[((b * T + t) * D + d) * step]));
+        average[d] += f[t * D + d] / length;
+      }
+    double want_norm = 0;
+    for (int64_t d = 0; d < D; ++d) want_norm += average[d] * average[d];
+    const double limit = 1e-5 * (want_norm + 250 * D);  // float32 products of up to 250 each
+    for (int64_t s = 0; s < T; ++s)
+      for (int64_t t = 0; t < T; ++t) {
+        double want = 0;
+        for (int64_t d = 0; d < D && s < length && t < length; ++d)
+          want += (f[s * D + d] - average[d]) * (f[t * D + d] - average[d]);
+        CHECK(std::abs(K[(b * T + s) * T + t] - want) <= limit, "gram, T = %d, D = %d, step = %d, (%d, %d): %g, want %g",
+              int(T), int(D), int(step), int(s), int(t), K[(b * T + s) * T + t], want);
+      }
+    CHECK(std::abs(norm[b] - want_norm) <= limit, "gram, norm of T = %d, D = %d", int(T), int(D));
+    for (int64_t t = 0; t < T; ++t) {
+      double want = 0;
+      for (int64_t d = 0; d < D && t < length; ++d) want += (f[t * D + d] - average[d]) * average[d];
+      CHECK(std::abs(cross[b * T + t] - want) <= limit, "gram, cross of T = %d, D = %d", int(T), int(D));
+    }
+  }
+}
+
+void test_gram() {
+  const char* sets[] = {
+#ifdef DYNPOOL_TEST_INSTRUCTION_SETS
+      kAvx2, kBaseline,
+#endif
+      nullptr};
+  for (const char* set : sets)
+    for (int64_t T : {1, 2, 5, 13, 50})
+      for (int64_t D : {1, 17, 1023, 1024, 2311})
+        for (int64_t step : {1, 2}) {
+          check_gram<uint8_t>(DType::uint8, T, D, step, set);
+          check_gram<float>(DType::float32, T, D, step, set);
+          check_gram<double>(DType::float64, T, D, step, set);
+        }
+}
+
 }  // namespace
 }  // namespace dynpool::test
 
@@ -632,7 +697,8 @@ int main(int count, char** names) {
   setvbuf(stdout, nullptr, _IOLBF, 0);
   const std::pair<const char*, void (*)()> tests[] = {
       {"combinations", test_combinations}, {"output layouts", test_output_layouts}, {"long", test_long},
-      {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far}, {"errors", test_errors}};
+      {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far}, {"errors", test_errors},
+      {"gram", test_gram}};
   for (const auto& [name, test] : tests) {
     if (count > 1 && std::find(names + 1, names + count, std::string(name)) == names + count) continue;
     const int before = failures;
