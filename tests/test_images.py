@@ -247,7 +247,7 @@ def test_to_image_refuses(pooled, mode, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "median"}, "method must be one of 'approx', 'mean', 'max', got 'median'"),
+        ({"method": "median"}, "method must be one of 'approx', 'exact', 'mean', 'max', got 'median'"),
         ({"nonlinearity": "log"}, "nonlinearity must be one of 'identity', 'sqrt', got 'log'"),
         ({"method": "max", "nonlinearity": "log"}, "nonlinearity must be one of"),
         ({"device": "abacus"}, "device must be one that torch can use here, got 'abacus': "),
