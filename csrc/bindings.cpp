@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "rank_svm.h"
 #include "temporal_pool.h"
 
 namespace py = pybind11;
@@ -83,6 +84,16 @@ TemporalPoolParams backward_params(const TemporalPoolParams& layout, Address x, 
   return p;
 }
 
+dynpool::RankSvmParams rank_svm_params(int64_t clips, int64_t T, Address lengths, Address K, double C, double tol,
+                                       bool squared, int64_t max_sweeps, Address u, Address objective, Address gap,
+                                       Address sweeps, Address b, Address pairs, Address scratch) {
+  require(clips == 0 || (K && u && objective && gap && sweeps && b && (pairs || T < 2) && scratch), kNull);
+  const auto doubles = [](Address address) { return static_cast<double*>(pointer(address)); };
+  return {clips, T, static_cast<const int64_t*>(pointer(lengths)), doubles(K), C, tol, squared, max_sweeps, doubles(u),
+          doubles(objective), doubles(gap), static_cast<int64_t*>(pointer(sweeps)), doubles(b),
+          static_cast<int32_t*>(pointer(pairs)), doubles(scratch)};
+}
+
 #ifdef DYNPOOL_WITH_CPU
 // Lets other threads run Python meanwhile, where that is worth the handing over.
 class Unlocked {
@@ -132,6 +143,14 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     const py::gil_scoped_release unlocked;
     dynpool::cpu::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
                        static_cast<double*>(pointer(norm)), num_threads);
+  });
+  cpu.def("rank_svm", [](int64_t clips, int64_t T, Address lengths, Address K, double C, double tol, bool squared,
+                         int64_t max_sweeps, Address u, Address objective, Address gap, Address sweeps, Address b,
+                         Address pairs, Address scratch, int num_threads) {
+    const auto p = rank_svm_params(clips, T, lengths, K, C, tol, squared, max_sweeps, u, objective, gap, sweeps, b, pairs,
+                                   scratch);
+    const py::gil_scoped_release unlocked;
+    dynpool::cpu::rank_svm(p, num_threads);
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));

@@ -52,6 +52,7 @@ class Kernels(NamedTuple):
     temporal_pool: Callable[..., None]
     temporal_pool_backward: Callable[..., None]
     gram: Callable[..., None] | None = None
+    rank_svm: Callable[..., None] | None = None
 
 
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
@@ -65,7 +66,7 @@ def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     def temporal_pool_backward(*args: Any) -> None:
         backward(*args[:-1], num_threads())
 
-    return Kernels(module.Layout, temporal_pool, temporal_pool_backward, module.cpu.gram)
+    return Kernels(module.Layout, temporal_pool, temporal_pool_backward, module.cpu.gram, module.cpu.rank_svm)
 
 
 def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
@@ -659,3 +660,22 @@ _temporal_pool_op.register_autograd(_op_backward, setup_context=_op_setup)
 _temporal_pool_backward_op.register_autograd(_op_second_backward, setup_context=_op_backward_setup)
 _temporal_pool_op.register_vmap(_op_vmap)
 _temporal_pool_backward_op.register_vmap(_op_backward_vmap)
+
+
+def rank_svm(
+    K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_sweeps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """u [B, T], objective, gap and sweeps [B], and b [B, T, T] as csrc/rank_svm.h has them, or None without a kernel."""
+    kernels = kernels_for(K.device)
+    if kernels is None or kernels.rank_svm is None or not is_plain(K):
+        return None
+    B, T = K.shape[:2]
+    u, b = torch.empty_like(K[:, 0], memory_format=torch.contiguous_format), torch.empty_like(K)
+    objective, gap, sweeps = K.new_empty(B), K.new_empty(B), lengths.new_empty(B)
+    pairs, scratch = lengths.new_empty(B * T * (T - 1) // 2, dtype=torch.int32), K.new_empty(B * T * (T + 8))
+    K, lengths = K.contiguous(), lengths.contiguous()
+    outputs = (t.data_ptr() for t in (u, objective, gap, sweeps, b, pairs, scratch))
+    kernels.rank_svm(
+        B, T, lengths.data_ptr(), K.data_ptr(), C, tol, squared, max_sweeps, *outputs, torch.get_num_threads()
+    )
+    return u, objective, gap, sweeps, b

@@ -15,6 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import ops
+
+_SWEEPS = 1000  # a solution that takes more is one for the interior point method
+
 
 class Solution(NamedTuple):
     u: Tensor  # [B, T]: d = Σ u_t V_t
@@ -28,7 +32,26 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
     """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations."""
     if objective == "svr":
         return _solve_svr(K, lengths, C, epsilon, tol, max_iter)
-    return _solve_pairs(K, lengths, C, objective == "ranksvm_squared", tol, max_iter)
+    squared = objective == "ranksvm_squared"
+    solution = _solve_by_kernel(K, lengths, C, squared, tol, max_iter)
+    if solution is None:
+        solution = _solve_pairs(K, lengths, C, squared, tol, max_iter)
+    moves = K.diagonal(dim1=1, dim2=2).any(1, keepdim=True)
+    return solution._replace(u=solution.u.where(moves, 0))  # of frames that are all alike, which any u solves
+
+
+def _solve_by_kernel(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_iter: int) -> Solution | None:
+    """Coordinate ascent, and the interior point method for clips that it does not bring to an end."""
+    found = ops.rank_svm(K, lengths, C, squared, tol, min(max_iter, _SWEEPS))
+    if found is None:
+        return None
+    u, value, gap, iterations, b = found
+    solution = Solution(u, value, gap, iterations, (b > 0) if squared else (b > 0) & (b < 1))
+    left = ((gap > tol * value) & (iterations < max_iter)).nonzero()[:, 0]
+    if len(left) == 0:
+        return solution
+    slow = _solve_pairs(K[left], lengths[left], C, squared, tol, max_iter)
+    return Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, slow, strict=True)))
 
 
 def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: float, Vg: Tensor) -> Tensor:
@@ -184,9 +207,8 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         )
         running = running & (best.gap > tol * best.objective)
 
-    moves = (trace > 0)[:, None]  # frames that are all alike make any u a solution: 0 is the one to expect
     return Solution(
-        best.u.where(moves, 0) * scale[:, None],
+        best.u * scale[:, None],
         best.objective * scale,
         best.gap.clamp(min=0) * scale,
         iterations,

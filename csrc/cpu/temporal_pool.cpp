@@ -5,14 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "../rank_svm.h"
 #include "tasks.h"
 
 namespace dynpool {
 
-#define DYNPOOL_DECLARE(ISA)             \
-  namespace ISA {                        \
-  Kernels kernels_uint8();               \
-  Kernels kernels_float(DType dtype);    \
+#define DYNPOOL_DECLARE(ISA)                              \
+  namespace ISA {                                         \
+  Kernels kernels_uint8();                                \
+  Kernels kernels_float(DType dtype);                     \
+  void rank_svm(const RankSvmParams& p, int64_t clip);    \
   }
 DYNPOOL_DECLARE(baseline)
 #ifdef DYNPOOL_X86
@@ -156,6 +158,15 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
     }
     norm[clip] = sums[rows * rows + rows];
   }
+}
+
+void rank_svm(const RankSvmParams& p, int num_threads) {
+  void (*solve)(const RankSvmParams&, int64_t) = baseline::rank_svm;
+#ifdef DYNPOOL_X86
+  if (chosen >= InstructionSet::avx2) solve = chosen == InstructionSet::avx2 ? avx2::rank_svm : avx512::rank_svm;
+#endif
+  const int64_t threads = std::min<int64_t>(num_threads, p.clips * p.T / 32);
+  parallel_for(p.clips, static_cast<int>(std::max<int64_t>(1, threads)), [&](int64_t clip) { solve(p, clip); });
 }
 
 const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }

@@ -1,0 +1,39 @@
+// The ranking support vector machine on one thread a clip.
+#include "../rank_svm.h"
+
+#include "tasks.h"
+
+namespace dynpool {
+inline namespace DYNPOOL_ISA {
+namespace {
+
+struct Alone {
+  template <class Body>
+  void each(int64_t n, const Body& body) const {
+    for (int64_t i = 0; i < n; ++i) body(i);
+  }
+  template <class Body>
+  void lanes(int64_t n, const Body& body) const {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) body(i);
+  }
+  template <class Body>
+  double sum(int64_t n, const Body& body) const {
+    double total = 0;
+    for (int64_t i = 0; i < n; ++i) total += body(i);
+    return total;
+  }
+  template <class Body>
+  void one(const Body& body) const {
+    body();
+  }
+  bool leads() const { return true; }
+  void sync() const {}
+};
+
+}  // namespace
+
+void rank_svm(const RankSvmParams& p, int64_t clip) { solve_rank_svm(p, clip, Alone{}); }
+
+}  // namespace DYNPOOL_ISA
+}  // namespace dynpool
