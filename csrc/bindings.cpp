@@ -136,10 +136,10 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
             const Unlocked unlocked(p);
             dynpool::cpu::temporal_pool_backward(p, num_threads);
           });
-  cpu.def("gram", [](const TemporalPoolParams& layout, Address x, Address bands, Address mean, Address std, Address K,
+  cpu.def("gram", [](const TemporalPoolParams& layout, Address x, Address, Address bands, Address mean, Address std, Address K,
                      Address cross, Address norm, int num_threads) {
     const TemporalPoolParams p = with_inputs(layout, x, 0, bands, mean, std);
-    require(K && cross && norm && (x || p.T * p.num_outer() * p.inner().size == 0), kNull);
+    require(p.clips == 0 || (K && cross && norm && (x || p.T * p.num_outer() * p.inner().size == 0)), kNull);
     const py::gil_scoped_release unlocked;
     dynpool::cpu::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
                        static_cast<double*>(pointer(norm)), num_threads);
@@ -172,6 +172,22 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
                  backward_params(layout, x, weights, bands, mean, std, g, dx, dweights, dmean, dstd), device,
                  pointer(stream), allocate_by_python, &allocate);
            });
+  cuda.def("gram", [](const TemporalPoolParams& layout, Address x, Address average, Address bands, Address mean,
+                      Address std, Address K, Address cross, Address norm, int device, Address stream,
+                      py::function allocate) {
+    TemporalPoolParams p = with_inputs(layout, x, 0, bands, mean, std);
+    p.y = pointer(average);
+    const bool empty = p.T * p.num_outer() * p.inner().size == 0;
+    require(p.clips == 0 || (K && cross && norm && ((x && average) || empty)), kNull);
+    dynpool::cuda::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
+                        static_cast<double*>(pointer(norm)), device, pointer(stream), allocate_by_python, &allocate);
+  });
+  cuda.def("rank_svm", [](int64_t clips, int64_t T, Address lengths, Address K, double C, double tol, bool squared,
+                          int64_t max_sweeps, Address u, Address objective, Address gap, Address sweeps, Address b,
+                          Address pairs, Address scratch, int device, Address stream, py::function) {
+    dynpool::cuda::rank_svm(rank_svm_params(clips, T, lengths, K, C, tol, squared, max_sweeps, u, objective, gap, sweeps,
+                                            b, pairs, scratch), device, pointer(stream));
+  });
   cuda.def("device_count", &dynpool::cuda::device_count);
   cuda.def("architectures", &dynpool::cuda::architectures);
 #endif

@@ -340,7 +340,8 @@ DYNPOOL_TEAM void solve_rank_svm(const RankSvmParams& p, int64_t clip, Team team
     });
     return;
   }
-  RankSvm<Team> svm{team};
+  RankSvm<Team> svm;
+  svm.team = team;
   svm.T = T;
   svm.pitch = p.T;
   svm.K = p.K + clip * p.T * p.T;

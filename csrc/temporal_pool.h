@@ -149,6 +149,10 @@ using Allocate = void* (*)(int64_t bytes, void* context);
 // `stream` is a cudaStream_t of `device`. All enqueue and return; errors of the launch throw std::runtime_error.
 void temporal_pool(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* context);
 void temporal_pool_backward(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* context);
+// As cpu::gram, but y holds ψ̄, Acc, and plays a part.
+void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int device, void* stream,
+          Allocate allocate, void* context);
+void rank_svm(const RankSvmParams& p, int device, void* stream);
 int device_count();          // 0 where there is no driver
 const char* architectures();  // as compiled, "75;80;…"
 }  // namespace cuda

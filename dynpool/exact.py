@@ -205,11 +205,13 @@ class _RankPool(torch.autograd.Function):
         K = products.centred if pairs else products.full()
         if not bool(K.isfinite().all()):
             raise ValueError("x must be finite and its frames' products within float64, got NaN or infinity")
-        M = options.averages(x)
-        K = M @ K @ M.T
         lengths = options.lengths
         if lengths is None:
-            lengths = torch.full((len(K),), len(M), device=x.device)
+            lengths = torch.full((len(K),), K.shape[-1], device=x.device)
+        if pairs:
+            K = K.where(~products.alike(lengths, x.dtype)[:, None, None], 0)
+        M = options.averages(x)
+        K = M @ K @ M.T
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         missed = solution.gap > options.tol * solution.objective
@@ -264,6 +266,14 @@ class Gram(NamedTuple):
     centred: Tensor  # [B, T, T]: ⟨ψ(I_s) - ψ̄, ψ(I_t) - ψ̄⟩
     cross: Tensor  # [B, T]: ⟨ψ(I_t) - ψ̄, ψ̄⟩
     norm: Tensor  # [B]: ‖ψ̄‖²
+
+    def alike(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether the frames of a clip differ by no more than roundings, [B]."""
+        row = self.centred.sum(2) / lengths[:, None]  # not quite 0: ψ̄ is rounded
+        distance = self.centred.diagonal(dim1=1, dim2=2) - 2 * row + (row.sum(1) / lengths)[:, None]
+        frames = torch.arange(distance.shape[1], device=distance.device)
+        largest = distance.where(frames < lengths[:, None], 0).amax(1)
+        return largest <= (8 * torch.finfo(accumulate_dtype(dtype)).eps) ** 2 * self.norm
 
     def full(self) -> Tensor:
         """⟨ψ(I_s), ψ(I_t)⟩ [B, T, T]"""

@@ -51,22 +51,25 @@ class Kernels(NamedTuple):
     layout: type[Any]
     temporal_pool: Callable[..., None]
     temporal_pool_backward: Callable[..., None]
-    gram: Callable[..., None] | None = None
-    rank_svm: Callable[..., None] | None = None
+    gram: Callable[..., None]
+    gram_takes_average: bool  # or finds it in passing
+    rank_svm: Callable[..., None]
 
 
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     if module is None:
         return None
-    forward, backward, num_threads = module.cpu.temporal_pool, module.cpu.temporal_pool_backward, torch.get_num_threads
+    num_threads = torch.get_num_threads
 
-    def temporal_pool(*args: Any) -> None:
-        forward(*args[:-1], num_threads())
+    def with_threads(launch: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            launch(*args[:-1], num_threads())
 
-    def temporal_pool_backward(*args: Any) -> None:
-        backward(*args[:-1], num_threads())
+        return call
 
-    return Kernels(module.Layout, temporal_pool, temporal_pool_backward, module.cpu.gram, module.cpu.rank_svm)
+    cpu = module.cpu
+    pool, backward = with_threads(cpu.temporal_pool), with_threads(cpu.temporal_pool_backward)
+    return Kernels(module.Layout, pool, backward, with_threads(cpu.gram), False, with_threads(cpu.rank_svm))
 
 
 def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
@@ -88,7 +91,8 @@ def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) ->
         return call
 
     cuda = module.cuda
-    return Kernels(module.Layout, on_stream(cuda.temporal_pool), on_stream(cuda.temporal_pool_backward))
+    pool, backward = on_stream(cuda.temporal_pool), on_stream(cuda.temporal_pool_backward)
+    return Kernels(module.Layout, pool, backward, on_stream(cuda.gram), True, on_stream(cuda.rank_svm))
 
 
 def emulated_kernels(path: str) -> Kernels:
@@ -361,19 +365,22 @@ def gram(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`exact.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
     kernels = kernels_for(x.device)
-    if kernels is None or kernels.gram is None or not is_plain(x) or x.dim() > MAX_DIMS:
+    if kernels is None or not is_plain(x) or x.dim() > MAX_DIMS:
         return None
     clips, num_frames = x.shape[0], x.shape[dim]
-    bands = None
+    bands = average = None
     if lengths is not None:
         bands = torch.stack([torch.zeros_like(lengths), lengths], -1).contiguous()
+    acc = reference.accumulate_dtype(x.dtype)
+    if kernels.gram_takes_average:
+        average = torch.empty_like(x.select(dim, 0), dtype=acc).unsqueeze(dim)
     layout = kernels.layout(
         _DTYPE_CODES[x.dtype],
         x.shape,
         x.stride(),
         dim,
-        _DTYPE_CODES[torch.float32],
-        x.stride(),  # of no output: as those of x, they leave its dimensions merged
+        _DTYPE_CODES[acc],
+        x.stride() if average is None else average.stride(),  # without an output, as x: its dimensions stay merged
         (),
         clips,
         1,
@@ -382,21 +389,17 @@ def gram(
         -1 if channel_dim is None else channel_dim,
         _NONLINEARITY_CODES[nonlinearity],
     )
-    K = torch.empty(clips, num_frames, num_frames, dtype=torch.float64)
-    cross = torch.empty(clips, num_frames, dtype=torch.float64)
-    norm = torch.empty(clips, dtype=torch.float64)
     mean, std = _contiguous(mean), _contiguous(std)
-    kernels.gram(
-        layout,
-        x.data_ptr(),
-        _address(bands),
-        _address(mean),
-        _address(std),
-        K.data_ptr(),
-        cross.data_ptr(),
-        norm.data_ptr(),
-        torch.get_num_threads(),
-    )
+    inputs = (_address(bands), _address(mean), _address(std))
+    if average is not None:
+        counts = x.new_full((clips,), num_frames, dtype=acc) if lengths is None else lengths.to(acc)
+        weights = (1 / counts)[:, None].expand(clips, num_frames).contiguous()
+        kernels.temporal_pool(layout, x.data_ptr(), weights.data_ptr(), *inputs, average.data_ptr(), x.device)
+    K = x.new_empty(clips, num_frames, num_frames, dtype=torch.float64)
+    cross = x.new_empty(clips, num_frames, dtype=torch.float64)
+    norm = x.new_empty(clips, dtype=torch.float64)
+    outputs = (K.data_ptr(), cross.data_ptr(), norm.data_ptr())
+    kernels.gram(layout, x.data_ptr(), _address(average), *inputs, *outputs, x.device)
     return K, cross, norm
 
 
@@ -665,9 +668,9 @@ _temporal_pool_backward_op.register_vmap(_op_backward_vmap)
 def rank_svm(
     K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_sweeps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """u [B, T], objective, gap and sweeps [B], and b [B, T, T] as csrc/rank_svm.h has them, or None without a kernel."""
+    """u [B, T], objective, gap and sweeps [B], b [B, T, T] of csrc/rank_svm.h, or None where there is no kernel."""
     kernels = kernels_for(K.device)
-    if kernels is None or kernels.rank_svm is None or not is_plain(K):
+    if kernels is None or not is_plain(K):
         return None
     B, T = K.shape[:2]
     u, b = torch.empty_like(K[:, 0], memory_format=torch.contiguous_format), torch.empty_like(K)
@@ -675,7 +678,5 @@ def rank_svm(
     pairs, scratch = lengths.new_empty(B * T * (T - 1) // 2, dtype=torch.int32), K.new_empty(B * T * (T + 8))
     K, lengths = K.contiguous(), lengths.contiguous()
     outputs = (t.data_ptr() for t in (u, objective, gap, sweeps, b, pairs, scratch))
-    kernels.rank_svm(
-        B, T, lengths.data_ptr(), K.data_ptr(), C, tol, squared, max_sweeps, *outputs, torch.get_num_threads()
-    )
+    kernels.rank_svm(B, T, lengths.data_ptr(), K.data_ptr(), C, tol, squared, max_sweeps, *outputs, K.device)
     return u, objective, gap, sweeps, b

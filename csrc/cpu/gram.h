@@ -1,10 +1,11 @@
 // Products of the frames of a clip, for exact rank pooling: ⟨ψ_s - ψ̄, ψ_t - ψ̄⟩, ⟨ψ_t - ψ̄, ψ̄⟩ and ‖ψ̄‖².
 //
-// A tile holds ψ of up to kGramPixels pixels of all frames as floats, less their mean over the frames. Register blocks of
-// kBlockRows × kBlockRows frames are multiplied along the pixels, the lower triangle only; sums over a tile are float,
-// over tiles double.
+// ψ of a tile's pixels, less their mean over the frames, is turned into panels [pixels, lanes] of as many frames as a
+// vector has lanes: a product of kRows × 3 vectors of frames then needs neither sums over lanes nor more than 11 loads
+// for 24 multiplications. The lower triangle only, up to panels; sums over kStep pixels are float, over more double.
 #pragma once
 #include <memory>
+#include <utility>
 
 #include "kernels.h"
 
@@ -12,130 +13,287 @@ namespace dynpool {
 inline namespace DYNPOOL_ISA {
 namespace {
 
-constexpr int64_t kPanel = 48;  // frames whose tile stays in a second-level cache while others are multiplied with it
-
 #if defined(__AVX512F__)
-constexpr int64_t kLanes = 16, kBlockRows = 4;
+constexpr int64_t kVectorBytes = 64, kRows = 8;
 #elif defined(__AVX2__)
-constexpr int64_t kLanes = 8, kBlockRows = 3;
+constexpr int64_t kVectorBytes = 32, kRows = 4;
 #else
-constexpr int64_t kLanes = 4, kBlockRows = 3;
+constexpr int64_t kVectorBytes = 16, kRows = 4;
 #endif
+constexpr int64_t kColumns = 3;  // panels; with kRows of sums each they fill the registers
+constexpr int64_t kStep = 128;   // pixels of kColumns panels stay in a first-level cache
 
+template <class Acc>
+constexpr int64_t kLanes = kVectorBytes / sizeof(Acc);
 template <class Acc>
 struct Lanes;
 template <>
 struct Lanes<float> {
-  typedef float type __attribute__((vector_size(kLanes * sizeof(float))));
+  typedef float type __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Lanes<double> {
-  typedef double type __attribute__((vector_size(kLanes * sizeof(float))));
+  typedef double type __attribute__((vector_size(kVectorBytes)));
 };
-template <class Acc>
-constexpr int64_t kLanesOf = kLanes * sizeof(float) / sizeof(Acc);
 
-// sums[i, j] += Σ_p a[i, p] b[j, p] for R rows of each, `pitch` apart; n is a multiple of the vector.
-template <int64_t R, class Acc>
-void multiply_rows(double* sums, int64_t T, const Acc* a, const Acc* b, int64_t pitch, int64_t n) {
-  using Vector = typename Lanes<Acc>::type;
-  constexpr int64_t V = kLanesOf<Acc>;
-  Vector acc[R][R] = {};
-  for (int64_t p = 0; p < n; p += V) {
-    Vector y[R];
-    for (int64_t j = 0; j < R; ++j) y[j] = *reinterpret_cast<const Vector*>(b + j * pitch + p);
-    for (int64_t i = 0; i < R; ++i) {
-      const Vector x = *reinterpret_cast<const Vector*>(a + i * pitch + p);
-      for (int64_t j = 0; j < R; ++j) acc[i][j] += x * y[j];
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define DYNPOOL_SHUFFLE
+#endif
+#endif
+
+// Elements begin, begin + 1, … of a and of b in turn.
+template <int64_t begin, class Vector, size_t... i>
+Vector interleave(Vector a, Vector b, std::index_sequence<i...>) {
+  constexpr int64_t V = sizeof...(i);
+#ifdef DYNPOOL_SHUFFLE
+  return __builtin_shufflevector(a, b, (begin + i / 2 + i % 2 * V)...);
+#else
+  Vector result;
+  ((result[i] = i % 2 ? b[begin + i / 2] : a[begin + i / 2]), ...);
+  return result;
+#endif
+}
+
+template <class Vector>
+void transpose(Vector* rows) {
+  constexpr int64_t V = sizeof(Vector) / sizeof(rows[0][0]);
+  constexpr auto lanes = std::make_index_sequence<V>();
+  for (int64_t stage = 1; stage < V; stage *= 2) {
+    Vector shuffled[V];
+    for (int64_t i = 0; i < V / 2; ++i) {
+      shuffled[2 * i] = interleave<0>(rows[i], rows[i + V / 2], lanes);
+      shuffled[2 * i + 1] = interleave<V / 2>(rows[i], rows[i + V / 2], lanes);
     }
-  }
-  for (int64_t i = 0; i < R; ++i) {
-    for (int64_t j = 0; j < R; ++j) {
-      Acc sum = 0;
-      for (int64_t lane = 0; lane < V; ++lane) sum += acc[i][j][lane];
-      sums[i * T + j] += sum;
-    }
+    for (int64_t i = 0; i < V; ++i) rows[i] = shuffled[i];
   }
 }
 
-// The lower triangle of K [T, T] += F Fᵀ, F [rows, pitch] of which n columns count; rows is a multiple of kBlockRows.
-template <class Acc>
-void multiply_tile(double* K, int64_t T, const Acc* F, int64_t rows, int64_t n) {
-  for (int64_t panel = 0; panel < rows; panel += kPanel) {
-    const int64_t panel_end = panel + kPanel < rows ? panel + kPanel : rows;
-    for (int64_t i = panel; i < rows; i += kBlockRows)
-      for (int64_t j = panel; j < panel_end && j <= i; j += kBlockRows)
-        multiply_rows<kBlockRows>(K + i * T + j, T, F + i * kGramPixels, F + j * kGramPixels, kGramPixels, n);
-  }
-}
-
+// ψ of pixels i … i + V of a frame that has n of them, and 0 behind its end.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
-void load_frame(Acc* out, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
-  const Acc one = 1;
-  for (int64_t i = 0; i < n; ++i) out[i] = 0;
-  accumulate<psi, normalized>(out, x, 0, &one, 1, pixels, n);
+inline __attribute__((always_inline)) typename Lanes<Acc>::type load_pixels(const X* x, int64_t i, int64_t n,
+                                                                            const TilePixels<Acc>& pixels) {
+  constexpr int64_t V = kLanes<Acc>;
+  typename Lanes<Acc>::type result = {};
+  if constexpr (has_vectors<X, psi> && !normalized && V == kVector) {
+    if (i + V <= n) {
+      const Floats values = psi_vector<psi>(x + i);
+      memcpy(&result, &values, sizeof(result));
+      return result;
+    }
+  }
+  Acc values[V] = {};
+  if (i + V <= n) {
+    for (int64_t lane = 0; lane < V; ++lane)
+      values[lane] = apply_psi<psi>(normalize<Acc, normalized>(x[i + lane], pixels, i + lane));
+  } else {
+    for (int64_t lane = 0; i + lane < n; ++lane)
+      values[lane] = apply_psi<psi>(normalize<Acc, normalized>(x[i + lane], pixels, i + lane));
+  }
+  memcpy(&result, values, sizeof(result));
+  return result;
 }
 
-// The clip's tasks [begin, end) (tiles of at most kGramPixels). K [rows, rows] with rows = T rounded up to kBlockRows.
+// panel [padded, V] = ψ of `count` frames less the average, 0 behind the n pixels and for missing frames;
+// cross[t] += ⟨ψ_t - average, average⟩.
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t count, const Acc* average,
+                const TilePixels<Acc>& pixels, int64_t n, int64_t padded) {
+  using Vector = typename Lanes<Acc>::type;
+  constexpr int64_t V = kLanes<Acc>, kChains = V < 4 ? V : 4;
+  Vector sums[kChains] = {};
+  for (int64_t p = 0; p < padded; p += V) {
+    const Vector less = *reinterpret_cast<const Vector*>(average + p);
+    Vector rows[V] = {};
+    if (count == V) {
+      for (int64_t t = 0; t < V; ++t) rows[t] = load_pixels<psi, normalized>(x + t * stride, p, n, pixels) - less;
+    } else {
+      for (int64_t t = 0; t < count; ++t) rows[t] = load_pixels<psi, normalized>(x + t * stride, p, n, pixels) - less;
+    }
+    transpose(rows);
+    for (int64_t i = 0; i < V; ++i) {
+      *reinterpret_cast<Vector*>(panel + (p + i) * V) = rows[i];
+      sums[i % kChains] += rows[i] * average[p + i];
+    }
+  }
+  for (int64_t chain = 0; chain < kChains; ++chain)
+    for (int64_t t = 0; t < count; ++t) cross[t] += sums[chain][t];
+}
+
+// K[i, j] += Σ_p a[p, i] b[p, j] for R frames i of a panel and the frames j of C panels that follow one another.
+template <int64_t R, int64_t C, class Acc>
+void multiply_panels(double* K, int64_t pitch, const Acc* a, const Acc* b, int64_t panel_pixels) {
+  using Vector = typename Lanes<Acc>::type;
+  constexpr int64_t V = kLanes<Acc>;
+  Vector sums[R][C] = {};
+  for (int64_t p = 0; p < kStep; ++p) {
+    Vector y[C];
+    for (int64_t c = 0; c < C; ++c) y[c] = *reinterpret_cast<const Vector*>(b + (c * panel_pixels + p) * V);
+    for (int64_t i = 0; i < R; ++i)
+      for (int64_t c = 0; c < C; ++c) sums[i][c] += a[p * V + i] * y[c];
+  }
+  for (int64_t i = 0; i < R; ++i)
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t lane = 0; lane < V; ++lane) K[i * pitch + c * V + lane] += sums[i][c][lane];
+}
+
+// Panels [panels, panel_pixels, V] of T frames with one another over kStep pixels: j of at most kColumns panels, i of
+// those and all later ones.
+template <class Acc>
+void multiply_step(double* K, int64_t pitch, const Acc* panels, int64_t panel_pixels, int64_t T) {
+  constexpr int64_t V = kLanes<Acc>, R = kRows < V ? kRows : V;
+  for (int64_t first = 0; first * V < T; first += kColumns) {
+    const Acc* b = panels + first * panel_pixels * V;
+    for (int64_t i = first * V; i < T; i += R) {
+      const int64_t panel = i / V;
+      const Acc* a = panels + panel * panel_pixels * V + i % V;
+      double* sums = K + i * pitch + first * V;
+      if (panel == first) {
+        multiply_panels<R, 1>(sums, pitch, a, b, panel_pixels);
+      } else if (panel == first + 1) {
+        multiply_panels<R, 2>(sums, pitch, a, b, panel_pixels);
+      } else {
+        multiply_panels<R, kColumns>(sums, pitch, a, b, panel_pixels);
+      }
+    }
+  }
+}
+
+// Pixels [begin, begin + n) behind a tile of all frames; runs as short as a tile's are over before the hardware follows.
+template <class X>
+void prefetch_frames(const TileFrames<X>& frames, int64_t tile, int64_t T, int64_t begin, int64_t n) {
+  if (frames.element_stride != 1) return;
+  constexpr int64_t kLine = 64 / sizeof(X);
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t i = 0; i < n; i += kLine)
+      __builtin_prefetch(frames.x + t * frames.frame_stride + tile + begin + i, 0, 2);
+}
+
+#ifdef __AVX512VNNI__
+constexpr bool kHasByteProducts = true;
+
+// K[i, j] += Σ_p a[i, p] b[j, p] for four rows of n bytes each. The instruction multiplies bytes from 0 with bytes around
+// 0, so that b is less 128; sums[i] = Σ_p a[i, p] makes up for that. Sums of n ≤ 2¹⁶ pixels fit.
+inline void multiply_bytes(double* K, int64_t pitch, const uint8_t* const* a, const uint8_t* const* b,
+                           const int64_t* sums, int64_t n) {
+  __m512i products[4][4];
+  for (auto& row : products)
+    for (auto& product : row) product = _mm512_setzero_si512();
+  const __m512i half = _mm512_set1_epi8(-128);
+  const auto add = [&](int64_t p, auto load) __attribute__((always_inline)) {
+    __m512i y[4];
+    for (int j = 0; j < 4; ++j) y[j] = _mm512_xor_si512(load(b[j] + p), half);
+    for (int i = 0; i < 4; ++i) {
+      const __m512i x = load(a[i] + p);
+      for (int j = 0; j < 4; ++j) products[i][j] = _mm512_dpbusd_epi32(products[i][j], x, y[j]);
+    }
+  };
+  int64_t p = 0;
+  for (; p + 64 <= n; p += 64) add(p, [](const uint8_t* x) { return _mm512_loadu_si512(x); });
+  if (p < n) {
+    const __mmask64 rest = (uint64_t{1} << (n - p)) - 1;
+    add(p, [rest](const uint8_t* x) { return _mm512_maskz_loadu_epi8(rest, x); });
+  }
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j)
+      K[i * pitch + j] += static_cast<double>(_mm512_reduce_add_epi32(products[i][j]) + 128 * sums[i]);
+}
+
+inline int64_t sum_of_bytes(const uint8_t* x, int64_t n) {
+  __m512i sum = _mm512_setzero_si512();
+  int64_t p = 0;
+  for (; p + 64 <= n; p += 64) sum = _mm512_add_epi64(sum, _mm512_sad_epu8(_mm512_loadu_si512(x + p), __m512i{}));
+  int64_t rest = 0;
+  for (; p < n; ++p) rest += x[p];
+  return _mm512_reduce_add_epi64(sum) + rest;
+}
+
+// Bytes as they are have exact products, four at a time; nothing need be taken off. K += ⟨x_s, x_t⟩.
+inline void gram_of_bytes(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
+  const Tasks tasks(p, gram_pixels(p));
+  const std::unique_ptr<const uint8_t*[]> frames(new const uint8_t*[sums.rows]);
+  const std::unique_ptr<int64_t[]> total(new int64_t[sums.rows]);
+  for (int64_t task = chunk.begin; task < chunk.end; ++task) {
+    const Tile tile = tasks.tile(task);
+    const Row row = locate_row(p, tile.outer);
+    const int64_t T = band_of(p, row.clip, 0).count;
+    for (int64_t t = 0; t < sums.rows; ++t) {
+      frames[t] = static_cast<const uint8_t*>(p.x) + row.x + tile.begin + (t < T ? t : T - 1) * p.x_t;
+      total[t] = sum_of_bytes(frames[t], tile.n);
+    }
+    for (int64_t i = 0; i < T; i += 4)
+      for (int64_t j = 0; j <= i; j += 4)
+        multiply_bytes(sums.K + i * sums.rows + j, sums.rows, &frames[i], &frames[j], &total[i], tile.n);
+  }
+}
+#else
+constexpr bool kHasByteProducts = false;
+inline void gram_of_bytes(const TemporalPoolParams&, const Chunk&, const GramSums&) {}
+#endif
+
+// The clip's tasks [begin, end). K [rows, rows] with rows = T rounded up to kGramBlock.
 template <class X, Nonlinearity psi, bool normalized>
 void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
   using Acc = typename Accumulate<X>::type;
-  constexpr int64_t V = kLanesOf<Acc>;
-  const Tasks tasks(p, kGramPixels);
+  constexpr int64_t V = kLanes<Acc>;
+  const int64_t pitch = gram_pixels(p), rows = sums.rows;
+  const Tasks tasks(p, pitch);
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
   const std::unique_ptr<X[]> packed(new X[kFrames * kTile]);
-  const int64_t rows = sums.rows;
-  std::unique_ptr<Acc[]> storage(new Acc[(rows + 1) * kGramPixels + V]());
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(storage.get()), align = V * sizeof(Acc);
-  Acc* F = reinterpret_cast<Acc*>((begin + align - 1) / align * align);
-  Acc* average = F + rows * kGramPixels;
+  const std::unique_ptr<Acc[]> ones(new Acc[p.T]);
+  for (int64_t t = 0; t < p.T; ++t) ones[t] = 1;
+  const std::unique_ptr<Acc[]> storage(new Acc[(1 + rows) * pitch + V]);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(storage.get());
+  Acc* average = reinterpret_cast<Acc*>((begin + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
+  Acc* panels = average + pitch;  // [rows / V, padded, V]
 
   for (int64_t task = chunk.begin; task < chunk.end; ++task) {
     const Tile tile = tasks.tile(task);
-    const int64_t n = tile.n, padded = (n + V - 1) / V * V;
+    const int64_t n = tile.n, padded = (n + kStep - 1) / kStep * kStep;
     const Row row = locate_row(p, tile.outer);
     const int64_t T = band_of(p, row.clip, 0).count;
     const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x, n,
                                packed.get()};
     if (normalized) pixels->fill(p, row, tile.begin, n);
-    for (int64_t i = 0; i < padded; ++i) average[i] = 0;
-    for (int64_t t = 0; t < T; ++t) {
-      int64_t stride;
-      const X* x = frames.block(t, 1, &stride);
-      Acc* f = F + t * kGramPixels;
-      for (int64_t i = n; i < padded; ++i) f[i] = 0;
-      load_frame<psi, normalized>(f, x, *pixels, n);
-      for (int64_t i = 0; i < n; ++i) average[i] += f[i];
-    }
-    const Acc share = Acc(1) / static_cast<Acc>(T);
+    clear(average, padded);
+    accumulate_band<psi, normalized>(average, frames, {0, T}, ones.get(), *pixels);
+    for (int64_t i = n; i < padded; ++i) average[i] = 0;
     Acc norm = 0;
-    for (int64_t i = 0; i < padded; ++i) average[i] *= share;
 #pragma omp simd reduction(+ : norm)
-    for (int64_t i = 0; i < padded; ++i) norm += average[i] * average[i];
-    *sums.norm += norm;
-    for (int64_t t = 0; t < T; ++t) {
-      Acc* f = F + t * kGramPixels;
-      Acc cross = 0;
-#pragma omp simd reduction(+ : cross)
-      for (int64_t i = 0; i < padded; ++i) {
-        f[i] -= average[i];
-        cross += f[i] * average[i];
-      }
-      sums.cross[t] += cross;
+    for (int64_t i = 0; i < padded; ++i) {
+      average[i] /= static_cast<Acc>(T);
+      norm += average[i] * average[i];
     }
-    multiply_tile(sums.K, rows, F, (T + kBlockRows - 1) / kBlockRows * kBlockRows, padded);
+    *sums.norm += norm;
+    for (int64_t first = 0; first < T; first += V) {
+      const int64_t count = T - first < V ? T - first : V;
+      int64_t stride;
+      const X* x = frames.block(first, count, &stride);
+      make_panel<psi, normalized>(panels + first * padded, sums.cross + first, x, stride, count, average, *pixels, n,
+                                  padded);
+    }
+    for (int64_t step = 0; step < padded; step += kStep) {
+      if (task + 1 < chunk.end) prefetch_frames(frames, tile.n, T, step, kStep);
+      multiply_step(sums.K, rows, panels + step * V, padded, T);
+    }
   }
 }
 
 template <class X>
-void gram_of(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
+bool gram_of(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
   const bool normalized = p.mean || p.std;
-  if (p.nonlinearity == Nonlinearity::identity) {
-    return normalized ? gram_chunk<X, Nonlinearity::identity, true>(p, chunk, sums)
-                      : gram_chunk<X, Nonlinearity::identity, false>(p, chunk, sums);
+  if (kHasByteProducts && multiplies_bytes(p)) {
+    gram_of_bytes(p, chunk, sums);
+    return false;
   }
-  return normalized ? gram_chunk<X, Nonlinearity::sqrt, true>(p, chunk, sums)
-                    : gram_chunk<X, Nonlinearity::sqrt, false>(p, chunk, sums);
+  if (p.nonlinearity == Nonlinearity::identity) {
+    normalized ? gram_chunk<X, Nonlinearity::identity, true>(p, chunk, sums)
+               : gram_chunk<X, Nonlinearity::identity, false>(p, chunk, sums);
+  } else {
+    normalized ? gram_chunk<X, Nonlinearity::sqrt, true>(p, chunk, sums)
+               : gram_chunk<X, Nonlinearity::sqrt, false>(p, chunk, sums);
+  }
+  return true;
 }
 
 }  // namespace

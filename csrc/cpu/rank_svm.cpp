@@ -1,7 +1,7 @@
 // The ranking support vector machine on one thread a clip.
 #include "../rank_svm.h"
 
-#include "tasks.h"
+#include "../pixel.h"
 
 namespace dynpool {
 inline namespace DYNPOOL_ISA {

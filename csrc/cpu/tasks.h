@@ -72,14 +72,24 @@ struct GramSums {
   double* norm;   // [1]
 };
 
-constexpr int64_t kGramPixels = 1024;  // of a tile
-constexpr int64_t kGramBlock = 12;  // every instruction set's register block divides it
+constexpr int64_t kGramBlock = 16;  // frames of every instruction set's vectors divide it
+
+// Bytes side by side, which some instruction sets multiply as such.
+DYNPOOL_HOST_DEVICE bool multiplies_bytes(const TemporalPoolParams& p) {
+  return p.x_dtype == DType::uint8 && p.nonlinearity == Nonlinearity::identity && !p.mean && !p.std &&
+         p.inner().x == 1;
+}
+
+// Pixels of a tile, whose frames should stay in a second-level cache; a multiple of kStep of gram.h.
+DYNPOOL_HOST_DEVICE int64_t gram_pixels(const TemporalPoolParams& p) {
+  return (p.T <= 256 ? 512 : p.T <= 512 ? 256 : 128) * (multiplies_bytes(p) ? 8 : 1);
+}
 
 // Kernels of one instruction set.
-struct Kernels {
+struct Kernels {  // gram: whether ψ̄ has been taken off
   void (*forward)(const TemporalPoolParams& p, int64_t begin, int64_t end);
   void (*backward)(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial);
-  void (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
+  bool (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
 };
 
 }  // namespace dynpool

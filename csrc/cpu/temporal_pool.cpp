@@ -37,7 +37,8 @@ InstructionSet detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return __builtin_cpu_supports("avx512vbmi") ? InstructionSet::avx512vbmi : InstructionSet::avx512;
+    return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni")
+               ? InstructionSet::avx512vbmi : InstructionSet::avx512;
   if (avx2) return InstructionSet::avx2;
 #endif
   return InstructionSet::baseline;
@@ -106,6 +107,23 @@ void backward(const TemporalPoolParams& p, int num_threads) {
   if (p.dstd) add_chunks<Acc>(p.dstd, dstd, 1, p.clips * chunks, p.channels);
 }
 
+// From sums [rows, rows] of ⟨ψ_s, ψ_t⟩, the lower triangle, to those of GramSums in their places.
+void centre(double* sums, int64_t rows, int64_t T) {
+  std::vector<double> mean(T);
+  double norm = 0;
+  for (int64_t s = 0; s < T; ++s) {
+    for (int64_t t = 0; t < T; ++t) mean[s] += sums[std::max(s, t) * rows + std::min(s, t)];
+    norm += mean[s];
+    mean[s] /= static_cast<double>(T);
+  }
+  norm /= static_cast<double>(T) * static_cast<double>(T);
+  for (int64_t s = 0; s < rows; ++s)
+    for (int64_t t = 0; t <= s; ++t)
+      sums[s * rows + t] = s < T ? (sums[s * rows + t] - mean[s]) - (mean[t] - norm) : 0;
+  for (int64_t t = 0; t < T; ++t) sums[rows * rows + t] = mean[t] - norm;
+  sums[rows * rows + rows] = norm;
+}
+
 }  // namespace
 
 void temporal_pool(const TemporalPoolParams& p, int num_threads) {
@@ -134,23 +152,25 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   const Kernels kernels = kernels_of(p.x_dtype);
   const int64_t rows = (p.T + kGramBlock - 1) / kGramBlock * kGramBlock, size = rows * rows + rows + 1;
   const bool empty = p.num_outer() * p.inner().size == 0;
-  const int64_t per_clip = empty ? 0 : Tasks(p, kGramPixels).count / p.clips;
+  const int64_t per_clip = empty ? 0 : Tasks(p, gram_pixels(p)).count / p.clips;
   // The number of chunks fixes the result, and so depends on nothing but shapes; their sums take at most 64 MB.
   const int64_t room = std::max<int64_t>(1, (int64_t{8} << 20) / size);
   const int64_t chunks = std::max<int64_t>(1, std::min({per_clip, room, int64_t{32}}));
   std::vector<double> sums(chunks * size);
   for (int64_t clip = 0; clip < p.clips; ++clip) {
     std::fill(sums.begin(), sums.end(), 0.0);
+    std::vector<char> centred(chunks, true);
     if (!empty) {
       parallel_for(chunks, threads_for(p, num_threads), [&](int64_t c) {
         double* sum = sums.data() + c * size;
         const int64_t first = clip * per_clip;
-        kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
+        centred[c] = kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
                      {rows, sum, sum + rows * rows, sum + rows * rows + rows});
       });
     }
     for (int64_t c = 1; c < chunks; ++c)
       for (int64_t i = 0; i < size; ++i) sums[i] += sums[c * size + i];
+    if (!centred[0]) centre(sums.data(), rows, band_of(p, clip, 0).count);
     for (int64_t s = 0; s < p.T; ++s) {
       for (int64_t t = 0; t <= s; ++t)
         K[(clip * p.T + s) * p.T + t] = K[(clip * p.T + t) * p.T + s] = sums[s * rows + t];

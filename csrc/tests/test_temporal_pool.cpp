@@ -11,6 +11,7 @@
 #include <string>
 
 #include "check.h"
+#include "../rank_svm.h"
 #include "oracle.h"
 
 namespace dynpool::test {
@@ -625,7 +626,7 @@ void test_errors() {
 
 // Products of frames, over numbers of frames and pixels around the blocks, of unit and other strides, with a short clip.
 template <class X>
-void check_gram(DType dtype, int64_t T, int64_t D, int64_t step, const char* instruction_set) {
+void check_gram(DType dtype, Nonlinearity psi, int64_t T, int64_t D, int64_t step, const char* instruction_set) {
   constexpr int64_t clips = 2;
   std::vector<X> x(((clips * T - 1) * D + D - 1) * step + 1);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<X>((i * 7919) % 251);
@@ -633,7 +634,7 @@ void check_gram(DType dtype, int64_t T, int64_t D, int64_t step, const char* ins
   TemporalPoolParams p;
   p.x = x.data();
   p.x_dtype = dtype;
-  p.nonlinearity = Nonlinearity::sqrt;
+  p.nonlinearity = psi;
   p.bands = bands;
   p.clips = clips;
   p.W = 1;
@@ -649,12 +650,14 @@ void check_gram(DType dtype, int64_t T, int64_t D, int64_t step, const char* ins
     std::vector<double> average(D), f(T * D);
     for (int64_t t = 0; t < length; ++t)
       for (int64_t d = 0; d < D; ++d) {
-        f[t * D + d] = std::sqrt(static_cast<double>(x[((b * T + t) * D + d) * step]));
+        f[t * D + d] = static_cast<double>(x[((b * T + t) * D + d) * step]);
+        if (psi == Nonlinearity::sqrt) f[t * D + d] = std::sqrt(f[t * D + d]);
         average[d] += f[t * D + d] / length;
       }
     double want_norm = 0;
     for (int64_t d = 0; d < D; ++d) want_norm += average[d] * average[d];
-    const double limit = 1e-5 * (want_norm + 250 * D);  // float32 products of up to 250 each
+    const double largest = psi == Nonlinearity::sqrt ? 250 : 62500;  // of a product; they are float32
+    const double limit = 1e-5 * (want_norm + largest * D);
     for (int64_t s = 0; s < T; ++s)
       for (int64_t t = 0; t < T; ++t) {
         double want = 0;
@@ -681,11 +684,58 @@ void test_gram() {
   for (const char* set : sets)
     for (int64_t T : {1, 2, 5, 13, 50})
       for (int64_t D : {1, 17, 1023, 1024, 2311})
-        for (int64_t step : {1, 2}) {
-          check_gram<uint8_t>(DType::uint8, T, D, step, set);
-          check_gram<float>(DType::float32, T, D, step, set);
-          check_gram<double>(DType::float64, T, D, step, set);
+        for (int64_t step : {1, 2})
+          for (Nonlinearity psi : {Nonlinearity::sqrt, Nonlinearity::identity}) {
+            check_gram<uint8_t>(DType::uint8, psi, T, D, step, set);
+            check_gram<float>(DType::float32, psi, T, D, step, set);
+            check_gram<double>(DType::float64, psi, T, D, step, set);
+          }
+}
+
+// Solutions have the value they claim, a feasible dual point within the tolerance, and stay away from frames that do not
+// count; over products that are well and badly conditioned, with frames that are alike, and every size of C.
+void test_rank_svm() {
+  constexpr int64_t clips = 2, D = 6;
+  Random random(2);
+  for (int64_t T : {1, 2, 3, 7, 29})
+    for (bool squared : {false, true})
+      for (double C : {1e-6, 1e-2, 1.0, 100.0}) {
+        const int64_t lengths[clips] = {T, std::max<int64_t>(1, T - 2)};
+        std::vector<double> V(clips * T * D), K(clips * T * T);
+        for (double& v : V) v = random.real();
+        if (T > 4) std::copy_n(&V[2 * D], D, &V[3 * D]);
+        for (int64_t b = 0; b < clips; ++b)
+          for (int64_t s = 0; s < T; ++s)
+            for (int64_t t = 0; t < T; ++t)
+              for (int64_t d = 0; d < D; ++d) K[(b * T + s) * T + t] += V[(b * T + s) * D + d] * V[(b * T + t) * D + d];
+        std::vector<double> u(clips * T, NAN), value(clips, NAN), gap(clips, NAN), b(clips * T * T, NAN);
+        std::vector<double> scratch(clips * T * (T + 8), NAN);
+        std::vector<int64_t> sweeps(clips);
+        std::vector<int32_t> pairs(clips * T * (T - 1) / 2);
+        cpu::rank_svm({clips, T, lengths, K.data(), C, 1e-6, squared, 1000, u.data(), value.data(), gap.data(),
+                       sweeps.data(), b.data(), pairs.data(), scratch.data()}, 2);
+        for (int64_t clip = 0; clip < clips; ++clip) {
+          const int64_t n = lengths[clip];
+          const double scale = n < 2 ? 0 : 2 * C / (n * (n - 1.0));
+          const double *k = &K[clip * T * T], *w = &u[clip * T];
+          std::vector<double> s(T);
+          double want = 0;
+          for (int64_t q = 0; q < T; ++q) {
+            for (int64_t t = 0; t < T; ++t) s[q] += k[q * T + t] * w[t];
+            want += w[q] * s[q] / 2;
+            CHECK(q < n || w[q] == 0, "rank_svm: frame %d, behind the end, weighs %g", int(q), w[q]);
+          }
+          for (int64_t q = 0; q < n; ++q)
+            for (int64_t t = 0; t < q; ++t) {
+              const double loss = std::max(0.0, 1 - s[q] + s[t]);
+              want += scale * (squared ? loss * loss : loss);
+            }
+          CHECK(std::abs(value[clip] - want) <= 1e-9 * want, "rank_svm, T = %d, C = %g: %g, want %g", int(T), C,
+                value[clip], want);
+          CHECK(gap[clip] >= 0 && gap[clip] <= 1e-6 * value[clip], "rank_svm, T = %d, C = %g: gap %g of %g", int(T), C,
+                gap[clip], value[clip]);
         }
+      }
 }
 
 }  // namespace
@@ -698,7 +748,7 @@ int main(int count, char** names) {
   const std::pair<const char*, void (*)()> tests[] = {
       {"combinations", test_combinations}, {"output layouts", test_output_layouts}, {"long", test_long},
       {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far}, {"errors", test_errors},
-      {"gram", test_gram}};
+      {"gram", test_gram}, {"rank_svm", test_rank_svm}};
   for (const auto& [name, test] : tests) {
     if (count > 1 && std::find(names + 1, names + count, std::string(name)) == names + count) continue;
     const int before = failures;
