@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "rank_svm.h"
+#include "solver.h"
 #include "temporal_pool.h"
 
 namespace py = pybind11;
@@ -84,13 +84,16 @@ TemporalPoolParams backward_params(const TemporalPoolParams& layout, Address x, 
   return p;
 }
 
-dynpool::RankSvmParams rank_svm_params(int64_t clips, int64_t T, Address lengths, Address K, double C, double tol,
-                                       bool squared, int64_t max_sweeps, Address u, Address objective, Address gap,
-                                       Address sweeps, Address b, Address pairs, Address scratch) {
-  require(clips == 0 || (K && u && objective && gap && sweeps && b && (pairs || T < 2) && scratch), kNull);
+dynpool::SolverParams solver_params(int objective, int64_t clips, int64_t T, Address lengths, Address K, double C,
+                                    double epsilon, double tol, int64_t max_iter, Address u, Address value, Address gap,
+                                    Address iterations, Address b, Address pairs, Address scratch) {
+  const auto kind = static_cast<dynpool::Objective>(objective);
+  const bool ranks = kind != dynpool::Objective::svr;
+  require(clips == 0 || (lengths && K && u && value && gap && iterations && scratch), kNull);
+  require(clips == 0 || !ranks || (b && (pairs || T < 2)), kNull);
   const auto doubles = [](Address address) { return static_cast<double*>(pointer(address)); };
-  return {clips, T, static_cast<const int64_t*>(pointer(lengths)), doubles(K), C, tol, squared, max_sweeps, doubles(u),
-          doubles(objective), doubles(gap), static_cast<int64_t*>(pointer(sweeps)), doubles(b),
+  return {kind, clips, T, static_cast<const int64_t*>(pointer(lengths)), doubles(K), C, epsilon, tol, max_iter, doubles(u),
+          doubles(value), doubles(gap), static_cast<int64_t*>(pointer(iterations)), doubles(b),
           static_cast<int32_t*>(pointer(pairs)), doubles(scratch)};
 }
 
@@ -144,13 +147,13 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     dynpool::cpu::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
                        static_cast<double*>(pointer(norm)), num_threads);
   });
-  cpu.def("rank_svm", [](int64_t clips, int64_t T, Address lengths, Address K, double C, double tol, bool squared,
-                         int64_t max_sweeps, Address u, Address objective, Address gap, Address sweeps, Address b,
-                         Address pairs, Address scratch, int num_threads) {
-    const auto p = rank_svm_params(clips, T, lengths, K, C, tol, squared, max_sweeps, u, objective, gap, sweeps, b, pairs,
-                                   scratch);
+  cpu.def("solve", [](int objective, int64_t clips, int64_t T, Address lengths, Address K, double C, double epsilon,
+                      double tol, int64_t max_iter, Address u, Address value, Address gap, Address iterations, Address b,
+                      Address pairs, Address scratch, int num_threads) {
+    const auto p = solver_params(objective, clips, T, lengths, K, C, epsilon, tol, max_iter, u, value, gap, iterations,
+                                 b, pairs, scratch);
     const py::gil_scoped_release unlocked;
-    dynpool::cpu::rank_svm(p, num_threads);
+    dynpool::cpu::solve(p, num_threads);
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));
@@ -182,11 +185,11 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     dynpool::cuda::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
                         static_cast<double*>(pointer(norm)), device, pointer(stream), allocate_by_python, &allocate);
   });
-  cuda.def("rank_svm", [](int64_t clips, int64_t T, Address lengths, Address K, double C, double tol, bool squared,
-                          int64_t max_sweeps, Address u, Address objective, Address gap, Address sweeps, Address b,
-                          Address pairs, Address scratch, int device, Address stream, py::function) {
-    dynpool::cuda::rank_svm(rank_svm_params(clips, T, lengths, K, C, tol, squared, max_sweeps, u, objective, gap, sweeps,
-                                            b, pairs, scratch), device, pointer(stream));
+  cuda.def("solve", [](int objective, int64_t clips, int64_t T, Address lengths, Address K, double C, double epsilon,
+                       double tol, int64_t max_iter, Address u, Address value, Address gap, Address iterations,
+                       Address b, Address pairs, Address scratch, int device, Address stream, py::function) {
+    dynpool::cuda::solve(solver_params(objective, clips, T, lengths, K, C, epsilon, tol, max_iter, u, value, gap,
+                                       iterations, b, pairs, scratch), device, pointer(stream));
   });
   cuda.def("device_count", &dynpool::cuda::device_count);
   cuda.def("architectures", &dynpool::cuda::architectures);

@@ -9,41 +9,12 @@
 // Most pairs are ranked as a matter of course, so b is 0 outside a working set, which starts with neighbouring frames
 // and takes in pairs that it misranks, the nearest first. Within it: coordinate ascent, which finds out which b lie at
 // a bound, and Newton's method on the others where that costs no more than the sweeps did.
-//
-// The text is the same for a thread of a CPU and for a block of a GPU, its Team: all threads of a team come to every
-// call of a Team's method, which ends in a barrier, and know the same scalars.
-//
-//     each(n, f)   f(0) … f(n - 1), in any order        lanes(n, f)   the same, as vectors
-//     sum(n, f)    f(0) + … + f(n - 1)                  one(f)        f() on one thread; leads(): is this it?
 #pragma once
-#include <cmath>
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define DYNPOOL_TEAM __device__
-#else
-#define DYNPOOL_TEAM
-#endif
+#include "team.h"
 
 namespace dynpool {
 
-struct RankSvmParams {
-  int64_t clips, T;
-  const int64_t* lengths;  // [clips] of the frames that count; null: T
-  const double* K;         // [clips, T, T]
-  double C, tol;
-  bool squared;
-  int64_t max_sweeps;
-  double* u;          // [clips, T]: d = Σ u_t V_t
-  double* objective;  // [clips], of the primal problem
-  double* gap;        // [clips], above the best dual value
-  int64_t* sweeps;    // [clips]
-  double* b;          // [clips, T, T]; at pairs outside the working set -1
-  int32_t* pairs;     // scratch [clips, T (T - 1) / 2]
-  double* scratch;    // [clips, T, T + 8]
-};
-
-constexpr int64_t kSweepsOfRound = 10;
+constexpr int64_t kSweepsOfRound = 10, kMaxSweeps = 1000;
 constexpr double kPolishTol = 1e-6;  // gaps below it are for those who want derivatives: u should be good to the last digits
 
 template <class Team>
@@ -95,13 +66,7 @@ struct RankSvm {
       for (int64_t r = q + 1; r < T; ++r) sum -= b[r * pitch + q] > 0 ? b[r * pitch + q] : 0;
       u[q] = sum;
     });
-    team.each(T, [&](int64_t q) {
-      double sum = 0;
-      const double* Kq = K + q * pitch;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t t = 0; t < T; ++t) sum += Kq[t] * u[t];
-      s[q] = scale * sum;
-    });
+    multiply(team, K, pitch, T, scale, u, s);
   }
 
   // Where all pairs are ranked, if not by a margin of 1, u may be enlarged until they are.
@@ -169,15 +134,10 @@ struct RankSvm {
   // Coordinate ascent over the working set, in an order that looks random; returns the largest slope that was left to
   // climb, and counts the updates.
   DYNPOOL_TEAM double sweep(uint64_t seed, int64_t* updates) {
-    const int64_t n = num_pairs;
-    int64_t step = 1 + static_cast<int64_t>(seed >> 33) % n, at = static_cast<int64_t>(seed >> 3 & 0xffffff) % n;
-    while (gcd(step, n) != 1) ++step;
+    Shuffle order(num_pairs, seed);
     double steepest = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      at += step;
-      at -= at >= n ? n : 0;
-      at -= at >= n ? n : 0;
-      const int32_t pair = pairs[at];
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      const int32_t pair = pairs[order.next()];
       const double before = b[pair], climb = slope(pair);
       if ((before == 0 && climb <= 0) || (kappa == 0 && before == 1 && climb >= 0)) continue;
       const double curvature = kappa + product(pair, pair);
@@ -213,35 +173,9 @@ struct RankSvm {
     team.each(F, [&](int64_t i) {
       for (int64_t j = 0; j <= i; ++j) H[i * T + j] = product(free_pairs[i], free_pairs[j]);
       H[i * T + i] += kappa;
-      row[i] = H[i * T + i];
       gradient[i] = slope(free_pairs[i]);
     });
-    for (int64_t k = 0; k < F; ++k) {  // H = LLᵀ; pairs that depend on earlier ones stay where they are
-      const double pivot = H[k * T + k];
-      const bool depends = !(pivot > 1e-10 * row[k]);
-      team.sync();
-      if (depends) {
-        team.each(F - k, [&](int64_t i) { H[(k + i) * T + k] = 0; });
-        continue;
-      }
-      const double inverse = 1 / sqrt(pivot);
-      team.each(F - k, [&](int64_t i) { H[(k + i) * T + k] *= inverse; });
-      team.each(F - k - 1, [&](int64_t n) {
-        const int64_t i = k + 1 + n;
-        const double factor = H[i * T + k];
-        for (int64_t j = k + 1; j <= i; ++j) H[i * T + j] -= factor * H[j * T + k];
-      });
-    }
-    for (int64_t k = 0; k < F; ++k) {
-      const double pivot = H[k * T + k], x = pivot > 0 ? gradient[k] / pivot : 0;
-      team.sync();
-      team.each(F - k, [&](int64_t i) { gradient[k + i] = i == 0 ? x : gradient[k + i] - H[(k + i) * T + k] * x; });
-    }
-    for (int64_t k = F - 1; k >= 0; --k) {
-      const double pivot = H[k * T + k], x = pivot > 0 ? gradient[k] / pivot : 0;
-      team.sync();
-      team.each(k + 1, [&](int64_t i) { gradient[i] = i == k ? x : gradient[i] - H[k * T + i] * x; });
-    }
+    solve_symmetric(team, H, T, F, gradient, row, 1e-10);
     double step = 1;
     int64_t nearest = -1;
     for (int64_t i = 0; i < F; ++i) {
@@ -262,26 +196,19 @@ struct RankSvm {
     return step;
   }
 
-  DYNPOOL_TEAM static int64_t gcd(int64_t a, int64_t b) {
-    while (b) {
-      const int64_t rest = a % b;
-      a = b;
-      b = rest;
-    }
-    return a;
-  }
-
   // Rounds of sweeps until the gap is met or the work is that of a solver of another kind.
-  DYNPOOL_TEAM void solve(double tol, int64_t max_sweeps, double* objective, double* gap, int64_t* sweeps) {
+  DYNPOOL_TEAM void solve(double tol, int64_t max_iter, const Result& result) {
     start();
-    const double budget = 20.0 * T * T * T + 1e6;
+    if (T < 2) return finish(team, result, 0, 0, 0);
+    const int64_t max_sweeps = max_iter < kMaxSweeps ? max_iter : kMaxSweeps;
+    const double budget = 5.0 * T * T * T + 1e6;
     double best_primal = HUGE_VAL, best_dual = 0, work = 0, newton_work = 0;
     int64_t done = 0;
     uint64_t seed = 1;
     for (int64_t most = 1;; most *= 2) {
       double steepest = 0;
       for (int64_t i = 0; i < kSweepsOfRound && done < max_sweeps; ++i, ++done) {
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        seed = Shuffle::another(seed);
         int64_t updates = 0;
         const double left = sweep(seed, &updates);
         work += static_cast<double>(updates * T + 4 * num_pairs);
@@ -307,12 +234,7 @@ struct RankSvm {
       }
     }
     team.each(T, [&](int64_t t) { u[t] = best_u[t] * scale; });
-    team.one([&] {
-      const double distance = best_primal - best_dual;
-      *objective = best_primal * scale;
-      *gap = (distance > 0 ? distance : 0) * scale;
-      *sweeps = done;
-    });
+    finish(team, result, best_primal * scale, best_dual * scale, done);
   }
 
   DYNPOOL_TEAM bool record(double* best_primal, double* best_dual, double tol) {
@@ -325,39 +247,5 @@ struct RankSvm {
     return *best_primal - *best_dual <= tol * *best_primal;
   }
 };
-
-template <class Team>
-DYNPOOL_TEAM void solve_rank_svm(const RankSvmParams& p, int64_t clip, Team team) {
-  const int64_t T = p.lengths ? p.lengths[clip] : p.T;
-  double* u = p.u + clip * p.T;
-  double* scratch = p.scratch + clip * p.T * (p.T + 8);
-  team.each(p.T, [&](int64_t t) { u[t] = 0; });
-  if (T < 2) {
-    team.each(p.T * p.T, [&](int64_t i) { p.b[clip * p.T * p.T + i] = -1; });
-    team.one([&] {
-      p.objective[clip] = p.gap[clip] = 0;
-      p.sweeps[clip] = 0;
-    });
-    return;
-  }
-  RankSvm<Team> svm;
-  svm.team = team;
-  svm.T = T;
-  svm.pitch = p.T;
-  svm.K = p.K + clip * p.T * p.T;
-  svm.scale = 2 * p.C / (static_cast<double>(T) * static_cast<double>(T - 1));
-  svm.kappa = p.squared ? 0.5 : 0;
-  svm.b = p.b + clip * p.T * p.T;
-  svm.u = u;
-  double* rows = scratch + p.T * p.T;
-  svm.H = scratch;
-  svm.s = rows;
-  svm.best_u = rows + p.T;
-  svm.row = rows + 2 * p.T;  // T + 1 of them
-  svm.gradient = rows + 4 * p.T;
-  svm.free_pairs = reinterpret_cast<int32_t*>(rows + 5 * p.T);
-  svm.pairs = p.pairs + clip * (p.T * (p.T - 1) / 2);
-  svm.solve(p.tol, p.max_sweeps, p.objective + clip, p.gap + clip, p.sweeps + clip);
-}
 
 }  // namespace dynpool

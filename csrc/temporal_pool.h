@@ -129,7 +129,7 @@ struct TensorLayout {
 // more than kMaxAxes remain.
 void make_axes(TemporalPoolParams& p, const TensorLayout& layout);
 
-struct RankSvmParams;
+struct SolverParams;
 
 namespace cpu {
 void temporal_pool(const TemporalPoolParams& p, int num_threads);
@@ -137,7 +137,7 @@ void temporal_pool_backward(const TemporalPoolParams& p, int num_threads);
 // Products of the frames that bands[b, 0] counts: K[b, s, t] = ⟨ψ_s - ψ̄, ψ_t - ψ̄⟩ [clips, T, T], cross[b, t] =
 // ⟨ψ_t - ψ̄, ψ̄⟩ [clips, T] and norm[b] = ‖ψ̄‖² [clips], ψ̄ the mean of ψ(z) over the frames. y, A and g play no part.
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int num_threads);
-void rank_svm(const RankSvmParams& p, int num_threads);  // rank_svm.h
+void solve(const SolverParams& p, int num_threads);  // solver.h
 // "avx512vbmi", "avx512", "avx2" or "baseline": what runs here; `limit` (null: no limit) caps the choice, for tests and benchmarks.
 const char* instruction_set();
 void limit_instruction_set(const char* limit);
@@ -152,7 +152,7 @@ void temporal_pool_backward(const TemporalPoolParams& p, int device, void* strea
 // As cpu::gram, but y holds ψ̄, Acc, and plays a part.
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int device, void* stream,
           Allocate allocate, void* context);
-void rank_svm(const RankSvmParams& p, int device, void* stream);
+void solve(const SolverParams& p, int device, void* stream);
 int device_count();          // 0 where there is no driver
 const char* architectures();  // as compiled, "75;80;…"
 }  // namespace cuda

@@ -38,6 +38,7 @@ except ImportError as error:
 
 _DTYPE_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 _ORDINARY = (Tensor, torch.nn.Parameter)
+_OBJECTIVE_CODES = {"ranksvm": 0, "ranksvm_squared": 1, "svr": 2}
 _NONLINEARITY_CODES = {"identity": 0, "sqrt": 1}
 MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_pool.h, and T
 
@@ -53,7 +54,7 @@ class Kernels(NamedTuple):
     temporal_pool_backward: Callable[..., None]
     gram: Callable[..., None]
     gram_takes_average: bool  # or finds it in passing
-    rank_svm: Callable[..., None]
+    solve: Callable[..., None]
 
 
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
@@ -69,7 +70,7 @@ def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
 
     cpu = module.cpu
     pool, backward = with_threads(cpu.temporal_pool), with_threads(cpu.temporal_pool_backward)
-    return Kernels(module.Layout, pool, backward, with_threads(cpu.gram), False, with_threads(cpu.rank_svm))
+    return Kernels(module.Layout, pool, backward, with_threads(cpu.gram), False, with_threads(cpu.solve))
 
 
 def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
@@ -92,7 +93,7 @@ def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) ->
 
     cuda = module.cuda
     pool, backward = on_stream(cuda.temporal_pool), on_stream(cuda.temporal_pool_backward)
-    return Kernels(module.Layout, pool, backward, on_stream(cuda.gram), True, on_stream(cuda.rank_svm))
+    return Kernels(module.Layout, pool, backward, on_stream(cuda.gram), True, on_stream(cuda.solve))
 
 
 def emulated_kernels(path: str) -> Kernels:
@@ -665,18 +666,35 @@ _temporal_pool_op.register_vmap(_op_vmap)
 _temporal_pool_backward_op.register_vmap(_op_backward_vmap)
 
 
-def rank_svm(
-    K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_sweeps: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """u [B, T], objective, gap and sweeps [B], b [B, T, T] of csrc/rank_svm.h, or None where there is no kernel."""
+def solve(
+    objective: str, K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float, max_iter: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None] | None:
+    """u [B, T], value, gap, iterations [B] and, unless "svr", b [B, T, T] of csrc/solver.h; None without a kernel."""
     kernels = kernels_for(K.device)
     if kernels is None or not is_plain(K):
         return None
     B, T = K.shape[:2]
-    u, b = torch.empty_like(K[:, 0], memory_format=torch.contiguous_format), torch.empty_like(K)
-    objective, gap, sweeps = K.new_empty(B), K.new_empty(B), lengths.new_empty(B)
-    pairs, scratch = lengths.new_empty(B * T * (T - 1) // 2, dtype=torch.int32), K.new_empty(B * T * (T + 8))
     K, lengths = K.contiguous(), lengths.contiguous()
-    outputs = (t.data_ptr() for t in (u, objective, gap, sweeps, b, pairs, scratch))
-    kernels.rank_svm(B, T, lengths.data_ptr(), K.data_ptr(), C, tol, squared, max_sweeps, *outputs, K.device)
-    return u, objective, gap, sweeps, b
+    u, value, gap, iterations = K.new_empty(B, T), K.new_empty(B), K.new_empty(B), lengths.new_empty(B)
+    scratch = K.new_empty(B * T * (T + 8))
+    b = pairs = None
+    if objective != "svr":
+        b, pairs = torch.empty_like(K), lengths.new_empty(B * T * (T - 1) // 2, dtype=torch.int32)
+    outputs = (u.data_ptr(), value.data_ptr(), gap.data_ptr(), iterations.data_ptr())
+    kernels.solve(
+        _OBJECTIVE_CODES[objective],
+        B,
+        T,
+        lengths.data_ptr(),
+        K.data_ptr(),
+        C,
+        epsilon,
+        tol,
+        max_iter,
+        *outputs,
+        _address(b),
+        _address(pairs),
+        scratch.data_ptr(),
+        K.device,
+    )
+    return u, value, gap, iterations, b

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import ops
 
-_SWEEPS = 1000  # a solution that takes more is one for the interior point method
+_LARGEST = 1 << 15  # T that the kernels take
 
 
 class Solution(NamedTuple):
@@ -29,29 +29,43 @@ class Solution(NamedTuple):
 
 
 def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
-    """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations."""
-    if objective == "svr":
-        return _solve_svr(K, lengths, C, epsilon, tol, max_iter)
-    squared = objective == "ranksvm_squared"
-    solution = _solve_by_kernel(K, lengths, C, squared, tol, max_iter)
+    """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations.
+
+    By a kernel; in torch where there is none, and for clips that the kernel's coordinate ascent does not bring to an end.
+    """
+
+    def in_torch(K: Tensor, lengths: Tensor) -> Solution:
+        if objective == "svr":
+            return _solve_svr(K, lengths, C, epsilon, tol, max_iter)
+        return _solve_pairs(K, lengths, C, objective == "ranksvm_squared", tol, max_iter)
+
+    solution = None if K.shape[1] > _LARGEST else _solve_by_kernel(K, lengths, objective, C, epsilon, tol, max_iter)
     if solution is None:
-        solution = _solve_pairs(K, lengths, C, squared, tol, max_iter)
+        solution = in_torch(K, lengths)
+    else:
+        left = ((solution.gap > tol * solution.objective) & (solution.iterations < max_iter)).nonzero()[:, 0]
+        if len(left):
+            rest = in_torch(K[left], lengths[left])
+            solution = Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, rest, strict=True)))
+    if objective == "svr":
+        return solution
     moves = K.diagonal(dim1=1, dim2=2).any(1, keepdim=True)
     return solution._replace(u=solution.u.where(moves, 0))  # of frames that are all alike, which any u solves
 
 
-def _solve_by_kernel(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float, max_iter: int) -> Solution | None:
-    """Coordinate ascent, and the interior point method for clips that it does not bring to an end."""
-    found = ops.rank_svm(K, lengths, C, squared, tol, min(max_iter, _SWEEPS))
+def _solve_by_kernel(
+    K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int
+) -> Solution | None:
+    found = ops.solve(objective, K, lengths, C, epsilon, tol, max_iter)
     if found is None:
         return None
     u, value, gap, iterations, b = found
-    solution = Solution(u, value, gap, iterations, (b > 0) if squared else (b > 0) & (b < 1))
-    left = ((gap > tol * value) & (iterations < max_iter)).nonzero()[:, 0]
-    if len(left) == 0:
-        return solution
-    slow = _solve_pairs(K[left], lengths[left], C, squared, tol, max_iter)
-    return Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, slow, strict=True)))
+    if b is None:
+        t = torch.arange(1, K.shape[1] + 1, dtype=K.dtype, device=K.device)
+        active = ((t - apply(K, u)).abs() > epsilon) & (t <= lengths[:, None])
+    else:
+        active = (b > 0) if objective == "ranksvm_squared" else (b > 0) & (b < 1)
+    return Solution(u, value, gap, iterations, active)
 
 
 def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: float, Vg: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../rank_svm.h"
+#include "../solver.h"
 #include "tasks.h"
 
 namespace dynpool {
@@ -14,7 +14,7 @@ namespace dynpool {
   namespace ISA {                                         \
   Kernels kernels_uint8();                                \
   Kernels kernels_float(DType dtype);                     \
-  void rank_svm(const RankSvmParams& p, int64_t clip);    \
+  void solve(const SolverParams& p, int64_t clip);        \
   }
 DYNPOOL_DECLARE(baseline)
 #ifdef DYNPOOL_X86
@@ -180,13 +180,13 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   }
 }
 
-void rank_svm(const RankSvmParams& p, int num_threads) {
-  void (*solve)(const RankSvmParams&, int64_t) = baseline::rank_svm;
+void solve(const SolverParams& p, int num_threads) {
+  void (*solve_one)(const SolverParams&, int64_t) = baseline::solve;
 #ifdef DYNPOOL_X86
-  if (chosen >= InstructionSet::avx2) solve = chosen == InstructionSet::avx2 ? avx2::rank_svm : avx512::rank_svm;
+  if (chosen >= InstructionSet::avx2) solve_one = chosen == InstructionSet::avx2 ? avx2::solve : avx512::solve;
 #endif
   const int64_t threads = std::min<int64_t>(num_threads, p.clips * p.T / 32);
-  parallel_for(p.clips, static_cast<int>(std::max<int64_t>(1, threads)), [&](int64_t clip) { solve(p, clip); });
+  parallel_for(p.clips, static_cast<int>(std::max<int64_t>(1, threads)), [&](int64_t clip) { solve_one(p, clip); });
 }
 
 const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }

@@ -11,7 +11,7 @@
 #include <string>
 
 #include "check.h"
-#include "../rank_svm.h"
+#include "../solver.h"
 #include "oracle.h"
 
 namespace dynpool::test {
@@ -693,49 +693,55 @@ void test_gram() {
 }
 
 // Solutions have the value they claim, a feasible dual point within the tolerance, and stay away from frames that do not
-// count; over products that are well and badly conditioned, with frames that are alike, and every size of C.
-void test_rank_svm() {
+// count; with frames that are alike, and large and small C.
+void check_solver(Objective objective, int64_t T, double C, Random& random) {
   constexpr int64_t clips = 2, D = 6;
+  constexpr double kEpsilon = 0.1;
+  const int64_t lengths[clips] = {T, std::max<int64_t>(1, T - 2)};
+  std::vector<double> V(clips * T * D), K(clips * T * T);
+  for (double& v : V) v = random.real();
+  if (T > 4) std::copy_n(&V[2 * D], D, &V[3 * D]);
+  for (int64_t b = 0; b < clips; ++b)
+    for (int64_t s = 0; s < T; ++s)
+      for (int64_t t = 0; t < T; ++t)
+        for (int64_t d = 0; d < D; ++d) K[(b * T + s) * T + t] += V[(b * T + s) * D + d] * V[(b * T + t) * D + d];
+  std::vector<double> u(clips * T, NAN), value(clips, NAN), gap(clips, NAN), b(clips * T * T, NAN);
+  std::vector<double> scratch(clips * T * (T + 8), NAN);
+  std::vector<int64_t> iterations(clips);
+  std::vector<int32_t> pairs(clips * T * (T - 1) / 2);
+  cpu::solve({objective, clips, T, lengths, K.data(), C, kEpsilon, 1e-6, 1000, u.data(), value.data(), gap.data(),
+              iterations.data(), b.data(), pairs.data(), scratch.data()}, 2);
+  for (int64_t clip = 0; clip < clips; ++clip) {
+    const int64_t n = lengths[clip];
+    const double scale = n < 2 ? 0 : 2 * C / (n * (n - 1.0));
+    const double *k = &K[clip * T * T], *w = &u[clip * T];
+    std::vector<double> s(T);
+    double want = 0;
+    for (int64_t q = 0; q < T; ++q) {
+      for (int64_t t = 0; t < T; ++t) s[q] += k[q * T + t] * w[t];
+      want += w[q] * s[q] / 2;
+      CHECK(q < n || w[q] == 0, "solver: frame %d, behind the end, weighs %g", int(q), w[q]);
+    }
+    for (int64_t q = 0; q < n; ++q) {
+      if (objective == Objective::svr) want += C * std::pow(std::max(0.0, std::abs(q + 1 - s[q]) - kEpsilon), 2);
+      for (int64_t t = 0; t < q && objective != Objective::svr; ++t) {
+        const double loss = std::max(0.0, 1 - s[q] + s[t]);
+        want += scale * (objective == Objective::ranksvm_squared ? loss * loss : loss);
+      }
+    }
+    const int kind = static_cast<int>(objective);
+    CHECK(std::abs(value[clip] - want) <= 1e-9 * want, "solver %d, T = %d, C = %g: %g, want %g", kind, int(T), C,
+          value[clip], want);
+    CHECK(gap[clip] >= 0 && gap[clip] <= 1e-6 * value[clip], "solver %d, T = %d, C = %g: gap %g of %g", kind, int(T), C,
+          gap[clip], value[clip]);
+  }
+}
+
+void test_solver() {
   Random random(2);
   for (int64_t T : {1, 2, 3, 7, 29})
-    for (bool squared : {false, true})
-      for (double C : {1e-6, 1e-2, 1.0, 100.0}) {
-        const int64_t lengths[clips] = {T, std::max<int64_t>(1, T - 2)};
-        std::vector<double> V(clips * T * D), K(clips * T * T);
-        for (double& v : V) v = random.real();
-        if (T > 4) std::copy_n(&V[2 * D], D, &V[3 * D]);
-        for (int64_t b = 0; b < clips; ++b)
-          for (int64_t s = 0; s < T; ++s)
-            for (int64_t t = 0; t < T; ++t)
-              for (int64_t d = 0; d < D; ++d) K[(b * T + s) * T + t] += V[(b * T + s) * D + d] * V[(b * T + t) * D + d];
-        std::vector<double> u(clips * T, NAN), value(clips, NAN), gap(clips, NAN), b(clips * T * T, NAN);
-        std::vector<double> scratch(clips * T * (T + 8), NAN);
-        std::vector<int64_t> sweeps(clips);
-        std::vector<int32_t> pairs(clips * T * (T - 1) / 2);
-        cpu::rank_svm({clips, T, lengths, K.data(), C, 1e-6, squared, 1000, u.data(), value.data(), gap.data(),
-                       sweeps.data(), b.data(), pairs.data(), scratch.data()}, 2);
-        for (int64_t clip = 0; clip < clips; ++clip) {
-          const int64_t n = lengths[clip];
-          const double scale = n < 2 ? 0 : 2 * C / (n * (n - 1.0));
-          const double *k = &K[clip * T * T], *w = &u[clip * T];
-          std::vector<double> s(T);
-          double want = 0;
-          for (int64_t q = 0; q < T; ++q) {
-            for (int64_t t = 0; t < T; ++t) s[q] += k[q * T + t] * w[t];
-            want += w[q] * s[q] / 2;
-            CHECK(q < n || w[q] == 0, "rank_svm: frame %d, behind the end, weighs %g", int(q), w[q]);
-          }
-          for (int64_t q = 0; q < n; ++q)
-            for (int64_t t = 0; t < q; ++t) {
-              const double loss = std::max(0.0, 1 - s[q] + s[t]);
-              want += scale * (squared ? loss * loss : loss);
-            }
-          CHECK(std::abs(value[clip] - want) <= 1e-9 * want, "rank_svm, T = %d, C = %g: %g, want %g", int(T), C,
-                value[clip], want);
-          CHECK(gap[clip] >= 0 && gap[clip] <= 1e-6 * value[clip], "rank_svm, T = %d, C = %g: gap %g of %g", int(T), C,
-                gap[clip], value[clip]);
-        }
-      }
+    for (Objective objective : {Objective::ranksvm, Objective::ranksvm_squared, Objective::svr})
+      for (double C : {1e-6, 1e-2, 1.0, 100.0}) check_solver(objective, T, C, random);
 }
 
 }  // namespace
@@ -748,7 +754,7 @@ int main(int count, char** names) {
   const std::pair<const char*, void (*)()> tests[] = {
       {"combinations", test_combinations}, {"output layouts", test_output_layouts}, {"long", test_long},
       {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far}, {"errors", test_errors},
-      {"gram", test_gram}, {"rank_svm", test_rank_svm}};
+      {"gram", test_gram}, {"solver", test_solver}};
   for (const auto& [name, test] : tests) {
     if (count > 1 && std::find(names + 1, names + count, std::string(name)) == names + count) continue;
     const int before = failures;

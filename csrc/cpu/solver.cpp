@@ -1,5 +1,5 @@
-// The ranking support vector machine on one thread a clip.
-#include "../rank_svm.h"
+// The solvers of exact rank pooling on one thread a clip.
+#include "../solver.h"
 
 #include "../pixel.h"
 
@@ -33,7 +33,7 @@ struct Alone {
 
 }  // namespace
 
-void rank_svm(const RankSvmParams& p, int64_t clip) { solve_rank_svm(p, clip, Alone{}); }
+void solve(const SolverParams& p, int64_t clip) { solve_clip(p, clip, Alone{}); }
 
 }  // namespace DYNPOOL_ISA
 }  // namespace dynpool

@@ -1,6 +1,6 @@
-// The ranking support vector machine, one block a clip: sweeps follow one another, but their updates, products and
-// checks are the work of all threads.
-#include "../rank_svm.h"
+// The solvers of exact rank pooling, a block a clip: sweeps follow one another, but their updates, products and checks
+// are the work of all threads.
+#include "../solver.h"
 
 #include "launchers.h"
 
@@ -42,17 +42,17 @@ struct Block {
   __device__ void sync() const { __syncthreads(); }
 };
 
-__global__ void __launch_bounds__(kThreads, 1) rank_svm_kernel(RankSvmParams p) {
+__global__ void __launch_bounds__(kThreads, 1) solver_kernel(SolverParams p) {
   __shared__ double shared[kThreads];
-  solve_rank_svm(p, blockIdx.x, Block{shared});
+  solve_clip(p, blockIdx.x, Block{shared});
 }
 
 }  // namespace
 
-void rank_svm(const RankSvmParams& p, int device, void* stream) {
+void solve(const SolverParams& p, int device, void* stream) {
   if (p.clips == 0 || p.T == 0) return;
   const DeviceGuard guard(device);
-  launch(rank_svm_kernel, dim3(grid_size(p.clips)), dim3(kThreads), static_cast<cudaStream_t>(stream), p);
+  launch(solver_kernel, dim3(grid_size(p.clips)), dim3(kThreads), static_cast<cudaStream_t>(stream), p);
 }
 
 }  // namespace dynpool::cuda
