@@ -27,8 +27,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	@$(PIP) matplotlib opencv-python-headless
+	@$(PIP) --no-build-isolation -e ".[bench]"
 	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python benchmarks/exact.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/figures.py
 
 gpu:
 	PYTHON=$(PYTHON) sh benchmarks/gpu.sh

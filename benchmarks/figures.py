@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib
 import torch
 from exact import running_means
-from harness import RESULTS
 from speed import Pair, accuracy, by_equation_2, by_exact, default_data, load
 from torch import Tensor
 
@@ -89,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default_data(), help="folder of classes; see speed.py")
     parser.add_argument("--generate", action="store_true", help="made-up clips even where there are others")
     parser.add_argument("--label", help="the class to draw; default: the first")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder; default: %(default)s")
     options = parser.parse_args()
     pairs = load(None if options.generate else options.data, 10)
     chosen = [pair for pair in pairs if options.label in (None, pair.label)]

@@ -31,7 +31,7 @@ class Solution(NamedTuple):
 def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
     """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations.
 
-    By a kernel; in torch where there is none, and for clips that the kernel's coordinate ascent does not bring to an end.
+    By a kernel; in torch where there is none, and for clips that the kernel's coordinate ascent does not finish.
     """
 
     def in_torch(K: Tensor, lengths: Tensor) -> Solution:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -383,3 +385,18 @@ def test_the_solvers_of_all_backends_agree(backend, objective):
             assert float(info.duality_gap[b]) <= 1e-9 * expected
     again, _ = rank_pool(x, **options)
     assert torch.equal(d, again)
+
+
+def test_videodarwin():
+    path = Path(__file__).parents[1] / "examples" / "videodarwin.py"
+    if not path.exists():
+        pytest.skip("the examples are not here")
+    example = runpy.run_path(str(path))
+    features = clip(9, 20)
+    w = example["video_darwin"](features)
+    assert w.shape == (40,)
+    assert torch.equal(w[20:], example["video_darwin"](features.flip(0))[:20])
+    means = running_means(features).numpy()
+    V = np.sqrt(means) / np.linalg.norm(np.sqrt(means), axis=1, keepdims=True)  # features are positive
+    expected = solve_smooth(V, "svr", 1.0, 0.1)
+    assert value(w[:20].numpy(), V, "svr", 1.0, 0.1) == pytest.approx(expected, rel=1e-3)  # to a gap of 1e-3
