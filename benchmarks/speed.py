@@ -161,7 +161,8 @@ def differences(pairs: list[Pair], data: Path | None) -> dict[str, str]:
     source = f"{data.name}, one pair of videos a class" if data else "made-up clips of moving blobs"
     return {
         "machine": f"{machine()['processor']}, {torch.get_num_threads()} threads",
-        "data": f"{len(pairs)} classes of {source}; the paper's are 10 pairs",
+        "data": f"{len(pairs)} classes of {source}, the second often of somebody who goes the other way; the paper's "
+        "are 10 pairs",
         "resolution": f"{', '.join(sizes)}, {min(lengths)} to {max(lengths)} frames",
         "solver": "liblinear: SVR, scikit-learn's, primal, tolerance 1e-4, C = 1; dynpool exact: eq. (1), C = 1, to a "
         "relative duality gap of 1e-3",
