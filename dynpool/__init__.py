@@ -6,11 +6,13 @@ from ._version import __version__
 from .exact import RankPoolInfo, rank_pool, ranking_accuracy
 from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
+from .streaming import RankPoolStream
 from .video import VideoError
 from .weights import rank_weights
 
 __all__ = [
     "RankPoolInfo",
+    "RankPoolStream",
     "VideoError",
     "__version__",
     "approx_rank_pool",

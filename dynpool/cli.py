@@ -99,7 +99,9 @@ def _print_version(asked: bool) -> None:
 def image(
     videos: Annotated[
         list[str],
-        typer.Argument(metavar="VIDEO", help="Video files, folders of them, or URLs.", show_default=False),
+        typer.Argument(
+            metavar="VIDEO", help="Video files, folders of them, URLs, or - for standard input.", show_default=False
+        ),
     ],
     output: Annotated[
         Path,
@@ -143,6 +145,8 @@ def image(
       dynpool image clips/ more/*.avi -o images --size 224
 
       dynpool image clip.mp4 --window 10 --stride 6 -o windows
+
+      ffmpeg -i clip.mov -t 5 -f matroska - | dynpool image - -o start.png
     """
     options = Options(method, nonlinearity, time_average, window, stride, size, device)
     try:
@@ -223,7 +227,9 @@ def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
 
 def _distinct_stems(videos: list[str]) -> list[str]:
     """File names without suffix; -2, -3, ... follow where one is taken, in any case of letters."""
-    stems = [Path(urlsplit(video).path if "://" in video else video).stem for video in videos]
+    stems = [
+        "stdin" if video == "-" else Path(urlsplit(video).path if "://" in video else video).stem for video in videos
+    ]
     times = Counter(map(str.casefold, stems))
     taken = {stem for stem, count in times.items() if count == 1}
     return [stem if times[stem.casefold()] == 1 else _free_name(stem, taken) for stem in stems]
@@ -275,7 +281,7 @@ def _without_name(error: VideoError | FileNotFoundError) -> str:
 def _process(job: Job, options: Options) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
-    clip = read_clip(job.video, size=options.size)
+    clip = read_clip(sys.stdin.buffer if job.video == "-" else job.video, size=options.size)
     paths = _write(_pool(clip.frames, options), job, windows=options.window is not None)
     seconds = time.perf_counter() - start
     count, _, height, width = clip.frames.shape

@@ -100,6 +100,22 @@ def read_clip(video: Video, *, size: Size | None = None, max_frames: int | None 
     raise TypeError(f"video must be {_KINDS}, got {type(video).__name__}")
 
 
+def frame_tensor(frame: Frame | Any) -> Tensor:
+    """One frame as a Tensor: a Tensor as it is; a uint8 ndarray [H, W, 3], a PIL image or a frame of PyAV, converted to
+    RGB and turned upright, as uint8 [3, H, W].
+    """
+    if isinstance(frame, Tensor):
+        return frame
+    if missing_av is None and isinstance(frame, av.VideoFrame):
+        try:
+            pixels = _Converter()(frame)
+        except (FFmpegError, ValueError) as error:
+            raise ValueError(f"frame cannot be converted to RGB: {_reason(error)}") from error
+    else:
+        pixels = _checked_frame(frame, "frame")
+    return _shared(pixels).permute(2, 0, 1)
+
+
 def source_name(video: object) -> str:
     """What messages call a video."""
     if isinstance(video, (str, os.PathLike)):
@@ -144,16 +160,20 @@ def _checked_array(video: npt.NDArray[Any]) -> Tensor:
         raise TypeError(f"video must be uint8, got an ndarray of {video.dtype}")
     if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape [T, H, W, 3] and at least one frame, got {list(video.shape)}")
-    # torch shares neither memory that runs backwards nor memory that is read-only.
-    shareable = video.flags.writeable and min(video.strides) >= 0
-    return torch.from_numpy(video if shareable else video.copy()).permute(0, 3, 1, 2)
+    return _shared(video).permute(0, 3, 1, 2)
+
+
+def _shared(pixels: Pixels) -> Tensor:
+    """Not copied, unless they run backwards in memory or are read-only, which torch does not share."""
+    shareable = pixels.flags.writeable and min(pixels.strides) >= 0
+    return torch.from_numpy(pixels if shareable else pixels.copy())
 
 
 def _collect(video: Iterable[Frame], size: Size | None, max_frames: int | None) -> Tensor:
     frames = _FrameBuffer()
     shape: tuple[int, ...] | None = None
     for index, frame in enumerate(itertools.islice(video, max_frames)):
-        pixels = _checked_frame(frame, index)
+        pixels = _checked_frame(frame, f"video[{index}]")
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise ValueError(f"video[{index}] must be of the size of video[0], {shape[:2]}, got {pixels.shape[:2]}")
@@ -163,8 +183,8 @@ def _collect(video: Iterable[Frame], size: Size | None, max_frames: int | None) 
     return frames.clip()
 
 
-def _checked_frame(frame: Frame, index: int) -> Pixels:
-    """One frame of an iterable as uint8 [H, W, 3]."""
+def _checked_frame(frame: Frame, name: str) -> Pixels:
+    """A frame that was decoded elsewhere as uint8 [H, W, 3]."""
     if isinstance(frame, Image.Image):
         return np.asarray(frame.convert("RGB"))
     if isinstance(frame, Tensor) and frame.dtype == torch.uint8 and frame.dim() == 3 and frame.shape[0] == 3:
@@ -173,7 +193,7 @@ def _checked_frame(frame: Frame, index: int) -> Pixels:
         return frame
     described = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, (Tensor, np.ndarray)) else ""
     raise TypeError(
-        f"video[{index}] must be a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image, "
+        f"{name} must be a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image, "
         f"got {type(frame).__name__} {described}".rstrip()
     )
 

@@ -258,3 +258,14 @@ def test_real_clips(here):
     result = run("image", folder, "--size", "32", "-o", "images")
     assert result.stdout.splitlines()[-1] == "9 of 9 videos done"
     assert len(list((here / "images").glob("v_*.png"))) == 9
+
+
+def test_standard_input(clip, here):
+    program = [sys.executable, "-c", "from dynpool.cli import main; main()", "image", "-"]
+    with open(clip, "rb") as file:
+        done = subprocess.run(program, stdin=file, capture_output=True, text=True, cwd=here, check=False)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(picture(here / "stdin.png"), dynamic_image(FRAMES))
+    piped = subprocess.run(program, input=clip.read_bytes()[:40], capture_output=True, cwd=here, check=False)
+    assert piped.returncode == 1
+    assert b"-: FAILED: " in piped.stderr

@@ -1,0 +1,132 @@
+"""RankPoolStream: after every frame the result of the batch, in constant memory."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dynpool
+from dynpool import RankPoolStream, approx_rank_pool
+
+
+def pooled(frames, **options) -> torch.Tensor:
+    stream = RankPoolStream(**options)
+    for frame in frames:
+        stream.update(frame)
+    return stream.result(torch.float64)
+
+
+def test_by_hand():
+    # T = 3: α = (-4/3, 1/3, 1), of V = 0, 3, 4.
+    stream = RankPoolStream()
+    for value, expected in ((0.0, 0.0), (6.0, 3.0), (6.0, 8.0)):  # T = 2: α = (-1/2, 1/2)
+        stream.update(torch.tensor([value]))
+        assert stream.result().item() == pytest.approx(expected, abs=1e-6)
+    assert len(stream) == 3
+    assert pooled(torch.tensor([[0.0], [6.0], [6.0]]), time_average=False).item() == pytest.approx(12)  # -2, 0, 2
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("num_frames", [1, 2, 15, 16, 17, 32, 61])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64], ids=str)
+def test_is_the_batch(device, dtype, num_frames, time_average):
+    x = (torch.rand(num_frames, 3, 5, 7) * 200).to(dtype).to(device)
+    options = {"nonlinearity": "sqrt", "mean": [1.0, 2.0, 3.0], "std": 50.0, "time_average": time_average}
+    for normalize in (False, True):
+        expected = approx_rank_pool(x.double(), 0, channel_dim=1, normalize_weights=normalize, **options)
+        actual = pooled(x, channel_dim=1, normalize_weights=normalize, **options)
+        # float64 throughout: roundings of Q and (T + 1) P, of which the result is the difference.
+        assert (actual - expected).abs().max() <= 1e-12 * num_frames**2
+
+
+def test_results_in_between_do_not_disturb():
+    x = torch.rand(40, 4, dtype=torch.float64)
+    stream = RankPoolStream()
+    for t, frame in enumerate(x, 1):
+        stream.update(frame)
+        if t in (1, 3, 16, 25):
+            assert torch.allclose(stream.result(torch.float64), approx_rank_pool(x[:t], 0), atol=1e-10)
+            assert torch.equal(stream.result(), stream.result())
+    assert torch.allclose(stream.result(torch.float64), approx_rank_pool(x, 0), atol=1e-10)
+
+
+def test_a_hundred_thousand_frames():
+    # Bytes around a mean that is far from 0: the terms of the result are a thousand times larger than it.
+    x = torch.randint(90, 110, (100_000, 2, 3), dtype=torch.uint8)
+    expected = torch.einsum("t,tij->ij", dynpool.rank_weights(len(x)), x.double())
+    assert (pooled(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_frames_are_copied_and_forgotten():
+    stream, frame = RankPoolStream(), torch.zeros(3)
+    for t in range(5):
+        frame.fill_(t)
+        stream.update(frame)
+    assert torch.allclose(stream.result(), approx_rank_pool(torch.arange(5.0)[:, None].expand(5, 3), 0))
+    stream.reset()
+    assert len(stream) == 0
+    stream.update(torch.rand(2, 2))
+    assert torch.equal(stream.result(), torch.zeros(2, 2))
+
+
+def test_frames_of_other_kinds():
+    from PIL import Image
+
+    frames = np.random.default_rng(0).integers(0, 256, (7, 6, 8, 3), dtype=np.uint8)
+    expected = approx_rank_pool(torch.from_numpy(frames).permute(0, 3, 1, 2).double(), 0)
+    assert torch.allclose(pooled(frames), expected, atol=1e-9)
+    assert torch.allclose(pooled(Image.fromarray(frame) for frame in frames), expected, atol=1e-9)
+    av = pytest.importorskip("av")
+    decoded = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
+    assert torch.allclose(pooled(decoded), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (torch.zeros(3, 4, 5), r"frame must have the shape of the frames before, \[3, 4, 4\], got \[3, 4, 5\]"),
+        (torch.zeros(3, 4, 4).double(), "frame must have the dtype of the frames before, torch.float32"),
+        (torch.zeros(3, 4, 4, device="meta"), "frame must have the device of the frames before, cpu, got meta"),
+    ],
+)
+def test_frames_that_do_not_fit(second, message):
+    stream = RankPoolStream()
+    stream.update(torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match=message):
+        stream.update(second)
+    stream.update(torch.ones(3, 4, 4))  # the stream goes on
+    assert torch.equal(stream.result(), torch.full((3, 4, 4), 0.5))
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="a stream must have had a frame"):
+        RankPoolStream().result()
+    with pytest.raises(ValueError, match="nonlinearity must be one of"):
+        RankPoolStream(nonlinearity="cube")
+    with pytest.raises(TypeError, match="frame must be a uint8 ndarray"):
+        RankPoolStream().update("frame")
+    with pytest.raises(TypeError):
+        RankPoolStream().update(torch.zeros(3, dtype=torch.int64))
+
+
+def test_example(tmp_path, monkeypatch):
+    path = Path(__file__).parents[1] / "examples" / "stream.py"
+    if not path.exists():
+        pytest.skip("the examples are not here")
+    av = pytest.importorskip("av")
+    video = tmp_path / "clip.mkv"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for value in range(0, 250, 10):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), value, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    out = tmp_path / "live.png"
+    monkeypatch.setattr("sys.argv", ["stream.py", str(video), "-o", str(out), "--every", "10"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert out.stat().st_size > 0
