@@ -46,6 +46,7 @@ if command -v cuobjdump >/dev/null; then
   step resources 30 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi
 LINES_SHOWN=60 step benchmark 240 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
+LINES_SHOWN=40 step exact 60 "$PYTHON" benchmarks/speed.py --generate --json "$RESULTS/speed.json"
 
 printf '\n%d steps failed, %d s; logs and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

@@ -2,8 +2,8 @@
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitize.py
 
-Every dtype, aligned, odd and strided frames, one row and several, forward and backward, with and without normalisation.
-Results are compared with reference.py, so that the script fails without the tool, too.
+Every dtype, aligned, odd and strided frames, one row and several, forward and backward, with and without normalisation;
+exact rank pooling with every objective. Results are compared with others, so that the script fails without the tool, too.
 """
 
 import itertools
@@ -40,5 +40,18 @@ for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.ite
     actual = dynpool.temporal_pool(x.detach(), A.detach(), nonlinearity=psi, out_dtype=torch.float32)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-2)
     assert all(t.isfinite().all() for t in (y, *grads)), (dtype, layout, options)
+    launches += 1
+for (dtype, view), objective in itertools.product(
+    zip(dtypes, itertools.cycle(layouts.values())), ("ranksvm", "ranksvm_squared", "svr")
+):
+    x = view((torch.rand(2, 70, 3, 5, 9, device=device) * 200 + 1).to(dtype))  # more frames than a block multiplies
+    options = {"objective": objective, "lengths": [70, 33], "nonlinearity": "sqrt", "return_info": True}
+    d, info = dynpool.rank_pool(x, **options)
+    expected = dynpool.rank_pool(x.double().cpu(), **options | {"tol": 1e-8})[1].objective
+    lower = (info.objective - info.duality_gap).cpu()
+    assert d.isfinite().all(), (dtype, objective)
+    assert (info.objective.cpu() >= expected * (1 - 1e-3)).all(), (dtype, objective)
+    assert (lower <= expected * (1 + 1e-3)).all(), (dtype, objective)  # 1e-3: of products of float32
+    assert (info.duality_gap <= 1e-3 * info.objective).all(), (dtype, objective)
     launches += 1
 print(f"{launches} cases on {device}, all right")
