@@ -14,7 +14,7 @@
 
 namespace dynpool {
 
-constexpr int64_t kSweepsOfRound = 10, kMaxSweeps = 1000;
+constexpr int64_t kSweepsOfRound = 10, kMaxSweeps = 300;  // more is for a solver of another kind
 constexpr double kPolishTol = 1e-6;  // gaps below it are for those who want derivatives: u should be good to the last digits
 
 template <class Team>
@@ -205,18 +205,18 @@ struct RankSvm {
     double best_primal = HUGE_VAL, best_dual = 0, work = 0, newton_work = 0;
     int64_t done = 0;
     uint64_t seed = 1;
-    for (int64_t most = 1;; most *= 2) {
+    for (int64_t most = 1;; most = most < T ? 2 * most : T) {
       double steepest = 0;
-      for (int64_t i = 0; i < kSweepsOfRound && done < max_sweeps; ++i, ++done) {
+      int64_t updates = 0;
+      for (int64_t i = 0; i < kSweepsOfRound && done < max_sweeps; ++i) {
         seed = Shuffle::another(seed);
-        int64_t updates = 0;
         const double left = sweep(seed, &updates);
-        work += static_cast<double>(updates * T + 4 * num_pairs);
+        ++done;
         steepest = left > steepest ? left : steepest;
         if (left <= 0.01 * steepest) break;
       }
       refresh();
-      work += static_cast<double>(3 * T * T);
+      work += static_cast<double>(updates * T + 4 * kSweepsOfRound * num_pairs + 3 * T * T);
       const bool met = record(&best_primal, &best_dual, tol);
       if (met || done >= max_sweeps || work > budget) break;
       const double cost = static_cast<double>(T) * T * T / 3;

@@ -6,7 +6,8 @@
 //     sum(n, f)    f(0) + … + f(n - 1)                  one(f)        f() on one thread; leads(): is this it?
 #pragma once
 #include <cmath>
-#include <cstdint>
+
+#include "temporal_pool.h"
 
 #ifdef __CUDACC__
 #define DYNPOOL_TEAM __device__
@@ -79,18 +80,18 @@ DYNPOOL_TEAM void multiply(const Team& team, const double* K, int64_t pitch, int
 struct Shuffle {
   int64_t n, step, at;
 
-  DYNPOOL_TEAM Shuffle(int64_t n, uint64_t seed) : n(n) {
+  DYNPOOL_HOST_DEVICE Shuffle(int64_t n, uint64_t seed) : n(n) {
     step = 1 + static_cast<int64_t>(seed >> 33) % n;
     at = static_cast<int64_t>(seed >> 3 & 0xffffff) % n;
     while (gcd(step, n) != 1) ++step;
   }
-  DYNPOOL_TEAM int64_t next() {
+  DYNPOOL_HOST_DEVICE int64_t next() {
     at += step;
     at -= at >= n ? n : 0;
     at -= at >= n ? n : 0;
     return at;
   }
-  DYNPOOL_TEAM static int64_t gcd(int64_t a, int64_t b) {
+  DYNPOOL_HOST_DEVICE static int64_t gcd(int64_t a, int64_t b) {
     while (b) {
       const int64_t rest = a % b;
       a = b;
@@ -98,7 +99,7 @@ struct Shuffle {
     }
     return a;
   }
-  DYNPOOL_TEAM static uint64_t another(uint64_t seed) { return seed * 6364136223846793005u + 1442695040888963407u; }
+  DYNPOOL_HOST_DEVICE static uint64_t another(uint64_t seed) { return seed * 6364136223846793005u + 1442695040888963407u; }
 };
 
 }  // namespace dynpool

@@ -32,7 +32,7 @@ class RankPoolInfo:
 
     `objective` is that of the problem solved, `duality_gap` a bound on how far it lies above the minimum, both float64
     [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T]; `weights`, with which the
-    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T].
+    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T]. Both are 0 behind a clip's end.
     """
 
     objective: Tensor
@@ -78,8 +78,8 @@ def rank_pool(
         return_info: returns (d, RankPoolInfo).
 
     Returns:
-        d, x without `dim`. One frame, or frames that are all alike, give zeros (for "svr", all alike: a multiple of the
-        frame).
+        d, x without `dim`. One frame, or frames that are all alike, give zeros, since there is nothing to rank; under
+        "svr", whose targets are numbers, a multiple of the frame.
 
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
@@ -214,11 +214,13 @@ class _RankPool(torch.autograd.Function):
         K = M @ K @ M.T
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
-        missed = solution.gap > options.tol * solution.objective
+        # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
+        limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
+        missed = solution.gap > limit * solution.objective
         if bool(missed.any()):
             worst = float((solution.gap / solution.objective)[missed].max())
             warnings.warn(
-                f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {options.tol:g} in "
+                f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {limit:g} in "
                 f"{int(solution.iterations.max())} iterations; relative duality gap {worst:.1e}",
                 RuntimeWarning,
                 stacklevel=3,
@@ -228,6 +230,8 @@ class _RankPool(torch.autograd.Function):
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
+        frames = torch.arange(scores.shape[1], device=x.device)
+        scores = scores.where(frames < lengths[:, None], 0)
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
         ctx.options = options
         info = (solution.objective, solution.gap, solution.iterations, scores, weights)
@@ -289,7 +293,7 @@ def gram(
     nonlinearity: str = "identity",
     lengths: Tensor | None = None,
 ) -> Gram:
-    """The Gram matrix of the frames of each clip, in one pass over them.
+    """The Gram matrix of the frames of each clip, in one pass over them; not differentiable.
 
     Tiles of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
     off, because products of nearly equal frames would cancel; they are summed in float64.
@@ -312,6 +316,8 @@ def gram(
     mean, std = of_pixels(mean), of_pixels(std)
     along = None if channel_dim is None else -1
     B, T, D = pixels.shape
+    pixels = pixels.detach()
+    mean, std = (v if v is None else v.detach() for v in (mean, std))
     products = Gram(*(torch.zeros(B, *size, dtype=torch.float64, device=x.device) for size in ((T, T), (T,), ())))
     tile = max(1, _TILE // T)
     for b, length in enumerate([T] * B if lengths is None else lengths.tolist()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -11,24 +12,25 @@ from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
 from .video import Frame, frame_tensor
 from .weights import rank_weights
 
-_CHUNK = 16  # frames that are kept until they are pooled together
+_CHUNK, _PART = 16, 4  # frames that are kept until they are pooled together, and that are made float64 at a time
 
 
 class RankPoolStream:
     """Approximate rank pooling, eq. (2) to (4) of Bilen et al. 2016, without knowing T in advance.
 
     After every frame, `result()` is what `approx_rank_pool` gives for all frames so far. Memory is that of 16 frames
-    and three float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
-    frames is 2Q - (T+1)P. All sums are float64, since its two terms grow with T² and nearly cancel: after 100 000
-    frames the result is still good to nine digits.
+    and a dozen float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
+    frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
+    differs from the first frame: after 100 000 frames the result is still good to nine digits.
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.
         nonlinearity, mean, std, channel_dim: as in `approx_rank_pool`; dimensions are those of a batch [T, *frame].
         normalize_weights: `result()` is divided by ‖α‖₁/2.
 
-    Frames may be Tensors of any shape, dtype and device, or, as `dynamic_image` takes them, uint8 ndarrays [H, W, 3],
-    PIL images and frames of PyAV, which become [3, H, W]. They are copied. No gradient flows through a stream.
+    Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
+    them, uint8 ndarrays [H, W, 3], PIL images and frames of PyAV, which become [3, H, W]. They are copied. No gradient
+    flows through a stream.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -65,7 +67,8 @@ class RankPoolStream:
     def reset(self) -> None:
         """Forget all frames; the next may have another shape."""
         self._chunk: Tensor | None = None  # [16, *frame]
-        self._sums = torch.empty(0)  # float64 [rows, *frame]: S, P and Q, or S and Σ t ψ(I_t)
+        # Float64 [rows, *frame]: S, P and Q, or S and Σ t ψ(I_t), all of ψ(I_t) - ψ(I_1); and ψ(I_1).
+        self._sums = self._first = torch.empty(0)
         self._pooled = self._waiting = 0
 
     @torch.no_grad()
@@ -77,7 +80,6 @@ class RankPoolStream:
         """
         image = frame_tensor(frame)
         if self._chunk is None:
-            _check_frames(image[None], 0)
             self._start(image)
         assert self._chunk is not None
         for name, value, first in (
@@ -93,13 +95,14 @@ class RankPoolStream:
             self._pool_chunk()
 
     @torch.no_grad()
-    def result(self, out_dtype: torch.dtype = torch.float32) -> Tensor:
-        """The pooled image of all frames so far, the shape of a frame; zeros after one.
+    def result(self, out_dtype: torch.dtype | None = None) -> Tensor:
+        """The pooled image of all frames so far, the shape of a frame; zeros after one. Its dtype is `out_dtype`, or
+        that of the frames, and float32 for uint8.
 
         Raises:
             ValueError: there was no frame yet.
         """
-        if not len(self):
+        if self._chunk is None:
             raise ValueError("a stream must have had a frame before its result, got none")
         self._pool_chunk()
         num_frames = len(self)
@@ -109,15 +112,25 @@ class RankPoolStream:
         else:
             S, R = self._sums
             image = 2 * R - (num_frames + 1) * S
-        if num_frames == 1:
-            image.zero_()  # but for rounding
-        elif self.normalize_weights:
+        if self.normalize_weights and num_frames > 1:
             image /= rank_weights(num_frames, time_average=self.time_average).abs().sum().item() / 2
-        return image.to(out_dtype)
+        own = torch.float32 if self._chunk.dtype == torch.uint8 else self._chunk.dtype
+        return image.to(out_dtype or own)
 
     def _start(self, image: Tensor) -> None:
-        self._sums = image.new_zeros(3 if self.time_average else 2, *image.shape, dtype=torch.float64)
-        self._chunk = image.new_empty(_CHUNK, *image.shape)
+        _check_frames(image[None], 0)
+        with torch.inference_mode(False):  # the stream may go on outside of it
+            first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64))[0]
+            self._first = first.clone()
+            self._sums = first.new_zeros(3 if self.time_average else 2, *image.shape)
+            self._chunk = torch.empty((_CHUNK, *image.shape), dtype=image.dtype, device=image.device)
+
+    def _pool(self, frames: Tensor, rows: Tensor) -> Tensor:
+        """rows [R, k] of frames [k, …], float64; a few frames at a time, since that is eight times their bytes."""
+        rows = rows.to(frames.device)
+        parts = zip(frames.split(_PART), rows.split(_PART, 1), strict=True)
+        pooled = (temporal_pool(few.double(), weights, 0, **self._options) for few, weights in parts)
+        return functools.reduce(Tensor.add_, pooled)
 
     def _pool_chunk(self) -> None:
         """Frames a+1 … a+k join the sums: one weighted sum a row."""
@@ -126,15 +139,16 @@ class RankPoolStream:
         k, a = self._waiting, self._pooled
         number = torch.arange(a + 1, a + k + 1, dtype=torch.float64)
         ones = torch.ones(k, dtype=torch.float64)
+        rows = torch.stack([ones, number])
         if self.time_average:
             since = (1 / number).flip(0).cumsum(0).flip(0)  # Σ 1/q over q from the frame to the end
             left = torch.arange(k, 0, -1, dtype=torch.float64)  # how many those are
             rows = torch.stack([ones, since, left])
-            S = self._sums[0].clone()
-            self._sums[1] += S * since[0]
-            self._sums[2] += S * k
-        else:
-            rows = torch.stack([ones, number])
-        device = self._sums.device
-        self._sums += temporal_pool(self._chunk[:k].double(), rows.to(device), 0, **self._options)
+        new = self._pool(self._chunk[:k], rows)
+        for image, weight in zip(new, rows.sum(1).tolist(), strict=True):
+            image -= weight * self._first
+        if self.time_average:
+            self._sums[1] += self._sums[0] * since[0]
+            self._sums[2] += self._sums[0] * k
+        self._sums += new
         self._pooled, self._waiting = a + k, 0

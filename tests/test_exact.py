@@ -143,6 +143,35 @@ def test_gap_of_clips_that_cannot_be_ranked(C, objective):
         assert actual == pytest.approx(float(info.objective[b]), rel=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+@pytest.mark.parametrize("C", [1e3, 1e7])
+def test_gap_where_coordinate_ascent_gives_up(C, objective):
+    x = torch.randn(8, 5, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, info = rank_pool(x, objective=objective, C=C, time_average=False, return_info=True)
+    assert bool((info.duality_gap <= 1e-3 * info.objective).all())
+
+
+@pytest.mark.parametrize("C", [100.0, 300.0])
+@pytest.mark.parametrize("seed", [10, 12, 20])
+def test_gradients_where_coordinate_ascent_gives_up(seed, C):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 12, 4, dtype=torch.float64, generator=generator)
+    w = torch.randn(1, 4, dtype=torch.float64, generator=generator)
+    v = torch.randn(1, 12, 4, dtype=torch.float64, generator=generator)
+
+    def loss(x):
+        return (rank_pool(x, C=C, time_average=False, tol=1e-10) * w).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 1e-10 is more than rounding always allows
+        (g,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+        with torch.no_grad():
+            differences = (loss(x + 1e-6 * v) - loss(x - 1e-6 * v)) / 2e-6
+    assert float((g * v).sum()) == pytest.approx(float(differences), rel=2e-2, abs=1e-3)
+
+
 def test_gap_of_two_thousand_frames():
     x = clip(2000, 4, 5)
     for objective in ("ranksvm", "svr"):
@@ -215,6 +244,7 @@ def test_padding_has_no_say():
     alone = rank_pool(x[1:, :5], tol=1e-9)
     assert torch.allclose(d[1:], alone, atol=1e-7)
     assert torch.equal(info.weights[1, 5:], torch.zeros(4, dtype=torch.float64))
+    assert torch.equal(info.scores[1, 5:], torch.zeros(4, dtype=torch.float64))
     assert ranking_accuracy(d, x, lengths=[9, 5]).isfinite().all()
 
 

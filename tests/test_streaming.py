@@ -61,6 +61,29 @@ def test_a_hundred_thousand_frames():
     assert (pooled(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
+def test_what_hardly_changes():
+    # Σ α is 0, but 200 times a sum of 10⁸ weights in float64 is not: what matters is the noise of 10⁻³.
+    x = 200 + 1e-3 * torch.randn(20_000, 4, dtype=torch.float64)
+    expected = torch.einsum("t,ti->i", dynpool.rank_weights(len(x)), x - x[0])
+    assert (pooled(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_dtypes_of_results():
+    for dtype, expected in ((torch.uint8, torch.float32), (torch.float16, torch.float16), (torch.float64,) * 2):
+        stream = RankPoolStream()
+        stream.update(torch.ones(2, dtype=dtype))
+        assert stream.result().dtype == expected
+        assert stream.result(torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_begun_in_inference_mode():
+    stream = RankPoolStream()
+    with torch.inference_mode():
+        stream.update(torch.zeros(2))
+    stream.update(torch.ones(2))
+    assert torch.equal(stream.result(), torch.full((2,), 0.5))
+
+
 def test_frames_are_copied_and_forgotten():
     stream, frame = RankPoolStream(), torch.zeros(3)
     for t in range(5):
@@ -111,6 +134,11 @@ def test_bad_input():
         RankPoolStream().update("frame")
     with pytest.raises(TypeError):
         RankPoolStream().update(torch.zeros(3, dtype=torch.int64))
+    for options in ({"mean": [1.0, 2.0]}, {"std": 1.0, "channel_dim": 9}, {"mean": [0.0] * 3, "channel_dim": 0}):
+        stream = RankPoolStream(**options)
+        for _ in range(2):  # at the first frame, and no worse at the next
+            with pytest.raises(ValueError, match=r"mean|channel_dim"):
+                stream.update(torch.zeros(3, 4, 4))
 
 
 def test_example(tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   const int64_t rows = (p.T + kGramBlock - 1) / kGramBlock * kGramBlock, size = rows * rows + rows + 1;
   const bool empty = p.num_outer() * p.inner().size == 0;
   const int64_t per_clip = empty ? 0 : Tasks(p, gram_pixels(p)).count / p.clips;
-  // The number of chunks fixes the result, and so depends on nothing but shapes; their sums take at most 64 MB.
+  // The number of chunks fixes the result, and so depends on nothing but shapes; their sums take 64 MB, or those of one.
   const int64_t room = std::max<int64_t>(1, (int64_t{8} << 20) / size);
   const int64_t chunks = std::max<int64_t>(1, std::min({per_clip, room, int64_t{32}}));
   std::vector<double> sums(chunks * size);

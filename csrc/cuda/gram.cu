@@ -122,7 +122,7 @@ void gram_of(const TemporalPoolParams& p, double* K, double* cross, double* norm
   shape.tiles = shape.sides * (shape.sides + 1) / 2;
   const int64_t size = (p.T + 1) * (p.T + 1);
   const int64_t wanted = ceil_div(context.blocks_wanted(), shape.tiles * p.clips);
-  const int64_t room = std::max<int64_t>(1, (int64_t{32} << 20) / (p.clips * size));  // 256 MB of partial sums
+  const int64_t room = std::max<int64_t>(1, (int64_t{32} << 20) / (p.clips * size));  // partial sums of 256 MB, or one each
   shape.chunks = std::max<int64_t>(1, std::min({wanted, room, shape.segments}));
   double* partials = context.memory<double>(p.clips * shape.chunks * size);
   launch(gram_kernel<X>, dim3(grid_size(shape.tiles * shape.chunks * p.clips)), dim3(kThreads), context.stream, p, shape,
