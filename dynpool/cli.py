@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .images import check_options, dynamic_image, dynamic_images
-from .video import VideoError, check_reading, damaged_packets, read_clip
+from .video import VideoError, check_reading, damaged_packets, numbered_images, read_clip
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
@@ -66,8 +66,8 @@ class Options(NamedTuple):
     time_average: bool
     window: int | None
     stride: int | None
-    size: int | None
     device: str
+    reading: dict[str, Any]  # keywords of read_clip
 
 
 class UsageError(Exception):
@@ -100,7 +100,9 @@ def image(
     videos: Annotated[
         list[str],
         typer.Argument(
-            metavar="VIDEO", help="Video files, folders of them, URLs, or - for standard input.", show_default=False
+            metavar="VIDEO",
+            help="Video files, folders of them or of one video's numbered images, URLs, or - for standard input.",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -130,6 +132,12 @@ def image(
     size: Annotated[
         int | None, typer.Option(metavar="N", help="Scale frames to a short side of N pixels.  [default: as they are]")
     ] = None,
+    start: Annotated[int, typer.Option(metavar="N", help="First frame to use, from 0.")] = 0,
+    end: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frame to stop before.  [default: behind the last]", show_default=False),
+    ] = None,
+    every: Annotated[int, typer.Option(metavar="N", help="Use every Nth frame.")] = 1,
     device: Annotated[str, typer.Option(help="Where to pool: cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Make the dynamic image of each VIDEO.
@@ -148,7 +156,8 @@ def image(
 
       ffmpeg -i clip.mov -t 5 -f matroska - | dynpool image - -o start.png
     """
-    options = Options(method, nonlinearity, time_average, window, stride, size, device)
+    reading = {"size": size, "start": start, "end": end, "every": every}
+    options = Options(method, nonlinearity, time_average, window, stride, device, reading)
     try:
         _check(options)
         jobs = _plan(_expand(videos), output, windows=window is not None)
@@ -191,21 +200,24 @@ def _check(options: Options) -> None:
         raise UsageError(f"--stride {options.stride} has no meaning without --window")
     try:
         check_options(options.method.value, options.nonlinearity.value, options.device, options.window, options.stride)
-        check_reading(options.size, None)
+        check_reading(**options.reading)
     except ValueError as error:
         raise UsageError(f"--{error}") from error  # messages begin with the argument's name
 
 
 def _expand(arguments: Iterable[str]) -> list[str]:
-    """Every folder by the videos in it, in order of name; every video once."""
+    """Every folder by the videos in it, in order of name, unless it holds the images of one; every video once."""
     videos: dict[str, None] = {}
     for argument in arguments:
         if not os.path.isdir(argument):
             videos[argument] = None
             continue
         inside = sorted(str(p) for p in Path(argument).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+        if not inside and numbered_images(argument):
+            videos[os.path.normpath(argument)] = None
+            continue
         if not inside:
-            raise UsageError(f"the folder {argument} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})")
+            raise UsageError(f"the folder {argument} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))}) and no image")
         videos.update(dict.fromkeys(inside))
     return list(videos)
 
@@ -281,7 +293,7 @@ def _without_name(error: VideoError | FileNotFoundError) -> str:
 def _process(job: Job, options: Options) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
-    clip = read_clip(sys.stdin.buffer if job.video == "-" else job.video, size=options.size)
+    clip = read_clip(sys.stdin.buffer if job.video == "-" else job.video, **options.reading)
     paths = _write(_pool(clip.frames, options), job, windows=options.window is not None)
     seconds = time.perf_counter() - start
     count, _, height, width = clip.frames.shape

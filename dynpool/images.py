@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -27,14 +27,17 @@ def dynamic_image(
     nonlinearity: Nonlinearity = "sqrt",
     time_average: bool = True,
     size: Size | None = None,
+    start: int = 0,
+    end: int | None = None,
+    every: int = 1,
     max_frames: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The dynamic image of a video (Bilen et al. 2016): one picture of its appearance and motion.
 
     Args:
-        video: a path, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray [T, H, W, 3] or
-            iterable of frames; see `dynpool.video.read_clip`, also for `size` and `max_frames`.
+        video: a path, folder of images, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray
+            [T, H, W, 3] or iterable of frames; see `dynpool.video.read_clip`.
         method: "approx" is approximate rank pooling, Σ_t α_t ψ(I_t), shown by `to_image`. Its scale does not matter
             there, so α is normalised and long videos do not overflow. "exact" is `rank_pool`, eq. (1), shown likewise.
             "mean" and "max" are the baselines, over the frames: they stay in pixel units, ψ is undone
@@ -42,7 +45,7 @@ def dynamic_image(
         nonlinearity: ψ of the pixels 0 … 255: "sqrt", as in the paper, or "identity".
         time_average: for "approx" and "exact": rank the running means, eq. (2), or, when False, the frames, eq. (4).
         size: scale the frames first: to a short side of `size` pixels, or to (height, width).
-        max_frames: use the first `max_frames` frames only.
+        start, end, every, max_frames: use the frames [start:end:every], and of these the first `max_frames` only.
         device: pool on this device; by default where the frames are, the CPU for files.
 
     Returns:
@@ -58,7 +61,7 @@ def dynamic_image(
         RuntimeWarning: parts of the file are damaged and were skipped.
     """
     check_options(method, nonlinearity, device)
-    frames = _read(video, size, max_frames, device)
+    frames = _read(video, device, size=size, start=start, end=end, every=every, max_frames=max_frames)
     return _image(frames, len(frames), method, nonlinearity, time_average)
 
 
@@ -71,6 +74,9 @@ def dynamic_images(
     nonlinearity: Nonlinearity = "sqrt",
     time_average: bool = True,
     size: Size | None = None,
+    start: int = 0,
+    end: int | None = None,
+    every: int = 1,
     max_frames: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -94,7 +100,7 @@ def dynamic_images(
     Raises, warns: as `dynamic_image`.
     """
     check_options(method, nonlinearity, device, window, stride)
-    frames = _read(video, size, max_frames, device)
+    frames = _read(video, device, size=size, start=start, end=end, every=every, max_frames=max_frames)
     starts = _covering_starts(len(frames), window, stride)
     clips = (frames[start : start + window] for start in starts)
     return torch.stack([_image(clip, window, method, nonlinearity, time_average) for clip in clips])
@@ -162,8 +168,8 @@ def _check_device(device: torch.device | str | None) -> None:
         raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {reason}") from error
 
 
-def _read(video: Video, size: Size | None, max_frames: int | None, device: torch.device | str | None) -> Tensor:
-    clip = read_clip(video, size=size, max_frames=max_frames)
+def _read(video: Video, device: torch.device | str | None, **reading: Any) -> Tensor:
+    clip = read_clip(video, **reading)
     if clip.damaged:
         message = f"{source_name(video)}: {damaged_packets(clip.damaged)} skipped"
         warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -10,6 +10,7 @@ import importlib
 import io
 import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 try:
@@ -36,9 +37,10 @@ Video: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Tensor | Pixels |
 Size: TypeAlias = int | tuple[int, int]
 
 _KINDS = (
-    "a path, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray [T, H, W, 3] "
+    "a path, folder of images, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray [T, H, W, 3] "
     "or iterable of frames"
 )
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
 
 
@@ -57,46 +59,55 @@ class Clip(NamedTuple):
     """A video in memory."""
 
     frames: Tensor  # uint8 [T, 3, H, W], T ≥ 1
-    damaged: int  # packets of the file that could not be read or decoded, and were skipped
+    damaged: int  # packets of the file, or files of the folder, that could not be read or decoded, and were skipped
 
 
-def read_clip(video: Video, *, size: Size | None = None, max_frames: int | None = None) -> Clip:
+def read_clip(
+    video: Video,
+    *,
+    size: Size | None = None,
+    start: int = 0,
+    end: int | None = None,
+    every: int = 1,
+    max_frames: int | None = None,
+) -> Clip:
     """Read the frames of a video.
 
     Args:
-        video: a path; a URL that fsspec knows ("s3://…"); the bytes of a file; a binary file object, read from its
-            start and left open; a uint8 Tensor [T, 3, H, W] (not copied); a uint8 ndarray [T, H, W, 3] (not copied
-            where torch can share it); or an iterable of frames of one size, each a uint8 ndarray [H, W, 3], a uint8
-            Tensor [3, H, W] or a PIL image.
+        video: a path; the path of a folder of images, numbered frames; a URL that fsspec knows ("s3://…"); the bytes
+            of a file; a binary file object, read from its start and left open; a uint8 Tensor [T, 3, H, W] (not
+            copied); a uint8 ndarray [T, H, W, 3] (not copied where torch can share it); or an iterable of frames of
+            one size, each a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image.
         size: scale the frames (bilinear, antialiased) to a short side of `size` pixels, or to (height, width).
-        max_frames: read no more than the first `max_frames` frames.
+        start, end, every: use the frames [start:end:every], counted as they are shown, from 0.
+        max_frames: of these, use no more than the first `max_frames`.
 
     Returns:
         Clip of uint8 frames [T, 3, H, W]. Of a file: its first video stream, in display order, rotated and mirrored
         as the file's display matrix says, converted to RGB by its own colour metadata; pixels that are not square
         stay so. Frames of another size than the first are scaled to it. What is damaged is skipped and counted:
-        the clip is what remains.
+        the clip is what remains. Of a folder: its images in the order of the numbers in their names.
 
     Raises:
         VideoError: the file is no video, is empty, has no video stream, or none of its frames can be decoded.
         FileNotFoundError: there is no such file.
         ImportError: a URL is given and fsspec is missing.
-        TypeError, ValueError: `video` is of no kind named above, or has no frames; or size or max_frames is not
-            positive.
+        TypeError, ValueError: `video` is of no kind named above, or has no frames in [start:end]; or size, start, end,
+            every or max_frames makes no sense.
     """
-    check_reading(size, max_frames)
+    chosen = check_reading(size, start, end, every, max_frames)
     if isinstance(video, Tensor):
-        return Clip(_resized_clip(_checked_tensor(video)[:max_frames], size), 0)
+        return Clip(_resized_clip(_chosen(_checked_tensor(video), chosen), size), 0)
     if isinstance(video, np.ndarray):
-        return Clip(_resized_clip(_checked_array(video)[:max_frames], size), 0)
+        return Clip(_resized_clip(_chosen(_checked_array(video), chosen), size), 0)
     if isinstance(video, (str, os.PathLike)):
-        return _read_path(os.fsdecode(video), size, max_frames)
+        return _read_path(os.fsdecode(video), size, chosen)
     if isinstance(video, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(video), source_name(video), size, max_frames)
+        return _decode(io.BytesIO(video), source_name(video), size, chosen)
     if hasattr(video, "read"):
-        return _read_file_object(video, size, max_frames)
+        return _read_file_object(video, size, chosen)
     if isinstance(video, Iterable):
-        return Clip(_collect(video, size, max_frames), 0)
+        return Clip(_collect(video, size, chosen), 0)
     raise TypeError(f"video must be {_KINDS}, got {type(video).__name__}")
 
 
@@ -131,13 +142,24 @@ def damaged_packets(count: int) -> str:
     return f"{count} damaged packet{'' if count == 1 else 's'}"
 
 
-def check_reading(size: Size | None, max_frames: int | None) -> None:
-    """Raise for a size or max_frames that `read_clip` would refuse."""
-    if max_frames is not None and not _is_positive(max_frames):
-        raise ValueError(f"max_frames must be a positive integer, got {max_frames!r}")
+def check_reading(
+    size: Size | None, start: int = 0, end: int | None = None, every: int = 1, max_frames: int | None = None
+) -> slice:
+    """The frames that are wanted. Raises ValueError for arguments that `read_clip` would refuse."""
+    if not (_is_positive(start) or (start == 0 and not isinstance(start, bool))):
+        raise ValueError(f"start must be a frame number from 0, got {start!r}")
+    if end is not None and not (_is_positive(end) and end > start):
+        raise ValueError(f"end must be a frame number behind start = {start}, got {end!r}")
+    for name, count in (("every", every), ("max_frames", 1 if max_frames is None else max_frames)):
+        if not _is_positive(count):
+            raise ValueError(f"{name} must be a positive integer, got {count!r}")
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_positive, size))
     if size is not None and not pair and not _is_positive(size):
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
+    if max_frames is not None:
+        last = start + every * (max_frames - 1) + 1
+        end = last if end is None else min(end, last)
+    return slice(start, end, every)
 
 
 def _is_positive(value: object) -> bool:
@@ -169,17 +191,28 @@ def _shared(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels if shareable else pixels.copy())
 
 
-def _collect(video: Iterable[Frame], size: Size | None, max_frames: int | None) -> Tensor:
+def _chosen(frames: Tensor, chosen: slice) -> Tensor:
+    if chosen.start >= len(frames):
+        raise ValueError(f"start must be below the number of frames, {len(frames)}, got {chosen.start}")
+    return frames[chosen]
+
+
+def _taken(frames: Iterable[Any], chosen: slice) -> Iterator[Any]:
+    return itertools.islice(frames, chosen.start, chosen.stop, chosen.step)
+
+
+def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor:
     frames = _FrameBuffer()
     shape: tuple[int, ...] | None = None
-    for index, frame in enumerate(itertools.islice(video, max_frames)):
+    for index, frame in _taken(enumerate(video), chosen):
         pixels = _checked_frame(frame, f"video[{index}]")
         shape = shape or pixels.shape
         if pixels.shape != shape:
-            raise ValueError(f"video[{index}] must be of the size of video[0], {shape[:2]}, got {pixels.shape[:2]}")
+            raise ValueError(f"video[{index}] must be of the size of those before, {shape[:2]}, got {pixels.shape[:2]}")
         frames.append(_resized(pixels, size))
     if shape is None:
-        raise ValueError("video must have at least one frame, got an iterable without any")
+        least = "one frame" if chosen.start == 0 else f"{chosen.start + 1} frames, for start = {chosen.start}"
+        raise ValueError(f"video must have at least {least}, got an iterable without")
     return frames.clip()
 
 
@@ -262,13 +295,45 @@ def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _read_path(path: str, size: Size | None, max_frames: int | None) -> Clip:
+def _read_path(path: str, size: Size | None, chosen: slice) -> Clip:
     if "://" in path:
         with _open_url(path) as file:
-            return _decode(file, path, size, max_frames)
+            return _decode(file, path, size, chosen)
     os.stat(path)  # FileNotFoundError in the system's own words
+    if os.path.isdir(path):
+        return _read_folder(path, size, chosen)
     # The prefix keeps FFmpeg from reading a colon in a file's name as a protocol.
-    return _decode(f"file:{path}", path, size, max_frames)
+    return _decode(f"file:{path}", path, size, chosen)
+
+
+def numbered_images(folder: str) -> list[str]:
+    """Names of the images in a folder, in the order of the numbers in them: frame2.png before frame10.png."""
+
+    def by_numbers(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+    names = (name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    return sorted(names, key=lambda name: (by_numbers(name), name))
+
+
+def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
+    frames, damaged = _FrameBuffer(), 0
+    first: tuple[int, int] | None = None
+    for name in numbered_images(folder)[chosen]:
+        try:
+            with Image.open(os.path.join(folder, name)) as image:
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+        except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that are no images, or broken
+            damaged += 1
+            continue
+        first = first or upright.size
+        if upright.size != first:
+            upright = upright.resize(first, Image.Resampling.BILINEAR)
+        frames.append(_resized(np.asarray(upright), size))
+    if not len(frames):
+        why = f": {damaged} cannot be read" if damaged else ""
+        raise VideoError(folder, f"has no image to read{why} ({' '.join(sorted(IMAGE_SUFFIXES))})")
+    return Clip(frames.clip(), damaged)
 
 
 def _open_url(url: str) -> Any:
@@ -279,13 +344,13 @@ def _open_url(url: str) -> Any:
     return fsspec.open(url, "rb")
 
 
-def _read_file_object(file: Any, size: Size | None, max_frames: int | None) -> Clip:
+def _read_file_object(file: Any, size: Size | None, chosen: slice) -> Clip:
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
     if hasattr(file, "seekable") and file.seekable():
         file.seek(0)
     # PyAV closes what it is given, and the file belongs to the caller.
-    return _decode(_Borrowed(file), source_name(file), size, max_frames)
+    return _decode(_Borrowed(file), source_name(file), size, chosen)
 
 
 class _Borrowed:
@@ -298,7 +363,7 @@ class _Borrowed:
                 setattr(self, name, getattr(file, name))
 
 
-def _decode(file: Any, source: str, size: Size | None, max_frames: int | None) -> Clip:
+def _decode(file: Any, source: str, size: Size | None, chosen: slice) -> Clip:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
     try:
@@ -307,21 +372,22 @@ def _decode(file: Any, source: str, size: Size | None, max_frames: int | None) -
     except FFmpegError as error:
         raise VideoError(source, _reason(error)) from error
     with container:
-        return _read_container(container, source, size, max_frames)
+        return _read_container(container, source, size, chosen)
 
 
-def _read_container(container: Any, source: str, size: Size | None, max_frames: int | None) -> Clip:
+def _read_container(container: Any, source: str, size: Size | None, chosen: slice) -> Clip:
     stream = _video_stream(container, source)
     damage: list[FFmpegError] = []
     frames, convert = _FrameBuffer(expected=stream.frames), _Converter()
-    for frame in itertools.islice(_decoded_frames(container, stream, damage), max_frames):
+    for number, frame in _taken(enumerate(_decoded_frames(container, stream, damage)), chosen):
         try:
             frames.append(_resized(convert(frame), size))
         except (FFmpegError, ValueError) as error:
-            raise VideoError(source, f"cannot be converted to RGB: {_reason(error)}", len(frames)) from error
+            raise VideoError(source, f"cannot be converted to RGB: {_reason(error)}", number) from error
     if not len(frames):
         why = f": {damaged_packets(len(damage))}, the first: {_reason(damage[0])}" if damage else ""
-        raise VideoError(source, f"no frame can be decoded{why}")
+        which = "no frame" if chosen.start == 0 else f"no frame from frame {chosen.start} on"
+        raise VideoError(source, f"{which} can be decoded{why}")
     return Clip(frames.clip(), len(damage))
 
 

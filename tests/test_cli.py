@@ -269,3 +269,17 @@ def test_standard_input(clip, here):
     piped = subprocess.run(program, input=clip.read_bytes()[:40], capture_output=True, cwd=here, check=False)
     assert piped.returncode == 1
     assert b"-: FAILED: " in piped.stderr
+
+
+def test_chosen_frames_and_folders_of_images(clip, here):
+    run("image", clip, "--start", 1, "--end", 6, "--every", 2)
+    assert torch.equal(picture(here / "clip.png"), dynamic_image(FRAMES[1:6:2]))
+    folder = here / "frames"
+    folder.mkdir()
+    for number, frame in enumerate(FRAMES):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+    run("image", folder)
+    assert torch.equal(picture(here / "frames.png"), dynamic_image(FRAMES))
+    assert (
+        "--end must be a frame number behind start = 3" in run("image", clip, "--start", 3, "--end", 2, code=2).output
+    )

@@ -312,7 +312,7 @@ def test_sound_alone_is_no_video(cover, tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.avi"):
         read_clip(tmp_path / "nowhere.avi")
-    with pytest.raises(VideoError, match="directory"):
+    with pytest.raises(VideoError, match="has no image to read"):
         read_clip(tmp_path)
 
 
@@ -349,7 +349,7 @@ def test_video_error_survives_pickling():
 @pytest.mark.parametrize(
     ("video", "error", "message"),
     [
-        (7, TypeError, r"video must be a path, URL, .*, got int"),
+        (7, TypeError, r"video must be a path, folder of images, URL, .*, got int"),
         (None, TypeError, r"got NoneType"),
         (FRAMES.astype(np.float32), TypeError, r"video must be uint8, got an ndarray of float32"),
         (torch.zeros(2, 3, 4, 5), TypeError, r"video must be uint8, got a Tensor of torch.float32"),
@@ -357,7 +357,11 @@ def test_video_error_survives_pickling():
         (FRAMES[:0], ValueError, r"got \[0, 13, 17, 3\]"),
         (torch.from_numpy(FRAMES), ValueError, r"shape \[T, 3, H, W\] and at least one frame, got \[7, 13, 17, 3\]"),
         ([], ValueError, r"video must have at least one frame"),
-        ([FRAMES[0], FRAMES[0, :5]], ValueError, r"video\[1\] must be of the size of video\[0\], \(13, 17\), got \(5,"),
+        (
+            [FRAMES[0], FRAMES[0, :5]],
+            ValueError,
+            r"video\[1\] must be of the size of those before, \(13, 17\), got \(5,",
+        ),
         ([FRAMES[0], "frame.png"], TypeError, r"video\[1\] must be a uint8 ndarray .*, got str$"),
         ([FRAMES[0] / 255], TypeError, r"video\[0\] must be a uint8 ndarray .*, got ndarray float64 \[13, 17, 3\]"),
         (io.StringIO("text"), TypeError, r"binary mode"),
@@ -403,3 +407,64 @@ def test_broken_metadata_does_not_hide_a_real_clip():
     with pytest.raises(UnicodeDecodeError):
         av.open(str(cartwheel))
     assert read_clip(cartwheel).frames.shape == (83, 3, 240, 320)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"start": 2}, slice(2, None)),
+        ({"end": 3}, slice(0, 3)),
+        ({"every": 3}, slice(0, None, 3)),
+        ({"start": 1, "end": 6, "every": 2}, slice(1, 6, 2)),
+        ({"start": 1, "every": 2, "max_frames": 2}, slice(1, 4, 2)),
+        ({"end": 2, "max_frames": 5}, slice(0, 2)),
+        ({"end": 99}, slice(0, None)),
+    ],
+    ids=str,
+)
+def test_frames_are_chosen(tmp_path, options, expected):
+    array = clips.random_frames(8, 6, 10)
+    clips.write(tmp_path / "clip.mkv", array)
+    frames = torch.from_numpy(array).permute(0, 3, 1, 2)
+    for video in (tmp_path / "clip.mkv", frames, array, iter(array)):
+        assert torch.equal(read_clip(video, **options).frames, frames[expected])
+
+
+def test_no_frame_is_chosen(tmp_path):
+    frames = clips.random_frames(4, 6, 10)
+    clips.write(tmp_path / "clip.mkv", frames)
+    with pytest.raises(ValueError, match="start must be below the number of frames, 4, got 4"):
+        read_clip(frames, start=4)
+    with pytest.raises(ValueError, match="video must have at least 5 frames, for start = 4"):
+        read_clip(iter(frames), start=4)
+    with pytest.raises(VideoError, match="no frame from frame 4 on can be decoded"):
+        read_clip(tmp_path / "clip.mkv", start=4)
+    for options, message in (
+        ({"start": -1}, "start must be a frame number from 0, got -1"),
+        ({"start": 3, "end": 3}, "end must be a frame number behind start = 3, got 3"),
+        ({"every": 0}, "every must be a positive integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_clip(frames, **options)
+
+
+def test_a_folder_of_images(tmp_path):
+    array = clips.random_frames(12, 6, 10)
+    for number, frame in enumerate(array, 1):
+        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")
+    frames = torch.from_numpy(array).permute(0, 3, 1, 2)
+    (tmp_path / "notes.txt").write_text("not a frame")
+    clip = read_clip(tmp_path)
+    assert torch.equal(clip.frames, frames)  # frame2 before frame10
+    assert clip.damaged == 0
+    assert torch.equal(read_clip(str(tmp_path), start=1, every=4).frames, frames[1::4])
+    (tmp_path / "frame3.png").write_bytes(b"broken")
+    Image.new("RGB", (20, 12), (7, 7, 7)).save(tmp_path / "frame13.png")  # of another size
+    clip = read_clip(tmp_path)
+    assert clip.damaged == 1
+    assert torch.equal(clip.frames[:11], frames[[0, 1, *range(3, 12)]])
+    assert torch.equal(clip.frames[11], torch.full((3, 6, 10), 7, dtype=torch.uint8))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(VideoError, match="has no image to read"):
+        read_clip(empty)
