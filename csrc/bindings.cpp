@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "planes.h"
 #include "solver.h"
 #include "temporal_pool.h"
 
@@ -98,6 +99,60 @@ dynpool::SolverParams solver_params(int objective, int64_t clips, int64_t T, Add
 }
 
 #ifdef DYNPOOL_WITH_CPU
+// What is the same for all frames of a video.
+struct PlanesLayout {
+  int num_planes;
+  dynpool::Plane plane[dynpool::kMaxPlanes];
+  std::optional<dynpool::Colour> colour;
+};
+
+PlanesLayout make_planes_layout(const Sizes& widths, const Sizes& heights) {
+  require(!widths.empty() && widths.size() <= dynpool::kMaxPlanes && widths.size() == heights.size(),
+          "there are one to three planes");
+  PlanesLayout layout{static_cast<int>(widths.size()), {}, {}};
+  for (size_t i = 0; i < widths.size(); ++i) layout.plane[i] = {widths[i], heights[i]};
+  return layout;
+}
+
+PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int shift_x, int shift_y, int chroma_step,
+                                int black, const std::vector<double>& factors) {
+  require(depth >= 8 && depth <= 11 && (shift_x | shift_y | 1) == 1 && factors.size() == 5, "no such colours");
+  PlanesLayout layout{3, {{width, height}}, dynpool::Colour{}};
+  *layout.colour = {depth, shift_x, shift_y, chroma_step, black, factors[0], factors[1], factors[2], factors[3], factors[4]};
+  return layout;
+}
+
+// Adds frames to `sums`, or, where that is not null, to `largest`. planes, strides: those of a frame behind one another.
+void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
+                 const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
+                 bool doubles, Address largest, int num_threads) {
+  const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
+  require(planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
+  require(count <= dynpool::kMaxFrames, "too many frames at once");
+  require(largest || (count && !sums.empty() && weights.size() % count == 0 && !weights.empty() &&
+                      mix.size() == weights.size() / count * sums.size()),
+          "weights must be [K, frames] and mix [rows, K]");
+  dynpool::PlanesParams p;
+  p.count = count;
+  p.planes = reinterpret_cast<const uint8_t* const*>(planes.data());
+  p.strides = strides.data();
+  p.num_planes = layout.num_planes;
+  for (int i = 0; i < dynpool::kMaxPlanes; ++i) p.plane[i] = layout.plane[i];
+  p.colour = layout.colour ? &*layout.colour : nullptr;
+  p.nonlinearity = static_cast<dynpool::Nonlinearity>(nonlinearity);
+  p.K = largest ? 1 : weights.size() / count;
+  p.R = sums.size();
+  p.weights = weights.data();
+  p.mix = mix.data();
+  p.sums = reinterpret_cast<void* const*>(sums.data());
+  p.doubles = doubles;
+  p.largest = static_cast<uint8_t*>(pointer(largest));
+  for (const Address plane : planes) require(plane, kNull);
+  for (const Address sum : sums) require(sum, kNull);
+  const py::gil_scoped_release unlocked;
+  dynpool::cpu::pool_planes(p, num_threads);
+}
+
 // Lets other threads run Python meanwhile, where that is worth the handing over.
 class Unlocked {
  public:
@@ -155,6 +210,9 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     const py::gil_scoped_release unlocked;
     dynpool::cpu::solve(p, num_threads);
   });
+  py::class_<PlanesLayout>(cpu, "Planes", py::module_local()).def(py::init(&make_planes_layout)).def(
+      py::init(&make_colour_layout));
+  cpu.def("pool_planes", &pool_planes);
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));
 #endif

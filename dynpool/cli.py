@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ._version import __version__
-from .images import check_options, dynamic_image, dynamic_images
-from .video import VideoError, check_reading, damaged_packets, numbered_images, read_clip
+from .images import Recipe, make_images
+from .video import VideoError, damaged_packets, numbered_images
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
@@ -38,14 +38,14 @@ app = typer.Typer(
 )
 
 
-class Method(str, Enum):
+class MethodName(str, Enum):
     approx = "approx"
     exact = "exact"
     mean = "mean"
     max = "max"
 
 
-class Nonlinearity(str, Enum):
+class NonlinearityName(str, Enum):
     sqrt = "sqrt"
     identity = "identity"
 
@@ -56,18 +56,6 @@ class Job(NamedTuple):
     video: str
     folder: Path
     stem: str
-
-
-class Options(NamedTuple):
-    """What is the same for every video of a run."""
-
-    method: Method
-    nonlinearity: Nonlinearity
-    time_average: bool
-    window: int | None
-    stride: int | None
-    device: str
-    reading: dict[str, Any]  # keywords of read_clip
 
 
 class UsageError(Exception):
@@ -120,24 +108,33 @@ def image(
         typer.Option(metavar="N", help="Frames from one window to the next.  [default: --window]", show_default=False),
     ] = None,
     method: Annotated[
-        Method,
+        MethodName,
         typer.Option(help="Rank pooling, approximate or exact; or mean or maximum of the frames, to compare."),
-    ] = Method.approx,
+    ] = MethodName.approx,
     nonlinearity: Annotated[
-        Nonlinearity, typer.Option(help="What pixels go through before they are pooled.")
-    ] = Nonlinearity.sqrt,
+        NonlinearityName, typer.Option(help="What pixels go through before they are pooled.")
+    ] = NonlinearityName.sqrt,
     time_average: Annotated[
         bool, typer.Option("--time-average/--no-time-average", help="Rank running means of the frames, or the frames.")
     ] = True,
     size: Annotated[
-        int | None, typer.Option(metavar="N", help="Scale frames to a short side of N pixels.  [default: as they are]")
+        int | None,
+        typer.Option(metavar="N", help="Scale images to a short side of N pixels.  [default: as they are]"),
     ] = None,
+    resize_first: Annotated[bool, typer.Option("--resize-first", help="Scale frames, before they are pooled.")] = False,
     start: Annotated[int, typer.Option(metavar="N", help="First frame to use, from 0.")] = 0,
     end: Annotated[
         int | None,
         typer.Option(metavar="N", help="Frame to stop before.  [default: behind the last]", show_default=False),
     ] = None,
     every: Annotated[int, typer.Option(metavar="N", help="Use every Nth frame.")] = 1,
+    max_frames: Annotated[
+        int | None, typer.Option(metavar="N", help="Use no more than N frames.  [default: all]", show_default=False)
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Give a video up after S seconds.  [default: never]", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to pool: cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Make the dynamic image of each VIDEO.
@@ -156,15 +153,28 @@ def image(
 
       ffmpeg -i clip.mov -t 5 -f matroska - | dynpool image - -o start.png
     """
-    reading = {"size": size, "start": start, "end": end, "every": every}
-    options = Options(method, nonlinearity, time_average, window, stride, device, reading)
+    recipe = Recipe(
+        method=method.value,
+        nonlinearity=nonlinearity.value,
+        time_average=time_average,
+        window=window,
+        stride=window if stride is None else stride,
+        size=size,
+        start=start,
+        end=end,
+        every=every,
+        max_frames=max_frames,
+        resize_first=resize_first,
+        timeout=timeout,
+        device=device,
+    )
     try:
-        _check(options)
+        _check(recipe)
         jobs = _plan(_expand(videos), output, windows=window is not None)
     except UsageError as error:
         typer.echo(f"dynpool image: {error}", err=True)
         raise typer.Exit(2) from None
-    failed = sum(not _report(job, options) for job in _with_progress(jobs))
+    failed = sum(not _report(job, recipe) for job in _with_progress(jobs))
     if len(jobs) > 1:
         typer.echo(f"{len(jobs) - failed} of {len(jobs)} videos done" + (f", {failed} failed" if failed else ""))
     if failed:
@@ -195,12 +205,13 @@ def _as_text(value: object) -> str:
 # --- before any work ------------------------------------------------------------------------------------------------
 
 
-def _check(options: Options) -> None:
-    if options.stride is not None and options.window is None:
-        raise UsageError(f"--stride {options.stride} has no meaning without --window")
+def _check(recipe: Recipe) -> None:
+    if recipe.stride is not None and recipe.window is None:
+        raise UsageError(f"--stride {recipe.stride} has no meaning without --window")
+    if recipe.resize_first and recipe.size is None:
+        raise UsageError("--resize-first has no meaning without --size")
     try:
-        check_options(options.method.value, options.nonlinearity.value, options.device, options.window, options.stride)
-        check_reading(**options.reading)
+        recipe.check()
     except ValueError as error:
         raise UsageError(f"--{error}") from error  # messages begin with the argument's name
 
@@ -271,10 +282,10 @@ def _with_progress(jobs: list[Job]) -> Iterator[Job]:
             progress.advance(task)
 
 
-def _report(job: Job, options: Options) -> bool:
+def _report(job: Job, recipe: Recipe) -> bool:
     """Do one job and print its summary line; False if it failed."""
     try:
-        typer.echo(_process(job, options))
+        typer.echo(_process(job, recipe))
     except (VideoError, FileNotFoundError) as error:
         typer.echo(f"{job.video}: FAILED: {_without_name(error)}", err=True)
     except Exception as error:  # whatever goes wrong with one video, the others are done
@@ -290,29 +301,17 @@ def _without_name(error: VideoError | FileNotFoundError) -> str:
     return error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"
 
 
-def _process(job: Job, options: Options) -> str:
+def _process(job: Job, recipe: Recipe) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
-    clip = read_clip(sys.stdin.buffer if job.video == "-" else job.video, **options.reading)
-    paths = _write(_pool(clip.frames, options), job, windows=options.window is not None)
+    made = make_images(sys.stdin.buffer if job.video == "-" else job.video, recipe)
+    paths = _write(made.images.cpu(), job, windows=recipe.window is not None)
     seconds = time.perf_counter() - start
-    count, _, height, width = clip.frames.shape
+    height, width = made.images.shape[2:]
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name} ({len(paths)} images)"
-    damaged = f", {damaged_packets(clip.damaged)} skipped" if clip.damaged else ""
-    return f"{job.video} -> {written}: {count} frames, {width}x{height}, {count / seconds:.0f} frames/s{damaged}"
-
-
-def _pool(frames: Tensor, options: Options) -> Tensor:
-    """Images [W, 3, H, W'] of one video, on the CPU."""
-    common: dict[str, Any] = {
-        "method": options.method.value,
-        "nonlinearity": options.nonlinearity.value,
-        "time_average": options.time_average,
-        "device": options.device,
-    }
-    if options.window is None:
-        return dynamic_image(frames, **common)[None].cpu()
-    return dynamic_images(frames, window=options.window, stride=options.stride or options.window, **common).cpu()
+    damaged = f", {damaged_packets(made.damaged)} skipped" if made.damaged else ""
+    rate = f"{made.num_frames / seconds:.0f} frames/s"
+    return f"{job.video} -> {written}: {made.num_frames} frames, {width}x{height}, {rate}{damaged}"
 
 
 def _write(images: Tensor, job: Job, windows: bool) -> list[Path]:

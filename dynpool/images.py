@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
-from typing import Any, Literal, get_args
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .exact import rank_pool
+from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
-from .video import Size, Video, damaged_packets, read_clip, source_name
+from .streaming import Endless, Windows
+from .video import (
+    Decoder,
+    DecodingError,
+    Size,
+    Video,
+    VideoError,
+    check_reading,
+    damaged_packets,
+    is_file,
+    open_video,
+    read_clip,
+    reason_of,
+    resized,
+    source_name,
+)
 from .weights import rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
 
 MID_GREY = 128
+_ROUNDING = {"sqrt": 4e-5, "identity": 1e-3}  # of a decoder's pixels that stay the same, pooled in float32
 _NEARLY_STILL = 1e-2  # a third of what one step of one bright pixel, 255 to 254, changes under the square root
 
 
@@ -31,6 +52,8 @@ def dynamic_image(
     end: int | None = None,
     every: int = 1,
     max_frames: int | None = None,
+    resize_first: bool = False,
+    timeout: float | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The dynamic image of a video (Bilen et al. 2016): one picture of its appearance and motion.
@@ -44,9 +67,17 @@ def dynamic_image(
             (ψ⁻¹(mean ψ(I_t))), and nothing is stretched.
         nonlinearity: ψ of the pixels 0 … 255: "sqrt", as in the paper, or "identity".
         time_average: for "approx" and "exact": rank the running means, eq. (2), or, when False, the frames, eq. (4).
-        size: scale the frames first: to a short side of `size` pixels, or to (height, width).
+        size: scale the image (bilinear, antialiased) to a short side of `size` pixels, or to (height, width).
         start, end, every, max_frames: use the frames [start:end:every], and of these the first `max_frames` only.
+        resize_first: scale the frames, not the pooled image: slower, and another picture, since √ and scaling do not
+            commute.
+        timeout: seconds that reading a file may take; see `read_clip`.
         device: pool on this device; by default where the frames are, the CPU for files.
+
+    A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames):
+    in memory that does not depend on its length, and equal to pooling its RGB frames within a level of 255. Under ψ =
+    identity the planes are pooled and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would
+    clip, count with what they are.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
@@ -60,9 +91,24 @@ def dynamic_image(
     Warns:
         RuntimeWarning: parts of the file are damaged and were skipped.
     """
-    check_options(method, nonlinearity, device)
-    frames = _read(video, device, size=size, start=start, end=end, every=every, max_frames=max_frames)
-    return _image(frames, len(frames), method, nonlinearity, time_average)
+    made = make_images(
+        video,
+        Recipe(
+            method=method,
+            nonlinearity=nonlinearity,
+            time_average=time_average,
+            size=size,
+            start=start,
+            end=end,
+            every=every,
+            max_frames=max_frames,
+            resize_first=resize_first,
+            timeout=timeout,
+            device=device,
+        ),
+    )
+    _warn(video, made)
+    return made.images[0]
 
 
 def dynamic_images(
@@ -78,6 +124,8 @@ def dynamic_images(
     end: int | None = None,
     every: int = 1,
     max_frames: int | None = None,
+    resize_first: bool = False,
+    timeout: float | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Dynamic images of windows of a video: `window` frames each, one every `stride` frames.
@@ -99,11 +147,26 @@ def dynamic_images(
 
     Raises, warns: as `dynamic_image`.
     """
-    check_options(method, nonlinearity, device, window, stride)
-    frames = _read(video, device, size=size, start=start, end=end, every=every, max_frames=max_frames)
-    starts = _covering_starts(len(frames), window, stride)
-    clips = (frames[start : start + window] for start in starts)
-    return torch.stack([_image(clip, window, method, nonlinearity, time_average) for clip in clips])
+    made = make_images(
+        video,
+        Recipe(
+            method=method,
+            nonlinearity=nonlinearity,
+            time_average=time_average,
+            window=window,
+            stride=stride,
+            size=size,
+            start=start,
+            end=end,
+            every=every,
+            max_frames=max_frames,
+            resize_first=resize_first,
+            timeout=timeout,
+            device=device,
+        ),
+    )
+    _warn(video, made)
+    return made.images
 
 
 def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
@@ -137,20 +200,73 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
     return (values - low).div_(span + still).mul_(255).add_(still * MID_GREY).round_().to(torch.uint8)
 
 
-def check_options(
-    method: str,
-    nonlinearity: str,
-    device: torch.device | str | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-) -> None:
-    """Raise ValueError for options that no video would make valid: before one is read."""
-    _check_choice("method", method, get_args(Method))
-    _check_choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
-    for name, value in (("window", window), ("stride", stride)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    _check_device(device)
+# --- how ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The keywords of `dynamic_images`; without a window, one image for the video."""
+
+    method: Method = "approx"
+    nonlinearity: Nonlinearity = "sqrt"
+    time_average: bool = True
+    window: int | None = None
+    stride: int | None = None
+    size: Size | None = None
+    start: int = 0
+    end: int | None = None
+    every: int = 1
+    max_frames: int | None = None
+    resize_first: bool = False
+    timeout: float | None = None
+    device: torch.device | str | None = None
+
+    def check(self) -> slice:
+        """The frames that are wanted. Raises ValueError for what no video would make valid: before one is read."""
+        _check_choice("method", self.method, get_args(Method))
+        _check_choice("nonlinearity", self.nonlinearity, get_args(Nonlinearity))
+        for name, value in (("window", self.window), ("stride", self.stride)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        _check_device(self.device)
+        return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
+
+    def weights(self, count: int) -> list[float]:
+        """Of `count` frames; not of a maximum."""
+        if self.method == "mean":
+            return [1 / count] * count
+        return rank_weights(count, time_average=self.time_average, normalize=True).tolist()
+
+    def picture(self, pooled: Tensor) -> Tensor:
+        """uint8 [3, H, W] of what was pooled: a maximum as it is, of a mean ψ⁻¹, else the values stretched."""
+        if self.method == "mean":
+            pooled = pooled.square() if self.nonlinearity == "sqrt" else pooled
+            pooled = pooled.round_().clamp_(0, 255).to(torch.uint8)
+        scaled = pooled if self.resize_first else resized(pooled, self.size)
+        return (to_image(scaled) if self.method in ("approx", "exact") else scaled).contiguous()
+
+
+class Made(NamedTuple):
+    """What was made of a video."""
+
+    images: Tensor  # uint8 [W, 3, H, W']
+    num_frames: int
+    damaged: int
+
+
+def make_images(video: Video, recipe: Recipe) -> Made:
+    """`dynamic_images`, with an account of the video."""
+    chosen = recipe.check()
+    if is_file(video) and recipe.method != "exact":
+        with open_video(video, chosen, recipe.timeout) as decoder:
+            return _of_decoder(decoder, recipe)
+    return _of_frames(video, recipe)
+
+
+def _warn(video: Video, made: Made) -> None:
+    if made.damaged:
+        message = f"{source_name(video)}: {damaged_packets(made.damaged)} skipped"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -168,12 +284,133 @@ def _check_device(device: torch.device | str | None) -> None:
         raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {reason}") from error
 
 
-def _read(video: Video, device: torch.device | str | None, **reading: Any) -> Tensor:
-    clip = read_clip(video, **reading)
-    if clip.damaged:
-        message = f"{source_name(video)}: {damaged_packets(clip.damaged)} skipped"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
-    return clip.frames if device is None else clip.frames.to(device)
+# --- from a decoder -------------------------------------------------------------------------------------------------
+
+
+def _of_decoder(decoder: Decoder, recipe: Recipe) -> Made:
+    feed = _Feed(decoder, recipe)
+    if recipe.window is None or recipe.stride is None:
+        pooled, count = _whole(feed)
+        images = [recipe.picture(_quiet(pooled, recipe))]
+    else:
+        weights = None if recipe.method == "max" else recipe.weights(recipe.window)
+        windows = _windows(feed, recipe.window, recipe.stride, weights)
+        images, count = [recipe.picture(_quiet(image, recipe)) for image in windows], feed.count
+    return Made(torch.stack(images), count, len(decoder.damage))
+
+
+class _Feed:
+    """Frames of a decoder, in the batches of a pool that is made for the first of them."""
+
+    def __init__(self, decoder: Decoder, recipe: Recipe) -> None:
+        self.decoder, self.recipe = decoder, recipe
+        self.count, self.last = 0, None
+        self._pool: Pool | None = None
+
+    @property
+    def pool(self) -> Pool:
+        assert self._pool is not None
+        return self._pool
+
+    def again(self) -> _Feed:
+        return _Feed(self.decoder, self.recipe)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batch: list[Any] = []
+        for number, frame in self.decoder.frames():
+            batch.append(self._fitting(number, frame))
+            if len(batch) == self.pool.batch:
+                yield self._counted(batch)
+                batch = []
+        if batch:
+            yield self._counted(batch)
+        self.decoder.check_any(self.count)
+
+    def _fitting(self, number: int, frame: Any) -> Any:
+        recipe = self.recipe
+        try:
+            if self._pool is None:
+                device = torch.device(recipe.device or "cpu")
+                size = recipe.size if recipe.resize_first else None
+                self._pool = pool_for(frame, recipe.nonlinearity, device, size, colours=recipe.method == "max")
+            return self._pool.fitting(frame)
+        except (DecodingError, ValueError) as error:
+            raise VideoError(self.decoder.source, f"cannot be converted: {reason_of(error)}", number) from error
+
+    def _counted(self, batch: list[Any]) -> list[Any]:
+        self.count, self.last = self.count + len(batch), batch[-1]
+        return batch
+
+
+def _whole(feed: _Feed) -> tuple[Tensor, int]:
+    """What the whole video pools to, and its number of frames."""
+    recipe = feed.recipe
+    if recipe.method == "max":
+        (image,) = _windows(feed, sys.maxsize, sys.maxsize, None)
+        return image, feed.count
+    expected = feed.decoder.expected
+    while expected:  # once, or twice if the number of packets was not that of the frames
+        images = list(_windows(feed, expected, expected, recipe.weights(expected)))
+        if feed.count == expected:
+            return images[0], expected
+        expected, feed = feed.count, feed.again()
+    return _endless(feed), feed.count
+
+
+def _windows(feed: _Feed, window: int, stride: int, weights: list[float] | None) -> Iterator[Tensor]:
+    sums: Windows | None = None
+    total = math.fsum(weights or [])
+    for batch in feed:
+        sums = sums or Windows(feed.pool, window, stride, weights)
+        yield from (feed.pool.image(row, total) for row in sums.take(batch))
+    if sums is not None:
+        yield from (feed.pool.image(row, total) for row in sums.finish(feed.last))
+
+
+def _endless(feed: _Feed) -> Tensor:
+    """Of a video whose length nothing tells before its end."""
+    recipe = feed.recipe
+    sums: Endless | None = None
+    for batch in feed:
+        sums = sums or Endless(feed.pool, recipe.time_average)
+        sums.take(batch)
+    assert sums is not None
+    if recipe.method == "mean":
+        return feed.pool.image(sums.mean(), 1.0).float()
+    scale = rank_weights(feed.count, time_average=recipe.time_average).abs().sum().item() / 2 or 1.0
+    return feed.pool.image(sums.ranked() / scale, 0.0).float()
+
+
+def _quiet(pooled: Tensor, recipe: Recipe) -> Tensor:
+    """Pixels that never change pool to zero, but for rounding, which min-max would blow up into a picture of noise."""
+    if recipe.method != "approx":
+        return pooled
+    low, high = pooled.aminmax()
+    noise = _ROUNDING[recipe.nonlinearity]
+    return pooled if high - low > _NEARLY_STILL else pooled.where(pooled.abs() > noise, 0)
+
+
+# --- from frames in memory ------------------------------------------------------------------------------------------
+
+
+def _of_frames(video: Video, recipe: Recipe) -> Made:
+    size = recipe.size if recipe.resize_first else None
+    clip = read_clip(
+        video,
+        size=size,
+        start=recipe.start,
+        end=recipe.end,
+        every=recipe.every,
+        max_frames=recipe.max_frames,
+        timeout=recipe.timeout,
+    )
+    frames = clip.frames if recipe.device is None else clip.frames.to(recipe.device)
+    if recipe.window is None or recipe.stride is None:
+        images = [_image(frames, len(frames), recipe)]
+    else:
+        starts = _covering_starts(len(frames), recipe.window, recipe.stride)
+        images = [_image(frames[first : first + recipe.window], recipe.window, recipe) for first in starts]
+    return Made(torch.stack(images), len(frames), clip.damaged)
 
 
 def _covering_starts(num_frames: int, window: int, stride: int) -> range:
@@ -182,23 +419,17 @@ def _covering_starts(num_frames: int, window: int, stride: int) -> range:
     return range(0, min(beyond, num_frames), stride)
 
 
-def _image(frames: Tensor, count: int, method: Method, nonlinearity: Nonlinearity, time_average: bool) -> Tensor:
+def _image(frames: Tensor, count: int, recipe: Recipe) -> Tensor:
     """Image [3, H, W] of frames [K, 3, H, W] whose last one stands for frames K … count."""
-    if method == "max":
-        return frames.amax(0).contiguous()  # of ψ, which rises, the same
-    if method == "exact":
+    if recipe.method == "max":
+        return recipe.picture(frames.amax(0))  # of ψ, which rises, the same
+    if recipe.method == "exact":
         padded = torch.cat([frames, frames[-1:].expand(count - len(frames), -1, -1, -1)])
-        d = rank_pool(padded, 0, nonlinearity=nonlinearity, time_average=time_average)
-        return to_image(d.where(frames.amax(0) != frames.amin(0), 0).contiguous())
-    if method == "mean":
-        weights = torch.full((count,), 1 / count, dtype=torch.float64, device=frames.device)
-    else:
-        weights = rank_weights(count, time_average=time_average, normalize=True, device=frames.device)
-    pooled = temporal_pool(frames, _folded(weights, len(frames)), 0, nonlinearity=nonlinearity).contiguous()
-    if method == "approx":
-        return to_image(_stilled(pooled, frames))
-    pixels = pooled.square() if nonlinearity == "sqrt" else pooled
-    return pixels.round().clamp(0, 255).to(torch.uint8)
+        d = rank_pool(padded, 0, nonlinearity=recipe.nonlinearity, time_average=recipe.time_average)
+        return recipe.picture(d.where(frames.amax(0) != frames.amin(0), 0))
+    weights = torch.tensor(recipe.weights(count), dtype=torch.float64, device=frames.device)
+    pooled = temporal_pool(frames, _folded(weights, len(frames)), 0, nonlinearity=recipe.nonlinearity).contiguous()
+    return recipe.picture(_stilled(pooled, frames) if recipe.method == "approx" else pooled)
 
 
 def _folded(weights: Tensor, count: int) -> Tensor:
@@ -207,7 +438,7 @@ def _folded(weights: Tensor, count: int) -> Tensor:
 
 
 def _stilled(pooled: Tensor, frames: Tensor) -> Tensor:
-    """Pixels that never change pool to zero, but for rounding, which min-max would blow up into a picture of noise."""
+    """As `_quiet`, where the frames tell."""
     low, high = pooled.aminmax()
     if high - low > _NEARLY_STILL:
         return pooled

@@ -698,3 +698,51 @@ def solve(
         K.device,
     )
     return u, value, gap, iterations, b
+
+
+# --- frames of a decoder --------------------------------------------------------------------------------------------
+
+
+def has_planes() -> bool:
+    """Whether decoded frames can be pooled without RGB frames."""
+    return extension is not None
+
+
+def planes_layout(widths: Sequence[int], heights: Sequence[int]) -> Any:
+    """Planes of bytes, which are pooled as they are."""
+    return _extension().cpu.Planes(widths, heights)
+
+
+def colour_layout(
+    width: int, height: int, depth: int, shift_x: int, shift_y: int, step: int, black: int, factors: Sequence[float]
+) -> Any:
+    """Planes of Y, U and V, which become R, G and B (csrc/planes.h)."""
+    return _extension().cpu.Planes(width, height, depth, shift_x, shift_y, step, black, list(factors))
+
+
+def pool_planes(
+    layout: Any,
+    planes: Sequence[int],
+    strides: Sequence[int],
+    nonlinearity: str,
+    weights: Sequence[Sequence[float]],
+    mix: Sequence[Sequence[float]],
+    rows: Sequence[Tensor],
+) -> None:
+    """rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]); rows are float32, or float64, and contiguous."""
+    flat = [weight for row in weights for weight in row]
+    mixed = [factor for row in mix for factor in row]
+    sums = [row.data_ptr() for row in rows]
+    psi, doubles = _NONLINEARITY_CODES[nonlinearity], rows[0].dtype == torch.float64
+    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, doubles, 0, torch.get_num_threads())
+
+
+def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
+    """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
+    threads = torch.get_num_threads()
+    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], False, largest.data_ptr(), threads)
+
+
+def _extension() -> ModuleType:
+    assert extension is not None
+    return extension

@@ -1,13 +1,17 @@
-"""Rank pooling of frames that come one at a time: a camera, a pipe, a video longer than memory."""
+"""Rank pooling of frames that come one at a time: from a file, a camera, a pipe, a video longer than memory."""
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .planes import Pool
 from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
 from .video import Frame, frame_tensor
 from .weights import rank_weights
@@ -152,3 +156,92 @@ class RankPoolStream:
             self._sums[2] += self._sums[0] * k
         self._sums += new
         self._pooled, self._waiting = a + k, 0
+
+
+# --- decoded frames -------------------------------------------------------------------------------------------------
+
+
+class Windows:
+    """Weighted sums, or maxima, of windows of a video: frames [start, start + window) for start = 0, stride, ….
+
+    Every frame is decoded once; a window's sum lives from its first frame to its last. The video's last frame stands
+    for those that its last windows lack.
+    """
+
+    def __init__(self, pool: Pool, window: int, stride: int, weights: Sequence[float] | None) -> None:
+        """weights: of the window's frames; None takes maxima."""
+        self._pool, self._window, self._stride, self._weights = pool, window, stride, weights
+        self._open: dict[int, Tensor] = {}  # by start
+        self._count = 0
+
+    def take(self, frames: Sequence[Any]) -> Iterator[Tensor]:
+        """Yields the sums of the windows that these frames end, in order."""
+        first, end = self._count, self._count + len(frames)
+        starts = [start for start in self._starts(first, end) if start < end]
+        for start in starts:
+            if start not in self._open:
+                self._open[start] = self._pool.zeros(torch.float32 if self._weights else torch.uint8)
+        self._add(frames, first, starts)
+        self._count = end
+        for start in starts:
+            if start + self._window <= end:
+                yield self._open.pop(start)
+
+    def finish(self, last: Any) -> Iterator[Tensor]:
+        """Yields the sums of the windows that the end of the video cuts short."""
+        covered = max(self._count - self._window, 0) + self._stride
+        for start, row in self._open.items():
+            if start < covered:
+                if self._weights:
+                    self._pool.add([last], [row], [[math.fsum(self._weights[self._count - start :])]])
+                yield row
+
+    def _starts(self, first: int, end: int) -> range:
+        """Of the windows that have a frame in [first, end)."""
+        return range(max(0, -(-(first - self._window + 1) // self._stride)) * self._stride, end, self._stride)
+
+    def _add(self, frames: Sequence[Any], first: int, starts: Sequence[int]) -> None:
+        if self._weights is None:
+            for start in starts:
+                inside = frames[max(start - first, 0) : max(start + self._window - first, 0)]
+                self._pool.take_largest(inside, self._open[start])
+        elif starts:
+            numbers = range(first, first + len(frames))
+            weights = [[self._weights[t - s] if 0 <= t - s < self._window else 0.0 for t in numbers] for s in starts]
+            self._pool.add(frames, [self._open[start] for start in starts], weights)
+
+
+class Endless:
+    """Sums from which the weighted sum of any number of frames follows, when that is known at last.
+
+    Eq. (2) gives α_t = (T+1)(2 - H_T) - 2t + (T+1) H_{t-1} for T frames, and eq. (4) α_t = 2t - T - 1: combinations of
+    the float64 sums of ψ(I_t), t ψ(I_t) and H_{t-1} ψ(I_t).
+    """
+
+    def __init__(self, pool: Pool, time_average: bool) -> None:
+        self._pool, self._time_average = pool, time_average
+        self._rows = [pool.zeros(torch.float64) for _ in range(3 if time_average else 2)]
+        self._count, self._harmonic = 0, 0.0
+
+    def take(self, frames: Sequence[Any]) -> None:
+        """Weights count from the batch's first frame, a + 1: small numbers, which float32 holds."""
+        a, k = self._count, len(frames)
+        steps = list(itertools.accumulate((1 / t for t in range(a + 1, a + k)), initial=0.0))  # H_{t-1} - H_a
+        weights = [[1.0] * k, [float(i) for i in range(k)], steps]
+        mix = [[1.0, 0.0, 0.0], [a + 1.0, 1.0, 0.0], [self._harmonic, 0.0, 1.0]]
+        rows = len(self._rows)
+        self._pool.add(frames, self._rows, weights[:rows], [line[:rows] for line in mix[:rows]])
+        self._count += k
+        self._harmonic += steps[-1] + 1 / (a + k)
+
+    def mean(self) -> Tensor:
+        """The sum for weights 1 / T."""
+        return self._rows[0] / self._count
+
+    def ranked(self) -> Tensor:
+        """The sum for α of all frames so far."""
+        T = self._count
+        factors = [(T + 1) * (2 - self._harmonic), -2, T + 1] if self._time_average else [-(T + 1), 2]
+        total = sum(factor * row for factor, row in zip(factors, self._rows, strict=True))
+        assert isinstance(total, Tensor)
+        return total if T > 1 else torch.zeros_like(total)

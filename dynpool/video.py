@@ -11,8 +11,10 @@ import io
 import itertools
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +30,15 @@ try:
     from av.video.reformatter import VideoReformatter
 except ImportError as error:  # tensors, arrays and frames do without
     missing_av: ImportError | None = error
+    DecodingError: type[Exception] = ImportError
 else:
     missing_av = None
+    DecodingError = FFmpegError
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Frame: TypeAlias = Pixels | Tensor | Image.Image
-Video: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Tensor | Pixels | Iterable[Frame]
+File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+Video: TypeAlias = File | Tensor | Pixels | Iterable[Frame]
 Size: TypeAlias = int | tuple[int, int]
 
 _KINDS = (
@@ -42,6 +47,8 @@ _KINDS = (
 )
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
+_KEPT_BYTES = 1 << 25  # of packets, which are read ahead
+_PLACEHOLDER_BYTES = 8
 
 
 class VideoError(ValueError):
@@ -70,6 +77,7 @@ def read_clip(
     end: int | None = None,
     every: int = 1,
     max_frames: int | None = None,
+    timeout: float | None = None,
 ) -> Clip:
     """Read the frames of a video.
 
@@ -81,6 +89,9 @@ def read_clip(
         size: scale the frames (bilinear, antialiased) to a short side of `size` pixels, or to (height, width).
         start, end, every: use the frames [start:end:every], counted as they are shown, from 0.
         max_frames: of these, use no more than the first `max_frames`.
+        timeout: seconds that reading a file may take, from its first byte to its last frame; without limit by default.
+            It is checked between packets, and within FFmpeg's own waiting: a read of a file object or fsspec URL that
+            never returns is not cut short.
 
     Returns:
         Clip of uint8 frames [T, 3, H, W]. Of a file: its first video stream, in display order, rotated and mirrored
@@ -89,25 +100,25 @@ def read_clip(
         the clip is what remains. Of a folder: its images in the order of the numbers in their names.
 
     Raises:
-        VideoError: the file is no video, is empty, has no video stream, or none of its frames can be decoded.
+        VideoError: the file is no video, is empty, has no video stream, none of its frames can be decoded, or it takes
+            longer than `timeout`.
         FileNotFoundError: there is no such file.
         ImportError: a URL is given and fsspec is missing.
         TypeError, ValueError: `video` is of no kind named above, or has no frames in [start:end]; or size, start, end,
             every or max_frames makes no sense.
     """
-    chosen = check_reading(size, start, end, every, max_frames)
+    chosen = check_reading(size, start, end, every, max_frames, timeout)
     if isinstance(video, Tensor):
         return Clip(_resized_clip(_chosen(_checked_tensor(video), chosen), size), 0)
     if isinstance(video, np.ndarray):
         return Clip(_resized_clip(_chosen(_checked_array(video), chosen), size), 0)
-    if isinstance(video, (str, os.PathLike)):
-        return _read_path(os.fsdecode(video), size, chosen)
-    if isinstance(video, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(video), source_name(video), size, chosen)
-    if hasattr(video, "read"):
-        return _read_file_object(video, size, chosen)
+    if isinstance(video, (str, os.PathLike)) and os.path.isdir(video):
+        return _read_folder(os.fsdecode(video), size, chosen)
+    if is_file(video):
+        with open_video(video, chosen, timeout) as decoder:
+            return _read_frames(decoder, size)
     if isinstance(video, Iterable):
-        return Clip(_collect(video, size, chosen), 0)
+        return Clip(_collect(cast(Iterable[Frame], video), size, chosen), 0)
     raise TypeError(f"video must be {_KINDS}, got {type(video).__name__}")
 
 
@@ -119,9 +130,9 @@ def frame_tensor(frame: Frame | Any) -> Tensor:
         return frame
     if missing_av is None and isinstance(frame, av.VideoFrame):
         try:
-            pixels = _Converter()(frame)
+            pixels = RgbConverter()(frame)
         except (FFmpegError, ValueError) as error:
-            raise ValueError(f"frame cannot be converted to RGB: {_reason(error)}") from error
+            raise ValueError(f"frame cannot be converted to RGB: {reason_of(error)}") from error
     else:
         pixels = _checked_frame(frame, "frame")
     return _shared(pixels).permute(2, 0, 1)
@@ -143,7 +154,12 @@ def damaged_packets(count: int) -> str:
 
 
 def check_reading(
-    size: Size | None, start: int = 0, end: int | None = None, every: int = 1, max_frames: int | None = None
+    size: Size | None,
+    start: int = 0,
+    end: int | None = None,
+    every: int = 1,
+    max_frames: int | None = None,
+    timeout: float | None = None,
 ) -> slice:
     """The frames that are wanted. Raises ValueError for arguments that `read_clip` would refuse."""
     if not (_is_positive(start) or (start == 0 and not isinstance(start, bool))):
@@ -156,6 +172,8 @@ def check_reading(
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_positive, size))
     if size is not None and not pair and not _is_positive(size):
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
     if max_frames is not None:
         last = start + every * (max_frames - 1) + 1
         end = last if end is None else min(end, last)
@@ -263,17 +281,19 @@ class _FrameBuffer:
 # --- size -----------------------------------------------------------------------------------------------------------
 
 
+def resized(image: Tensor, size: Size | None) -> Tensor:
+    """uint8 or float [3, H, W] scaled to a short side of `size`, or to (height, width): bilinear, antialiased."""
+    return image if size is None else _interpolate(image, _target_size(image.shape[1], image.shape[2], size))
+
+
 def _resized_clip(frames: Tensor, size: Size | None) -> Tensor:
-    if size is None:
-        return frames
-    return torch.stack([_interpolate(frame, _target_size(frame.shape[1], frame.shape[2], size)) for frame in frames])
+    return frames if size is None else torch.stack([resized(frame, size) for frame in frames])
 
 
 def _resized(frame: Pixels, size: Size | None) -> Pixels:
     if size is None:
         return frame
-    image = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
-    return _interpolate(image, _target_size(frame.shape[0], frame.shape[1], size)).permute(1, 2, 0).numpy()
+    return resized(torch.from_numpy(np.array(frame)).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
 
 
 def _target_size(height: int, width: int, size: Size) -> tuple[int, int]:
@@ -284,9 +304,9 @@ def _target_size(height: int, width: int, size: Size) -> tuple[int, int]:
 
 
 def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [3, H, W] scaled to `size`. One memory layout for all, since torch rounds differently in another."""
+    """[3, H, W] scaled to `size`. One memory layout for all, since torch rounds differently in another."""
     batch = image[None].contiguous(memory_format=torch.channels_last)
-    if not image.is_cuda:
+    if image.is_floating_point() or not image.is_cuda:
         return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
     scaled = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)[0]
     return scaled.round().clamp(0, 255).to(torch.uint8)
@@ -295,15 +315,11 @@ def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _read_path(path: str, size: Size | None, chosen: slice) -> Clip:
-    if "://" in path:
-        with _open_url(path) as file:
-            return _decode(file, path, size, chosen)
-    os.stat(path)  # FileNotFoundError in the system's own words
-    if os.path.isdir(path):
-        return _read_folder(path, size, chosen)
-    # The prefix keeps FFmpeg from reading a colon in a file's name as a protocol.
-    return _decode(f"file:{path}", path, size, chosen)
+def is_file(video: Any) -> TypeGuard[File]:
+    """Whether a decoder reads it, as no tensor, array, iterable or folder."""
+    if isinstance(video, (str, os.PathLike)):
+        return not os.path.isdir(video)
+    return isinstance(video, (bytes, bytearray, memoryview)) or hasattr(video, "read")
 
 
 def numbered_images(folder: str) -> list[str]:
@@ -314,6 +330,17 @@ def numbered_images(folder: str) -> list[str]:
 
     names = (name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
     return sorted(names, key=lambda name: (by_numbers(name), name))
+
+
+def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
+    frames, convert = _FrameBuffer(expected=decoder.expected or 0), RgbConverter()
+    for number, frame in decoder.frames():
+        try:
+            frames.append(_resized(convert(frame), size))
+        except (FFmpegError, ValueError) as error:
+            raise VideoError(decoder.source, f"cannot be converted to RGB: {reason_of(error)}", number) from error
+    decoder.check_any(len(frames))
+    return Clip(frames.clip(), len(decoder.damage))
 
 
 def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
@@ -336,6 +363,25 @@ def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
     return Clip(frames.clip(), damaged)
 
 
+@contextmanager
+def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iterator[Decoder]:
+    """The decoder of what `is_file`. Raises, also while frames are decoded, what `read_clip` does."""
+    if isinstance(video, (str, os.PathLike)):
+        path = os.fsdecode(video)
+        if "://" in path:
+            with _open_url(path) as file, _opened(file, path, timeout) as container:
+                yield Decoder(container, path, chosen, timeout)
+            return
+        os.stat(path)  # FileNotFoundError in the system's own words
+        file = f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
+    elif isinstance(video, (bytes, bytearray, memoryview)):
+        file = io.BytesIO(video)
+    else:
+        file = _borrowed(video)
+    with _opened(file, source_name(video), timeout) as container:
+        yield Decoder(container, source_name(video), chosen, timeout)
+
+
 def _open_url(url: str) -> Any:
     try:
         fsspec: Any = importlib.import_module("fsspec")
@@ -344,17 +390,16 @@ def _open_url(url: str) -> Any:
     return fsspec.open(url, "rb")
 
 
-def _read_file_object(file: Any, size: Size | None, chosen: slice) -> Clip:
+def _borrowed(file: Any) -> _Borrowed:
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
     if hasattr(file, "seekable") and file.seekable():
         file.seek(0)
-    # PyAV closes what it is given, and the file belongs to the caller.
-    return _decode(_Borrowed(file), source_name(file), size, chosen)
+    return _Borrowed(file)
 
 
 class _Borrowed:
-    """The reading half of a file object: all but `close`."""
+    """The reading half of a file object: all but `close`, since PyAV closes what it is given."""
 
     def __init__(self, file: Any) -> None:
         self.read = file.read
@@ -363,32 +408,94 @@ class _Borrowed:
                 setattr(self, name, getattr(file, name))
 
 
-def _decode(file: Any, source: str, size: Size | None, chosen: slice) -> Clip:
+def _opened(file: Any, source: str, timeout: float | None) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
     try:
         # Some files of HMDB51 hold metadata that is no text.
-        container = av.open(file, metadata_errors="ignore")
+        return av.open(file, metadata_errors="ignore", timeout=timeout)
     except FFmpegError as error:
-        raise VideoError(source, _reason(error)) from error
-    with container:
-        return _read_container(container, source, size, chosen)
+        raise VideoError(source, reason_of(error)) from error
 
 
-def _read_container(container: Any, source: str, size: Size | None, chosen: slice) -> Clip:
-    stream = _video_stream(container, source)
-    damage: list[FFmpegError] = []
-    frames, convert = _FrameBuffer(expected=stream.frames), _Converter()
-    for number, frame in _taken(enumerate(_decoded_frames(container, stream, damage)), chosen):
+class Decoder:
+    """The first video stream of a container.
+
+    Its packets, which are small, are read ahead and kept, up to a limit: their number tells how many frames there will
+    be, and the frames can be decoded once more if it does not.
+    """
+
+    def __init__(self, container: Any, source: str, chosen: slice, timeout: float | None) -> None:
+        self.source = source
+        self.damage: list[FFmpegError] = []  # packets that could not be read or decoded
+        self._container, self._chosen = container, chosen
+        self._stream = _video_stream(container, source)
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._packets = self._demux()
+        self._kept: list[Any] = []
+        self.repeatable = self._read_ahead()
+        self._unreadable = len(self.damage)
+        self._decoded = False
+
+    @property
+    def expected(self) -> int | None:
+        """How many frames there will probably be; None where nothing tells."""
+        sizes = [packet.size for packet in self._kept if packet is not None and packet.size and not packet.is_discard]
+        # Old MPEG-4 encoders put two frames in a packet, and next to nothing in the one that follows.
+        packed = self._stream.codec_context.name == "mpeg4" and min(sizes, default=0) <= _PLACEHOLDER_BYTES
+        return None if packed or not self.repeatable else len(range(len(sizes))[self._chosen])
+
+    def frames(self) -> Iterator[tuple[int, Any]]:
+        """The chosen frames with their numbers, in display order; what cannot be decoded is skipped and noted in
+        `damage`. Once, or as often as one likes if `repeatable`.
+        """
+        return itertools.islice(enumerate(self._decode()), self._chosen.start, self._chosen.stop, self._chosen.step)
+
+    def check_any(self, count: int) -> None:
+        """Raise VideoError if no frame was decoded."""
+        if count:
+            return
+        first = f": {damaged_packets(len(self.damage))}, the first: {reason_of(self.damage[0])}" if self.damage else ""
+        which = "no frame" if self._chosen.start == 0 else f"no frame from frame {self._chosen.start} on"
+        raise VideoError(self.source, f"{which} can be decoded{first}")
+
+    def _decode(self) -> Iterator[Any]:
+        if self._decoded:
+            self._stream.codec_context.flush_buffers()
+            del self.damage[self._unreadable :]
+        self._decoded = True
+        for packet in itertools.chain(self._kept, self._packets):
+            try:
+                yield from self._stream.decode(packet)
+            except EOFError:
+                return
+            except FFmpegError as error:
+                self.damage.append(error)
+            self._check_time()
+
+    def _read_ahead(self) -> bool:
+        """Fill `_kept`; whether all packets went into it."""
+        size = 0
+        for packet in self._packets:
+            self._kept.append(packet)
+            size += packet.size if packet is not None else 0
+            if size > _KEPT_BYTES:
+                return False
+            self._check_time()
+        return True
+
+    def _demux(self) -> Iterator[Any]:
+        """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
         try:
-            frames.append(_resized(convert(frame), size))
-        except (FFmpegError, ValueError) as error:
-            raise VideoError(source, f"cannot be converted to RGB: {_reason(error)}", number) from error
-    if not len(frames):
-        why = f": {damaged_packets(len(damage))}, the first: {_reason(damage[0])}" if damage else ""
-        which = "no frame" if chosen.start == 0 else f"no frame from frame {chosen.start} on"
-        raise VideoError(source, f"{which} can be decoded{why}")
-    return Clip(frames.clip(), len(damage))
+            yield from self._container.demux(self._stream)
+        except FFmpegError as error:
+            self.damage.append(error)
+            yield None
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise VideoError(self.source, f"takes longer than timeout = {self._timeout:g} s")
 
 
 def _video_stream(container: Any, source: str) -> Any:
@@ -402,44 +509,32 @@ def _video_stream(container: Any, source: str) -> Any:
     raise VideoError(source, f"has no video stream (format {container.format.name})")
 
 
-def _decoded_frames(container: Any, stream: Any, damage: list[FFmpegError]) -> Iterator[Any]:
-    """Frames in display order; what cannot be read or decoded is skipped and noted in `damage`."""
-    for packet in _packets(container, stream, damage):
-        try:
-            yield from stream.decode(packet)
-        except EOFError:
-            return
-        except FFmpegError as error:
-            damage.append(error)
-
-
-def _packets(container: Any, stream: Any, damage: list[FFmpegError]) -> Iterator[Any]:
-    """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
-    try:
-        yield from container.demux(stream)
-    except FFmpegError as error:
-        damage.append(error)
-        yield None
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """FFmpeg's words without its number and file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class _Converter:
+# --- decoded frames -------------------------------------------------------------------------------------------------
+
+
+def reformatted(frame: Any, width: int, height: int, format: str) -> Any:
+    """A decoded frame in another size and pixel format, by swscale."""
+    return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1)
+
+
+class RgbConverter:
     """Decoded frame -> RGB pixels [H, W, 3] as displayed: a view, turned as the first frame's display matrix says."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._options: dict[str, Any] = {}
-        self._turn = (False, False, False)
+        self._turn = Turn(False, False, False)
 
     def __call__(self, frame: Any) -> Pixels:
         if not self._options:
             self._options = {"width": frame.width, "height": frame.height, "format": "rgb24", "threads": 1}
-            self._turn = _orientation(frame)
-        return _turned(_pixels(self._reformatter.reformat(frame, **self._options)), *self._turn)
+            self._turn = Turn.of(frame)
+        return self._turn.pixels(_pixels(self._reformatter.reformat(frame, **self._options)))
 
 
 def _pixels(rgb: Any) -> Pixels:
@@ -451,20 +546,31 @@ def _pixels(rgb: Any) -> Pixels:
     return lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
-def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """(transpose, flip rows, flip columns) of the frame's display matrix, to the nearest right angle.
+class Turn(NamedTuple):
+    """How a decoded image becomes upright, to the nearest right angle: transposed first, then flipped."""
 
-    The matrix a b · c d · … · (ISO/IEC 14496-12, 8.3.2) takes the decoded point (x, y) to (ax + cy, bx + dy).
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        return True, b < 0, c < 0
-    return False, d < 0, a < 0
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
 
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """The frame's display matrix.
 
-def _turned(image: Pixels, transpose: bool, flip_rows: bool, flip_columns: bool) -> Pixels:
-    image = image.transpose(1, 0, 2) if transpose else image
-    return image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        The matrix a b · c d · … · (ISO/IEC 14496-12, 8.3.2) takes the decoded point (x, y) to (ax + cy, bx + dy).
+        """
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls(False, False, False)
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        return cls(True, b < 0, c < 0) if abs(b) > abs(a) else cls(False, d < 0, a < 0)
+
+    def pixels(self, image: Pixels) -> Pixels:
+        """Of [H, W, 3]: a view."""
+        image = image.transpose(1, 0, 2) if self.transpose else image
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def image(self, image: Tensor) -> Tensor:
+        """Of [3, H, W]."""
+        image = image.transpose(1, 2) if self.transpose else image
+        return image.flip([dim for dim, flip in ((1, self.flip_rows), (2, self.flip_columns)) if flip])

@@ -55,7 +55,7 @@ def files(folder):
 
 def test_one_video_one_image_in_the_current_folder(clip, here):
     result = run("image", clip)
-    assert torch.equal(picture(here / "clip.png"), dynamic_image(FRAMES))
+    assert torch.equal(picture(here / "clip.png"), dynamic_image(clip))
     assert files(here) == ["clip.mkv", "clip.png"]
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"{clip} -> clip.png: 7 frames, 24x16, ")
@@ -70,18 +70,20 @@ def test_one_video_one_image_in_the_current_folder(clip, here):
         (["--nonlinearity", "identity"], {"nonlinearity": "identity"}),
         (["--no-time-average"], {"time_average": False}),
         (["--size", "8"], {"size": 8}),
+        (["--size", "8", "--resize-first"], {"size": 8, "resize_first": True}),
+        (["--max-frames", "3", "--timeout", "60"], {"max_frames": 3}),
         (["--device", "cpu"], {}),
     ],
 )
 def test_options_reach_the_image(arguments, options, clip, here):
     run("image", clip, *arguments)
-    assert torch.equal(picture(here / "clip.png"), dynamic_image(FRAMES, **options))
+    assert torch.equal(picture(here / "clip.png"), dynamic_image(clip, **options))
 
 
 @pytest.mark.parametrize(("arguments", "stride"), [(["--stride", "2"], 2), ([], 4)])
 def test_windows(arguments, stride, clip, here):
     result = run("image", clip, "--window", "4", *arguments, "-o", "images")
-    expected = dynamic_images(FRAMES, window=4, stride=stride)
+    expected = dynamic_images(clip, window=4, stride=stride)
     assert files(here / "images") == [f"clip_{index:04d}.png" for index in range(len(expected))]
     for index, image in enumerate(expected):
         assert torch.equal(picture(here / f"images/clip_{index:04d}.png"), image)
@@ -128,8 +130,8 @@ def test_videos_of_one_name_do_not_overwrite_each_other(here):
     run("image", *names, "-o", "images")
     images = ["clip.png", "clip-3.png", "clip-4.png", "Clip-2.png"]
     assert files(here / "images") == sorted(images)
-    for image, frames in zip(images, videos, strict=True):
-        assert torch.equal(picture(here / "images" / image), dynamic_image(frames))
+    for image, name in zip(images, names, strict=True):
+        assert torch.equal(picture(here / "images" / image), dynamic_image(name))
 
 
 def test_failures_are_reported_and_the_rest_is_done(clip, here):
@@ -153,14 +155,14 @@ def test_a_single_failure_is_exit_code_1(here):
 
 def test_unexpected_errors_fail_one_video_only(clip, here, monkeypatch):
     clips.write(here / "zebra.mkv", FRAMES)
-    read = cli.read_clip
+    make = cli.make_images
 
-    def flaky(video, **how):
+    def flaky(video, recipe):
         if "clip" in video:
             raise MemoryError("too large")
-        return read(video, **how)
+        return make(video, recipe)
 
-    monkeypatch.setattr(cli, "read_clip", flaky)
+    monkeypatch.setattr(cli, "make_images", flaky)
     result = run("image", "clip.mkv", "zebra.mkv", code=1)
     assert result.stderr == "clip.mkv: FAILED: MemoryError: too large\n"
     assert (here / "zebra.png").exists()
@@ -250,7 +252,7 @@ def test_as_a_program(clip, here):
     assert "missing.avi: FAILED: no such file" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("clip.mkv -> clip.png: 7 frames")
-    assert torch.equal(picture(here / "clip.png"), dynamic_image(FRAMES))
+    assert torch.equal(picture(here / "clip.png"), dynamic_image(clip))
 
 
 def test_real_clips(here):
@@ -265,7 +267,7 @@ def test_standard_input(clip, here):
     with open(clip, "rb") as file:
         done = subprocess.run(program, stdin=file, capture_output=True, text=True, cwd=here, check=False)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(picture(here / "stdin.png"), dynamic_image(FRAMES))
+    assert torch.equal(picture(here / "stdin.png"), dynamic_image(clip))
     piped = subprocess.run(program, input=clip.read_bytes()[:40], capture_output=True, cwd=here, check=False)
     assert piped.returncode == 1
     assert b"-: FAILED: " in piped.stderr
@@ -273,7 +275,7 @@ def test_standard_input(clip, here):
 
 def test_chosen_frames_and_folders_of_images(clip, here):
     run("image", clip, "--start", 1, "--end", 6, "--every", 2)
-    assert torch.equal(picture(here / "clip.png"), dynamic_image(FRAMES[1:6:2]))
+    assert torch.equal(picture(here / "clip.png"), dynamic_image(clip, start=1, end=6, every=2))
     folder = here / "frames"
     folder.mkdir()
     for number, frame in enumerate(FRAMES):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dynpool.video import VideoError, _decoded_frames, read_clip
+from dynpool.video import Decoder, VideoError, read_clip
 
 av = clips.av
 
@@ -250,18 +250,21 @@ def test_frames_held_back_survive_a_reading_error():
     with av.open(io.BytesIO(mp4)) as container:
         (stream,) = container.streams.video
         packets = [packet for packet in container.demux(stream) if packet.size]
-        at_once = sum(len(stream.decode(packet)) for packet in packets)
-        stream.codec_context.flush_buffers()
 
         class Unplugged:
+            format, streams = container.format, container.streams
+
             def demux(self, stream):
                 yield from packets
                 raise av.error.InvalidDataError(0, "line is dead")
 
-        damage = []
-        decoded = list(_decoded_frames(Unplugged(), stream, damage))
+        decoder = Decoder(Unplugged(), "line", slice(0, None, 1), None)
+        at_once = sum(len(stream.decode(packet)) for packet in packets)
+        stream.codec_context.flush_buffers()
+        for _ in range(2):  # it can be repeated
+            assert len(list(decoder.frames())) == 6
+            assert len(decoder.damage) == 1
     assert at_once < 6  # the decoder waits for what comes between
-    assert (len(decoded), len(damage)) == (6, 1)
 
 
 def test_an_intact_file_is_not_called_damaged(path):

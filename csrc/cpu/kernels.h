@@ -38,6 +38,21 @@ inline __attribute__((always_inline)) Acc normalize(X x, const TilePixels<Acc>& 
   return load(x);
 }
 
+// Where frames lie: at equal distances, or each anywhere.
+template <class X>
+struct Strided {
+  const X* x;
+  int64_t stride;
+  const X* operator[](int64_t t) const { return x + t * stride; }
+  Strided from(int64_t t) const { return {x + t * stride, stride}; }
+};
+template <class X>
+struct Scattered {
+  const X* const* x;
+  const X* operator[](int64_t t) const { return x[t]; }
+  Scattered from(int64_t t) const { return {x + t}; }
+};
+
 // --- forward -------------------------------------------------------------------------------------------------------
 
 // Zeros for n elements, in whole blocks: a table's lane order fills the last one.
@@ -52,11 +67,12 @@ inline __attribute__((always_inline)) auto psi_vector(const X* x) {
   else return signed_root<X>(floats_of(x));
 }
 
-// acc[i] += Σ_u a[u] ψ(z[u, i]) for the frames u = U…, `stride` apart.
-template <Nonlinearity psi, bool normalized, class Acc, class X, int... U>
-void add_frames(Acc* __restrict acc, const X* x, int64_t stride, const Acc* a, const TilePixels<Acc>& pixels, int64_t n,
+// acc[i] += Σ_u a[u] ψ(z[u, i]) for the frames u = U….
+template <Nonlinearity psi, bool normalized, class Acc, class Frames, int... U>
+void add_frames(Acc* __restrict acc, const Frames& x, const Acc* a, const TilePixels<Acc>& pixels, int64_t n,
                 std::integer_sequence<int, U...>) {
-  const X* const frame[] = {x + U * stride...};
+  using X = std::decay_t<decltype(*x[0])>;
+  const X* const frame[] = {x[U]...};
   const Acc weight[] = {a[U]...};
   int64_t i = 0;
   if constexpr (has_vectors<X, psi> && !normalized) {
@@ -76,19 +92,18 @@ void add_frames(Acc* __restrict acc, const X* x, int64_t stride, const Acc* a, c
 }
 
 // acc[i] += Σ_{t < count} a[t] ψ(z[t, i])
-template <Nonlinearity psi, bool normalized, class Acc, class X>
-void accumulate(Acc* acc, const X* x, int64_t stride, const Acc* a, int64_t count, const TilePixels<Acc>& pixels,
-                int64_t n) {
-  if constexpr (looks_up<X, psi>)
-    if (pixels.table) return accumulate_by_table(acc, x, stride, a, count, *pixels.table, n);
+template <Nonlinearity psi, bool normalized, class Acc, class Frames>
+void accumulate(Acc* acc, const Frames& x, const Acc* a, int64_t count, const TilePixels<Acc>& pixels, int64_t n) {
+  if constexpr (looks_up<std::decay_t<decltype(*x[0])>, psi>)
+    if (pixels.table) return accumulate_by_table(acc, x, a, count, *pixels.table, n);
   int64_t t = 0;
   for (; t + kFrames <= count; t += kFrames)
-    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n,
+    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n,
                                 std::make_integer_sequence<int, kFrames>());
   for (; t + 2 <= count; t += 2)
-    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n, std::make_integer_sequence<int, 2>());
+    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, std::make_integer_sequence<int, 2>());
   for (; t < count; ++t)
-    add_frames<psi, normalized>(acc, x + t * stride, stride, a + t, pixels, n, std::make_integer_sequence<int, 1>());
+    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, std::make_integer_sequence<int, 1>());
 }
 
 // Frames of a tile side by side; in the order that suits frames whose neighbours are the next frame's pixels, too.
@@ -126,7 +141,7 @@ void accumulate_band(Acc* acc, const TileFrames<X>& frames, Band band, const Acc
     const int64_t length = frames.block_length(band.count - k);
     int64_t stride;
     const X* x = frames.block(band.first + k, length, &stride);
-    accumulate<psi, normalized>(acc, x, stride, a + k, length, pixels, frames.n);
+    accumulate<psi, normalized>(acc, Strided<X>{x, stride}, a + k, length, pixels, frames.n);
     k += length;
   }
 }
@@ -152,11 +167,11 @@ void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, con
         for (int64_t u = 0; u < end - t; ++u) {
           Acc* z = psi_frames + u * kTile;
           clear(z, frames.n);
-          accumulate<psi, normalized>(z, x + u * stride, stride, &one, 1, pixels, frames.n);
+          accumulate<psi, normalized>(z, Strided<X>{x + u * stride, stride}, &one, 1, pixels, frames.n);
         }
         ready = true;
       }
-      accumulate<Nonlinearity::identity, false>(acc + w * kTile, psi_frames + (from - t) * kTile, kTile,
+      accumulate<Nonlinearity::identity, false>(acc + w * kTile, Strided<Acc>{psi_frames + (from - t) * kTile, kTile},
                                                 weights + w * p.K + from - band.first, to - from, pixels, length);
     }
   }

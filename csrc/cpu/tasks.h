@@ -1,5 +1,6 @@
 // How the CPU kernels cut the work up. Nothing here depends on the number of threads, so neither do the results.
 #pragma once
+#include "../planes.h"
 #include "../temporal_pool.h"
 
 namespace dynpool {
@@ -85,11 +86,12 @@ DYNPOOL_HOST_DEVICE int64_t gram_pixels(const TemporalPoolParams& p) {
   return (p.T <= 256 ? 512 : p.T <= 512 ? 256 : 128) * (multiplies_bytes(p) ? 8 : 1);
 }
 
-// Kernels of one instruction set.
-struct Kernels {  // gram: whether ψ̄ has been taken off
+// Kernels of one instruction set. gram: whether ψ̄ has been taken off; planes: of uint8 alone.
+struct Kernels {
   void (*forward)(const TemporalPoolParams& p, int64_t begin, int64_t end);
   void (*backward)(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial);
   bool (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
+  void (*planes)(const PlanesParams& p, int64_t begin, int64_t end);
 };
 
 }  // namespace dynpool

@@ -148,6 +148,19 @@ void temporal_pool_backward(const TemporalPoolParams& p, int num_threads) {
   p.x_dtype == DType::float64 ? backward<double>(p, num_threads) : backward<float>(p, num_threads);
 }
 
+void pool_planes(const PlanesParams& p, int num_threads) {
+  if (p.count == 0) return;
+  int64_t lines = 0, bytes = 0;
+  for (int i = 0; i < p.num_planes; ++i) {
+    lines += p.plane[i].height;
+    bytes += p.plane[i].width * p.plane[i].height;
+  }
+  if (p.colour) lines = (p.plane[0].height + p.colour->shift_y) >> p.colour->shift_y;
+  const Kernels kernels = kernels_of(DType::uint8);
+  const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, bytes * p.count >> 17)));
+  parallel_for(threads, threads, [&](int64_t i) { kernels.planes(p, lines * i / threads, lines * (i + 1) / threads); });
+}
+
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int num_threads) {
   const Kernels kernels = kernels_of(p.x_dtype);
   const int64_t rows = (p.T + kGramBlock - 1) / kGramBlock * kGramBlock, size = rows * rows + rows + 1;

@@ -1,0 +1,57 @@
+// Weighted sums of ψ of decoded frames, straight from the planes that the decoder wrote.
+//
+//   local[k, i]  = Σ_{t < count} weights[k, t] · ψ(x[t, i])                float32
+//   sums[r][i]  += Σ_k mix[r, k] · local[k, i]                            float32 or float64
+//
+// or, without weights, largest[i] = max(largest[i], max_t x[t, i]). x is
+//
+//   - with `colour`, the bytes R, G, B of a frame Y, U, V: i runs over [3, height, width], planes as one writes them;
+//   - else the bytes of the planes themselves, one plane behind the other, without the padding of their lines.
+//
+// A frame is converted line by line, in the first-level cache: nothing of its size is ever written. Chroma is taken from
+// the nearest sample: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, each product rounded down, and clipped
+// to 0 … 255.
+#pragma once
+#include <cstdint>
+
+#include "temporal_pool.h"
+
+namespace dynpool {
+
+constexpr int kMaxPlanes = 3;
+constexpr int64_t kMaxFrames = 32;  // of one call
+
+struct Plane {
+  int64_t width = 0, height = 0;  // bytes of a line; lines
+};
+
+struct Colour {
+  int depth = 8;                    // bits of a sample, up to 11, which fills two bytes above 8
+  int shift_x = 0, shift_y = 0;     // binary logarithms of the luma samples a chroma sample serves: 0 or 1
+  int chroma_step = 1;              // samples from one of U to the next: 2 where U and V alternate
+  int black = 16;                   // Y of black, at 8 bits
+  double y = 1, rv = 0, gu = 0, gv = 0, bu = 0;  // at 8 bits
+};
+
+struct PlanesParams {
+  int64_t count = 0;                        // frames
+  const uint8_t* const* planes = nullptr;   // [count, num_planes]
+  const int64_t* strides = nullptr;         // [count, num_planes]: bytes from line to line
+  int num_planes = 1;                       // with colour 3: Y, U, V, of which U and V may share memory
+  Plane plane[kMaxPlanes];                  // with colour plane[0] says width and height in samples
+  const Colour* colour = nullptr;
+  Nonlinearity nonlinearity = Nonlinearity::identity;
+
+  int64_t K = 1, R = 1;
+  const float* weights = nullptr;      // [K, count]
+  const double* mix = nullptr;         // [R, K]
+  void* const* sums = nullptr;         // [R]
+  bool doubles = false;                // or floats
+  uint8_t* largest = nullptr;          // instead of weights, mix and sums
+};
+
+namespace cpu {
+void pool_planes(const PlanesParams& p, int num_threads);
+}
+
+}  // namespace dynpool

@@ -1,0 +1,295 @@
+"""Frames of the decoder -> weighted sums of ψ of their pixels, without an RGB frame where the format allows.
+
+Frames join the sums in batches, so that a sum is read and written once for many of them, and memory does not grow with
+the video. What a sum holds is the pool's affair until `image` makes RGB of it:
+
+    ColourPlanes    Y, U, V planes, converted line by line by a kernel (csrc/planes.h)
+    RawPlanes       bytes as they are: RGB and grey formats; and Y, U, V under ψ = identity, where the sum is converted
+    RgbFrames       any format, by way of RGB frames on any device: GPUs, frames that are scaled first, no kernels
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .pooling import Nonlinearity, temporal_pool
+from .video import RgbConverter, Size, Turn, reformatted, resized
+
+_MAX_BATCH = 16
+_BATCH_BYTES = 1 << 25  # of frames that wait, which the decoder cannot use again meanwhile
+
+
+class _Yuv(NamedTuple):
+    """Y, U, V in planes: bits of a sample, binary logarithms of the chroma's subsampling, its step from U to U."""
+
+    depth: int
+    shift_x: int
+    shift_y: int
+    step: int = 1
+
+
+_YUV = {
+    "yuv420p": _Yuv(8, 1, 1),
+    "yuv422p": _Yuv(8, 1, 0),
+    "yuv444p": _Yuv(8, 0, 0),
+    "nv12": _Yuv(8, 1, 1, step=2),
+    "yuv420p10le": _Yuv(10, 1, 1),
+    "yuv422p10le": _Yuv(10, 1, 0),
+    "yuv444p10le": _Yuv(10, 0, 0),
+}
+_YUV.update({name.replace("yuv", "yuvj"): _YUV[name] for name in ("yuv420p", "yuv422p", "yuv444p")})
+
+# Bytes of a pixel, and where in them red, green and blue are.
+_PACKED = {
+    "gray": (1, (0, 0, 0)),
+    "rgb24": (3, (0, 1, 2)),
+    "bgr24": (3, (2, 1, 0)),
+    "rgba": (4, (0, 1, 2)),
+    "rgb0": (4, (0, 1, 2)),
+    "bgra": (4, (2, 1, 0)),
+    "bgr0": (4, (2, 1, 0)),
+}
+
+# Weights of red and blue in luma by the stream's matrix_coefficients (ITU-T H.273); BT.601 where it says nothing.
+_LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+_BT601 = (0.299, 0.114)
+_FULL_RANGE = 2  # of PyAV's color_range
+
+
+Matrix: TypeAlias = Sequence[Sequence[float]]
+
+
+class Format(NamedTuple):
+    """What must not change from frame to frame of a batch."""
+
+    name: str
+    width: int
+    height: int
+    colorspace: int
+    color_range: int
+
+    @classmethod
+    def of(cls, frame: Any) -> Format:
+        return cls(frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
+
+    @property
+    def black(self) -> int:
+        full = self.name.startswith("yuvj") or self.color_range == _FULL_RANGE
+        return 0 if full else 16
+
+    def colour_factors(self) -> tuple[float, float, float, float, float]:
+        """y, rv, gu, gv, bu: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, at 8 bits."""
+        red, blue = _LUMA.get(self.colorspace, _BT601)
+        green = 1 - red - blue
+        luma, chroma = (1.0, 1.0) if self.black == 0 else (255 / 219, 255 / 224)
+        rv, bu = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
+        return luma, rv, -bu * blue / green, -rv * red / green, bu
+
+
+class Pool(ABC):
+    """Sums of frames like the first of a video, whose display matrix says how to `turn` the image."""
+
+    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
+        self.form, self.nonlinearity, self._turn = form, nonlinearity, turn
+        self.batch = max(1, min(_MAX_BATCH, _BATCH_BYTES // (3 * form.width * form.height)))
+
+    def fitting(self, frame: Any) -> Any:
+        """The frame in the pool's format."""
+        if Format.of(frame) == self.form:
+            return frame
+        return reformatted(frame, self.form.width, self.form.height, self.form.name)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of a sum."""
+
+    def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A sum of nothing: float32 or float64; or uint8, of which a maximum is taken."""
+        return torch.zeros(self.shape, dtype=dtype)
+
+    @abstractmethod
+    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
+        """rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; mix is 1 unless given."""
+
+    @abstractmethod
+    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
+        """largest = the maximum of it and of all frames, byte by byte."""
+
+    @abstractmethod
+    def image(self, row: Tensor, total: float) -> Tensor:
+        """The upright RGB image [3, H, W] of a sum whose weights add up to `total`, or of a maximum."""
+
+
+class _Kernel(Pool):
+    """Sums by csrc/planes.h on the CPU."""
+
+    _layout: Any
+    _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
+
+    def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
+        addresses, strides = [], []
+        for frame in frames:
+            planes = frame.planes
+            for index, offset in self._address_of:
+                addresses.append(planes[index].buffer_ptr + offset)
+                strides.append(planes[index].line_size)
+        return addresses, strides
+
+    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
+        every = range(len(rows))
+        mixed = [[float(r == k) for k in every] for r in every] if mix is None else mix
+        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mixed, rows)
+
+    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
+        ops.take_largest(self._layout, *self._planes(frames), largest)
+
+
+class ColourPlanes(_Kernel):
+    """Y, U, V, of which a kernel makes R, G, B."""
+
+    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
+        super().__init__(form, nonlinearity, turn)
+        depth, shift_x, shift_y, step = _YUV[form.name]
+        self._layout = ops.colour_layout(
+            form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors()
+        )
+        self._address_of = ((0, 0), (1, 0), (1, 1)) if step == 2 else ((0, 0), (1, 0), (2, 0))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return 3, self.form.height, self.form.width
+
+    def image(self, row: Tensor, total: float) -> Tensor:
+        return self._turn.image(row)
+
+
+class RawPlanes(_Kernel):
+    """Bytes as they are, and RGB of their sum."""
+
+    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
+        super().__init__(form, nonlinearity, turn)
+        width, height = form.width, form.height
+        if form.name in _PACKED:
+            self._sizes = [(height, width * _PACKED[form.name][0])]
+        else:
+            _, shift_x, shift_y, step = _YUV[form.name]
+            chroma = -(-height >> shift_y), -(-width >> shift_x) * step
+            self._sizes = [(height, width), chroma] if step == 2 else [(height, width), chroma, chroma]
+        self._address_of = tuple((index, 0) for index in range(len(self._sizes)))
+        self._layout = ops.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(height * width for height, width in self._sizes),)
+
+    def image(self, row: Tensor, total: float) -> Tensor:
+        if self.form.name in _PACKED:
+            size, rgb = _PACKED[self.form.name]
+            packed = row.view(self.form.height, self.form.width, size)[..., list(rgb)].permute(2, 0, 1)
+            return self._turn.image(packed)
+        parts = row.split([height * width for height, width in self._sizes])
+        planes = [part.view(size) for part, size in zip(parts, self._sizes, strict=True)]
+        if len(planes) == 2:
+            planes = [planes[0], planes[1][:, 0::2], planes[1][:, 1::2]]
+        return self._turn.image(_rgb(self.form, planes, total))
+
+
+class RgbFrames(Pool):
+    """RGB frames of any format, pooled as a tensor [T, 3, H, W] would be, on any device."""
+
+    def __init__(self, frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None) -> None:
+        super().__init__(Format.of(frame), nonlinearity, Turn.of(frame))
+        self._device, self._size = device, size
+        self._converter = RgbConverter()
+        self._staging = _Staging(device, self.batch)
+        self._shape = self._rgb(frame).shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(self.shape, dtype=dtype, device=self._device)
+
+    def fitting(self, frame: Any) -> Tensor:
+        return self._rgb(frame)
+
+    def _rgb(self, frame: Any) -> Tensor:
+        return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
+
+    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
+        table = torch.tensor(weights, dtype=torch.float64)
+        table = table if mix is None else torch.tensor(mix, dtype=torch.float64) @ table
+        batch = self._staging.move(frames)
+        wide = batch.double() if rows[0].dtype == torch.float64 else batch
+        pooled = temporal_pool(wide, table.to(batch.device), 0, nonlinearity=self.nonlinearity)
+        for row, image in zip(rows, pooled, strict=True):
+            row += image
+
+    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
+        torch.maximum(largest, self._staging.move(frames).amax(0), out=largest)
+
+    def image(self, row: Tensor, total: float) -> Tensor:
+        return row
+
+
+class _Staging:
+    """Frames on their way to a device: two pinned buffers, of which one is filled while the other is copied."""
+
+    def __init__(self, device: torch.device, batch: int) -> None:
+        self._device, self._batch = device, batch
+        self._buffers: list[tuple[Tensor, Any]] = []  # and when their last copy was done
+        self._turn = 0
+
+    def move(self, frames: Sequence[Tensor]) -> Tensor:
+        """uint8 [T, 3, H, W] on the device."""
+        if self._device.type != "cuda":
+            return torch.stack(list(frames)).to(self._device)
+        if not self._buffers:
+            shape = (self._batch, *frames[0].shape)
+            self._buffers = [
+                (torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)
+            ]
+        self._turn = 1 - self._turn
+        buffer, copied = self._buffers[self._turn]
+        copied.synchronize()
+        torch.stack(list(frames), out=buffer[: len(frames)])
+        batch = buffer[: len(frames)].to(self._device, non_blocking=True)
+        copied.record(torch.cuda.current_stream(self._device))
+        return batch
+
+
+def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None, colours: bool) -> Pool:
+    """The pool for a video that begins with this frame. `colours`: frames must be RGB before they are pooled."""
+    if size is not None or device.type != "cpu" or not ops.has_planes():
+        return RgbFrames(frame, nonlinearity, device, size)
+    form, turn = Format.of(frame), Turn.of(frame)
+    if form.name not in _YUV:
+        return RawPlanes(form if form.name in _PACKED else form._replace(name="rgb24"), nonlinearity, turn)
+    raw = nonlinearity == "identity" and not colours and _YUV[form.name].depth == 8
+    return (RawPlanes if raw else ColourPlanes)(form, nonlinearity, turn)
+
+
+def _rgb(form: Format, planes: Sequence[Tensor], total: float) -> Tensor:
+    """R, G, B of weighted sums of Y, U, V whose weights add up to `total`.
+
+    A frame's conversion rounds each product down, which takes half a level off, on average.
+    """
+    luma, rv, gu, gv, bu = form.colour_factors()
+    _, shift_x, shift_y, _ = _YUV[form.name]
+    Y = (planes[0] - total * form.black) * luma
+    height, width = Y.shape
+
+    def at_luma(chroma: Tensor) -> Tensor:
+        wide = chroma.repeat_interleave(1 << shift_y, 0).repeat_interleave(1 << shift_x, 1)
+        return wide[:height, :width] - total * 128
+
+    U, V = map(at_luma, planes[1:])
+    return torch.stack([Y + rv * V - total, Y + gu * U + gv * V - 1.5 * total, Y + bu * U - total])
