@@ -278,10 +278,7 @@ def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size:
 
 
 def _rgb(form: Format, planes: Sequence[Tensor], total: float) -> Tensor:
-    """R, G, B of weighted sums of Y, U, V whose weights add up to `total`.
-
-    A frame's conversion rounds each product down, which takes half a level off, on average.
-    """
+    """R, G, B of weighted sums of Y, U, V whose weights add up to `total`."""
     luma, rv, gu, gv, bu = form.colour_factors()
     _, shift_x, shift_y, _ = _YUV[form.name]
     Y = (planes[0] - total * form.black) * luma
@@ -292,4 +289,4 @@ def _rgb(form: Format, planes: Sequence[Tensor], total: float) -> Tensor:
         return wide[:height, :width] - total * 128
 
     U, V = map(at_luma, planes[1:])
-    return torch.stack([Y + rv * V - total, Y + gu * U + gv * V - 1.5 * total, Y + bu * U - total])
+    return torch.stack([Y + rv * V, Y + gu * U + gv * V, Y + bu * U])

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .planes import Pool
+from .planes import Pool, pool_for
 from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
-from .video import Frame, frame_tensor
+from .video import Frame, frame_tensor, is_decoded
 from .weights import rank_weights
 
 _CHUNK, _PART = 16, 4  # frames that are kept until they are pooled together, and that are made float64 at a time
@@ -33,8 +33,8 @@ class RankPoolStream:
         normalize_weights: `result()` is divided by ‖α‖₁/2.
 
     Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
-    them, uint8 ndarrays [H, W, 3], PIL images and frames of PyAV, which become [3, H, W]. They are copied. No gradient
-    flows through a stream.
+    them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
+    from their planes, as files are, and held until there are 16. No gradient flows through a stream.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -66,7 +66,7 @@ class RankPoolStream:
 
     def __len__(self) -> int:
         """T, the frames so far."""
-        return self._pooled + self._waiting
+        return len(self._decoded) if self._decoded else self._pooled + self._waiting
 
     def reset(self) -> None:
         """Forget all frames; the next may have another shape."""
@@ -74,6 +74,7 @@ class RankPoolStream:
         # Float64 [rows, *frame]: S, P and Q, or S and Σ t ψ(I_t), all of ψ(I_t) - ψ(I_1); and ψ(I_1).
         self._sums = self._first = torch.empty(0)
         self._pooled = self._waiting = 0
+        self._decoded: _DecodedStream | None = None
 
     @torch.no_grad()
     def update(self, frame: Frame | Any) -> None:
@@ -82,6 +83,11 @@ class RankPoolStream:
         Raises:
             TypeError, ValueError: it is no frame, or not of the shape, dtype and device of the frames before.
         """
+        if self._chunk is None and is_decoded(frame) and self._options["mean"] is None and self._options["std"] is None:
+            self._decoded = self._decoded or _DecodedStream(frame, self._options["nonlinearity"], self.time_average)
+            return self._decoded.update(frame)
+        if self._decoded:
+            raise TypeError(f"frame must be a frame of PyAV, as those before, got {type(frame).__name__}")
         image = frame_tensor(frame)
         if self._chunk is None:
             self._start(image)
@@ -106,20 +112,23 @@ class RankPoolStream:
         Raises:
             ValueError: there was no frame yet.
         """
-        if self._chunk is None:
+        if self._decoded:
+            image, own = self._decoded.result(), torch.float32
+        elif self._chunk is not None:
+            image, own = self._result(), torch.float32 if self._chunk.dtype == torch.uint8 else self._chunk.dtype
+        else:
             raise ValueError("a stream must have had a frame before its result, got none")
+        if self.normalize_weights and len(self) > 1:
+            image /= rank_weights(len(self), time_average=self.time_average).abs().sum().item() / 2
+        return image.to(out_dtype or own)
+
+    def _result(self) -> Tensor:
         self._pool_chunk()
-        num_frames = len(self)
         if self.time_average:
             _, P, Q = self._sums
-            image = 2 * Q - (num_frames + 1) * P
-        else:
-            S, R = self._sums
-            image = 2 * R - (num_frames + 1) * S
-        if self.normalize_weights and num_frames > 1:
-            image /= rank_weights(num_frames, time_average=self.time_average).abs().sum().item() / 2
-        own = torch.float32 if self._chunk.dtype == torch.uint8 else self._chunk.dtype
-        return image.to(out_dtype or own)
+            return 2 * Q - (len(self) + 1) * P
+        S, R = self._sums
+        return 2 * R - (len(self) + 1) * S
 
     def _start(self, image: Tensor) -> None:
         _check_frames(image[None], 0)
@@ -221,27 +230,54 @@ class Endless:
     def __init__(self, pool: Pool, time_average: bool) -> None:
         self._pool, self._time_average = pool, time_average
         self._rows = [pool.zeros(torch.float64) for _ in range(3 if time_average else 2)]
-        self._count, self._harmonic = 0, 0.0
+        self.count, self._harmonic = 0, 0.0
 
     def take(self, frames: Sequence[Any]) -> None:
         """Weights count from the batch's first frame, a + 1: small numbers, which float32 holds."""
-        a, k = self._count, len(frames)
+        a, k = self.count, len(frames)
         steps = list(itertools.accumulate((1 / t for t in range(a + 1, a + k)), initial=0.0))  # H_{t-1} - H_a
         weights = [[1.0] * k, [float(i) for i in range(k)], steps]
         mix = [[1.0, 0.0, 0.0], [a + 1.0, 1.0, 0.0], [self._harmonic, 0.0, 1.0]]
         rows = len(self._rows)
         self._pool.add(frames, self._rows, weights[:rows], [line[:rows] for line in mix[:rows]])
-        self._count += k
+        self.count += k
         self._harmonic += steps[-1] + 1 / (a + k)
 
     def mean(self) -> Tensor:
         """The sum for weights 1 / T."""
-        return self._rows[0] / self._count
+        return self._rows[0] / self.count
 
     def ranked(self) -> Tensor:
         """The sum for α of all frames so far."""
-        T = self._count
+        T = self.count
         factors = [(T + 1) * (2 - self._harmonic), -2, T + 1] if self._time_average else [-(T + 1), 2]
         total = sum(factor * row for factor, row in zip(factors, self._rows, strict=True))
         assert isinstance(total, Tensor)
         return total if T > 1 else torch.zeros_like(total)
+
+
+class _DecodedStream:
+    """A stream of frames of PyAV."""
+
+    def __init__(self, first: Any, nonlinearity: Nonlinearity, time_average: bool) -> None:
+        self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=False)
+        self._sums = Endless(self._pool, time_average)
+        self._waiting: list[Any] = []
+
+    def __len__(self) -> int:
+        return self._sums.count + len(self._waiting)
+
+    def update(self, frame: Any) -> None:
+        self._waiting.append(self._pool.fitting(frame))
+        if len(self._waiting) == self._pool.batch:
+            self._flush()
+
+    def result(self) -> Tensor:
+        """float64 [3, H, W]"""
+        self._flush()
+        return self._pool.image(self._sums.ranked(), 0.0)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._sums.take(self._waiting)
+            self._waiting.clear()

@@ -128,7 +128,7 @@ def frame_tensor(frame: Frame | Any) -> Tensor:
     """
     if isinstance(frame, Tensor):
         return frame
-    if missing_av is None and isinstance(frame, av.VideoFrame):
+    if is_decoded(frame):
         try:
             pixels = RgbConverter()(frame)
         except (FFmpegError, ValueError) as error:
@@ -136,6 +136,11 @@ def frame_tensor(frame: Frame | Any) -> Tensor:
     else:
         pixels = _checked_frame(frame, "frame")
     return _shared(pixels).permute(2, 0, 1)
+
+
+def is_decoded(frame: object) -> bool:
+    """Whether it is a frame of PyAV."""
+    return missing_av is None and isinstance(frame, av.VideoFrame)
 
 
 def source_name(video: object) -> str:
@@ -315,7 +320,7 @@ def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def is_file(video: Any) -> TypeGuard[File]:
+def is_file(video: object) -> TypeGuard[File]:
     """Whether a decoder reads it, as no tensor, array, iterable or folder."""
     if isinstance(video, (str, os.PathLike)):
         return not os.path.isdir(video)

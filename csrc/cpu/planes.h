@@ -141,7 +141,8 @@ class PlanesPool {
     float* local = local_.get() + k * kSpan;
 #ifdef __AVX512VBMI__
     static const RootTable roots;
-    if constexpr (psi == Nonlinearity::sqrt) return roots.sum(local, x + first, a + first, end - first, n);
+    if constexpr (psi == Nonlinearity::sqrt)
+      if (!p_.doubles) return roots.sum(local, x + first, a + first, end - first, n);
 #endif
     clear(local, n);
     accumulate<psi, false>(local, Scattered<uint8_t>{x + first}, a + first, end - first, *pixels_, n);

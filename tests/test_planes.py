@@ -1,0 +1,507 @@
+"""Pooling of decoded frames: against RGB that numpy makes of the planes, in float64, and against FFmpeg's own."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import clips
+import numpy as np
+import pytest
+import torch
+
+from dynpool import (
+    RankPoolStream,
+    VideoError,
+    approx_rank_pool,
+    dynamic_image,
+    dynamic_images,
+    ops,
+    planes,
+    rank_weights,
+)
+from dynpool.images import Recipe, make_images
+from dynpool.planes import ColourPlanes, RawPlanes, RgbFrames, pool_for
+from dynpool.streaming import Endless, Windows
+from dynpool.video import Decoder, open_video, read_clip
+
+av = clips.av
+
+CPU = torch.device("cpu")
+ALL = slice(0, None, 1)
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512", None]
+YUV = {  # bits, samples of luma to one of chroma across and down
+    "yuv420p": (8, 2, 2),
+    "yuvj420p": (8, 2, 2),
+    "yuv422p": (8, 2, 1),
+    "yuv444p": (8, 1, 1),
+    "nv12": (8, 2, 2),
+    "yuv420p10le": (10, 2, 2),
+    "yuv422p10le": (10, 2, 1),
+    "yuv444p10le": (10, 1, 1),
+}
+RGB = {
+    "rgb24": (0, 1, 2),
+    "bgr24": (2, 1, 0),
+    "rgba": (0, 1, 2),
+    "bgra": (2, 1, 0),
+    "rgb0": (0, 1, 2),
+    "bgr0": (2, 1, 0),
+}
+BT601, BT709, BT2020 = 5, 1, 9
+LUMA = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722), BT2020: (0.2627, 0.0593)}
+LIMITED, FULL = 1, 2
+
+needs_kernels = pytest.mark.skipif(not ops.has_planes(), reason="the extension is not built")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    if ops.extension is None:
+        pytest.skip("the extension is not built")
+    ops.extension.cpu.limit_instruction_set(request.param)
+    yield request.param
+    ops.extension.cpu.limit_instruction_set(None)
+
+
+def lines(plane, dtype):
+    """A decoder's plane as [lines, samples], padding and all."""
+    return np.frombuffer(plane, dtype).reshape(-1, plane.line_size // np.dtype(dtype).itemsize)
+
+
+def random_frame(format, width, height, seed=0, colorspace=BT601, color_range=LIMITED):
+    """A frame of PyAV whose planes, and their padding, are noise."""
+    frame = av.VideoFrame(width, height, format)
+    rng = np.random.default_rng(seed)
+    for plane in frame.planes:
+        if format.endswith("10le"):
+            noise = rng.integers(0, 1024, plane.buffer_size // 2, dtype=np.uint16)
+        else:
+            noise = rng.integers(0, 256, plane.buffer_size, dtype=np.uint8)
+        plane.update(noise.tobytes())
+    frame.colorspace, frame.color_range = colorspace, color_range
+    return frame
+
+
+def yuv_of(frame):
+    """Y, U, V of every pixel, at 8 bits and float64, [3, H, W]."""
+    bits, across, down = YUV[frame.format.name]
+    dtype = np.uint8 if bits == 8 else np.uint16
+    found = [lines(plane, dtype).astype(np.float64) / 2 ** (bits - 8) for plane in frame.planes]
+    if frame.format.name == "nv12":
+        found = [found[0], found[1][:, 0::2], found[1][:, 1::2]]
+    chroma = [plane.repeat(across, 1).repeat(down, 0) for plane in found[1:]]
+    return np.stack([plane[: frame.height, : frame.width] for plane in [found[0], *chroma]])
+
+
+def rgb_of(frame, rounded=True):
+    """R, G, B by the definition of the colour space, [3, H, W]."""
+    name = frame.format.name
+    if name == "gray":
+        return np.stack([lines(frame.planes[0], np.uint8)[: frame.height, : frame.width]] * 3).astype(np.float64)
+    if name in RGB:
+        size = 3 if name.endswith("24") else 4
+        pixels = lines(frame.planes[0], np.uint8)[: frame.height, : size * frame.width]
+        return pixels.reshape(frame.height, frame.width, size)[..., RGB[name]].transpose(2, 0, 1).astype(np.float64)
+    full = name.startswith("yuvj") or frame.color_range == FULL
+    Y, U, V = yuv_of(frame) - np.array([0 if full else 16, 128, 128])[:, None, None]
+    Y, U, V = (Y, U, V) if full else (Y * 255 / 219, U * 255 / 224, V * 255 / 224)
+    red, blue = LUMA[frame.colorspace]
+    R, B = Y + 2 * (1 - red) * V, Y + 2 * (1 - blue) * U
+    G = (Y - red * R - blue * B) / (1 - red - blue)
+    rgb = np.stack([R, G, B])
+    return rgb.clip(0, 255) if rounded else rgb
+
+
+def pooled_by(pool, frames, weights, dtype=torch.float64):
+    rows = [pool.zeros(dtype) for _ in weights]
+    pool.add([pool.fitting(frame) for frame in frames], rows, weights)
+    return torch.stack([pool.image(row, sum(line)) for row, line in zip(rows, weights, strict=True)])
+
+
+# --- colours --------------------------------------------------------------------------------------------------------
+
+
+# Widths beyond a vector and a span, odd ones, and the smallest.
+SIZES = [(1, 1), (2, 3), (17, 13), (130, 5), (1061, 3)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("format", [*YUV, *RGB, "gray"])
+def test_colours_of_every_format(format, width, height, instruction_set):
+    for colorspace, color_range in itertools.product(LUMA, (LIMITED, FULL)):
+        frame = random_frame(format, width, height, colorspace=colorspace, color_range=color_range)
+        pool = pool_for(frame, "identity", CPU, None, colours=True)
+        assert isinstance(pool, ColourPlanes if format in YUV else RawPlanes)
+        largest = pool.zeros(torch.uint8)
+        pool.take_largest([frame], largest)
+        found, expected = pool.image(largest, 0).numpy().astype(float), rgb_of(frame)
+        # Every product is rounded down, and its factor to 13 bits: of 255, and of 128 twice.
+        products = 2 if format in YUV else 0
+        assert np.abs(found - expected).max() <= products * 1.05 + (found.shape[0] == 3 and format in YUV)
+        if format not in YUV or format == "gray":
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("format", ["yuv420p", "yuvj420p", "yuv422p"])
+@pytest.mark.parametrize("colorspace", [BT601, BT709, BT2020, 2, 7])
+@pytest.mark.parametrize("color_range", [LIMITED, FULL])
+def test_colours_are_ffmpegs_to_the_bit(format, colorspace, color_range, instruction_set):
+    frame = random_frame(format, 134, 26, colorspace=colorspace, color_range=color_range)
+    pool = pool_for(frame, "sqrt", CPU, None, colours=True)
+    largest = pool.zeros(torch.uint8)
+    pool.take_largest([frame], largest)
+    np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
+
+
+# --- sums -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
+@pytest.mark.parametrize("format", ["yuv420p", "nv12", "yuv444p10le", "rgb24", "bgr0", "gray"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_sums(format, nonlinearity, dtype, instruction_set):
+    frames = [random_frame(format, 581, 7, seed) for seed in range(11)]
+    weights = torch.randn(3, 11, dtype=torch.float64)
+    weights[1, :4] = weights[1, 9:] = 0  # a window
+    pool = pool_for(frames[0], nonlinearity, CPU, None, colours=True)
+    found = pooled_by(pool, frames, weights.tolist(), dtype)
+    bytes_of = []
+    for frame in frames:  # as the test of colours has found them right
+        largest = pool.zeros(torch.uint8)
+        pool.take_largest([frame], largest)
+        bytes_of.append(pool.image(largest, 0))
+    values = torch.stack(bytes_of).double()
+    values = values.sqrt() if nonlinearity == "sqrt" else values
+    expected = torch.einsum("kt,tchw->kchw", weights, values)
+    # 11 products and sums in float32; a root in 16 bits is within 2^-13.
+    rounding = 12 * 2**-23 * values.max().item() + (2**-13 if nonlinearity == "sqrt" and dtype == torch.float32 else 0)
+    assert (found - expected).abs().max() <= rounding * weights.abs().sum(1).max()
+
+
+@pytest.mark.parametrize("format", [name for name, (bits, _, _) in YUV.items() if bits == 8])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_identity_pools_planes_and_converts_their_sum(format, width, height, instruction_set):
+    frames = [random_frame(format, width, height, seed) for seed in range(5)]
+    pool = pool_for(frames[0], "identity", CPU, None, colours=False)
+    assert isinstance(pool, RawPlanes)
+    weights = [0.5, -2.0, 1.0, 0.75, -0.25]  # of sum 0: nothing is taken off for rounding
+    expected = sum(weight * rgb_of(frame, rounded=False) for weight, frame in zip(weights, frames, strict=True))
+    assert np.abs(pooled_by(pool, frames, [weights])[0].numpy() - expected).max() <= 4.5 * 255 * 3 * 6 * 2**-23
+
+
+@needs_kernels
+def test_rows_may_mix_what_was_weighed():
+    frames = [random_frame("yuv420p", 38, 10, seed) for seed in range(6)]
+    pool = pool_for(frames[0], "sqrt", CPU, None, colours=False)
+    weights, mix = torch.randn(2, 6).double(), torch.tensor([[1.0, 0.0], [3.0, -2.0], [0.0, 0.5]]).double()
+    rows = [pool.zeros(torch.float64) for _ in range(3)]
+    pool.add(frames, rows, weights.tolist(), mix.tolist())
+    expected = pooled_by(pool, frames, (mix @ weights).tolist())
+    for row, image in zip(rows, expected, strict=True):
+        assert torch.allclose(row.view_as(image), image, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
+def test_threads_give_the_same_bits(nonlinearity):
+    frames = [random_frame("yuv420p", 322, 243, seed) for seed in range(8)]
+    pool = pool_for(frames[0], nonlinearity, CPU, None, colours=False)
+    before = torch.get_num_threads()
+    images = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        images.append(pooled_by(pool, frames, [torch.linspace(-1, 1, 8).tolist()]))
+    torch.set_num_threads(before)
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+@needs_kernels
+def test_other_formats_go_through_swscale():
+    for format in ("gbrp", "yuv410p", "gray16le", "p010le", "yuv444p16le"):
+        frame = random_frame(format, 24, 10)
+        pool = pool_for(frame, "sqrt", CPU, None, colours=False)
+        assert pool.form.name == "rgb24"
+        found = pooled_by(pool, [frame], [[1.0]])[0]
+        expected = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+        assert torch.allclose(found, expected.double().sqrt(), atol=2e-4)
+
+
+def test_without_kernels_rgb_frames_are_pooled(monkeypatch):
+    frames = [random_frame("yuv420p", 34, 10, seed) for seed in range(5)]
+    weights = [[0.5, -1.0, 0.25, 0.0, 1.0]]
+    monkeypatch.setattr(ops, "extension", None)
+    pool = pool_for(frames[0], "sqrt", CPU, None, colours=False)
+    assert isinstance(pool, RgbFrames)
+    expected = sum(
+        w * np.sqrt(f.to_ndarray(format="rgb24"), dtype=np.float64) for w, f in zip(weights[0], frames, strict=True)
+    )
+    for dtype in (torch.float32, torch.float64):
+        assert np.abs(pooled_by(pool, frames, weights, dtype)[0].permute(1, 2, 0).numpy() - expected).max() < 1e-4
+
+
+@needs_kernels
+def test_bad_calls_of_the_kernel_are_refused():
+    layout = ops.planes_layout([4], [4])
+    with pytest.raises(ValueError, match="a frame lacks a plane"):
+        ops.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+    with pytest.raises(ValueError, match="null pointer"):
+        ops.pool_planes(layout, [0], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+    with pytest.raises(ValueError, match="too many frames"):
+        ops.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], [[1.0]], [torch.zeros(16)])
+    with pytest.raises(ValueError, match="weights must be"):
+        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16)])
+
+
+# --- over time ------------------------------------------------------------------------------------------------------
+
+
+def noise(count, width=18, height=6):
+    return [random_frame("gray", width, height, seed) for seed in range(count)]
+
+
+def values(frames):
+    return torch.stack([torch.from_numpy(rgb_of(frame)) for frame in frames])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("count", "window", "stride"), [(12, 6, 4), (10, 4, 4), (5, 9, 2), (13, 3, 5), (30, 10, 1), (1, 1, 1)]
+)
+def test_windows(count, window, stride, batch):
+    frames = noise(count)
+    pool = pool_for(frames[0], "identity", CPU, None, colours=True)
+    weights = torch.randn(window, dtype=torch.float64).tolist()
+    sums, largest = Windows(pool, window, stride, weights), Windows(pool, window, stride, None)
+    found, maxima = [], []
+    for first in range(0, count, batch):
+        part = [pool.fitting(frame) for frame in frames[first : first + batch]]
+        found += [row.clone() for row in sums.take(part)]
+        maxima += list(largest.take(part))
+    found += sums.finish(part[-1])
+    maxima += largest.finish(part[-1])
+    starts = range(0, min(max(count - window, 0) + stride, count), stride)
+    assert len(found) == len(maxima) == len(starts)
+    padded = torch.cat([values(frames), values(frames)[-1:].expand(window, -1, -1, -1)])
+    for start, row, maximum in zip(starts, found, maxima, strict=True):
+        inside = padded[start : start + window]
+        expected = torch.einsum("t,tchw->chw", torch.tensor(weights, dtype=torch.float64), inside)
+        assert torch.allclose(pool.image(row, 0).double(), expected, atol=1e-3)
+        assert torch.equal(pool.image(maximum, 0).double(), inside.amax(0))
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 17, 300])
+def test_endless(count, time_average):
+    frames = noise(min(count, 16))
+    pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
+    sums = Endless(pool, time_average)
+    chosen = [frames[i % len(frames)] for i in range(count)]
+    for first in range(0, count, 7):
+        sums.take([pool.fitting(frame) for frame in chosen[first : first + 7]])
+    weights = rank_weights(count, time_average=time_average)
+    roots = values(frames).sqrt()
+    folded = torch.stack([weights[i :: len(frames)].sum() for i in range(len(frames))])
+    expected = torch.einsum("t,tchw->chw", folded, roots)
+    assert torch.allclose(pool.image(sums.ranked(), 0), expected, atol=1e-6 * (weights.abs().sum().item() * 16 + 1))
+    share = torch.tensor([len(range(i, count, len(frames))) / count for i in range(len(frames))]).double()
+    assert torch.allclose(pool.image(sums.mean(), 1), torch.einsum("t,tchw->chw", share, roots), atol=1e-4)
+
+
+@needs_kernels
+def test_a_long_stream_of_decoded_frames():
+    frames = [random_frame("yuv420p", 6, 4, seed) for seed in range(97)]  # a prime: no batch is like another
+    stream = RankPoolStream(nonlinearity="sqrt", normalize_weights=True)
+    T = 100_000
+    for t in range(T):
+        stream.update(frames[t % 97])
+    assert len(stream) == T
+    weights = rank_weights(T, normalize=True)
+    folded = torch.stack([weights[i::97].sum() for i in range(97)])
+    rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in frames]).transpose(0, 3, 1, 2)
+    expected = torch.einsum("t,tchw->chw", folded, torch.from_numpy(rgb).double().sqrt())
+    assert (stream.result(torch.float64) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    stream.reset()
+    stream.update(torch.zeros(2, 2))
+    assert len(stream) == 1
+
+
+def test_a_stream_keeps_to_one_kind_of_frame():
+    stream = RankPoolStream()
+    stream.update(random_frame("yuv420p", 6, 4))
+    with pytest.raises(TypeError, match="frame must be a frame of PyAV, as those before, got Tensor"):
+        stream.update(torch.zeros(3, 4, 6))
+    stream = RankPoolStream(mean=[1.0, 2.0, 3.0], channel_dim=1)  # which planes cannot do
+    stream.update(random_frame("yuv420p", 6, 4))
+    assert stream.result().shape == (3, 4, 6)
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def moving(count=20, height=32, width=48):
+    """A bright square on grey that walks, uint8 [T, H, W, 3]."""
+    frames = np.full((count, height, width, 3), 90, np.uint8)
+    for t in range(count):
+        frames[t, 8:20, t : t + 12] = (200, 120, 60)
+    return frames
+
+
+WAYS = [
+    {},
+    {"time_average": False},
+    {"nonlinearity": "identity"},
+    {"method": "mean"},
+    {"method": "mean", "nonlinearity": "identity"},
+    {"method": "max"},
+]
+
+
+def assert_like_its_frames(video, apart=1, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # damaged packets
+        frames = read_clip(video, **{name: options[name] for name in ("max_frames",) if name in options}).frames
+        for found, expected in (
+            (dynamic_image(video, **options), dynamic_image(frames, **options)),
+            (
+                dynamic_images(video, window=10, stride=6, **options),
+                dynamic_images(frames, window=10, stride=6, **options),
+            ),
+        ):
+            assert found.shape == expected.shape
+            assert (found.int() - expected.int()).abs().max() <= apart
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("codec", "format", "pix_fmt"),
+    [
+        ("mpeg4", "avi", "yuv420p"),
+        ("ffv1", "matroska", "yuv422p"),
+        ("ffv1", "matroska", "bgr0"),
+        ("png", "mp4", "rgb24"),
+    ],
+)
+def test_a_file_pools_as_its_frames(codec, format, pix_fmt, options):
+    # Under the identity frames clip their colours, and planes do not: here none leaves RGB's cube by more than coding.
+    apart = 3 if options.get("nonlinearity") == "identity" else 1
+    assert_like_its_frames(clips.encoded(moving(), codec=codec, format=format, pix_fmt=pix_fmt), apart, **options)
+
+
+@pytest.mark.parametrize("options", [way for way in WAYS if way.get("nonlinearity") != "identity"], ids=str)
+def test_real_clips_pool_as_their_frames(options):
+    for path in clips.real_clips("ucf101", "hmdb51", "kinetics", "other"):
+        if "BenchPress" not in path.name or "c01" in path.name:
+            assert_like_its_frames(str(path), max_frames=40, **options)
+
+
+def test_under_the_identity_real_clips_differ_by_what_their_frames_clip():
+    for path in clips.real_clips("ucf101", "kinetics")[::3]:
+        frames = read_clip(str(path)).frames
+        inside = ((frames > 0) & (frames < 255)).all(0)  # pixels of which no frame was clipped
+        found = make_images(str(path), Recipe(nonlinearity="identity")).images[0]
+        # Compared before they are stretched, since a clipped pixel may be the darkest of all.
+        with open_video(str(path), ALL) as decoder:
+            decoded = [frame for _, frame in decoder.frames()]
+        pool = pool_for(decoded[0], "identity", CPU, None, colours=False)
+        sums = Windows(pool, len(decoded), len(decoded), rank_weights(len(decoded), normalize=True).tolist())
+        for first in range(0, len(decoded), pool.batch):
+            rows = list(sums.take(decoded[first : first + pool.batch]))
+        pooled = pool.image(rows[0], 0)
+        expected = approx_rank_pool(frames.float(), 0, normalize_weights=True)
+        assert (pooled - expected)[inside].abs().max() <= 255 / 100  # a hundredth of what two frames can differ by
+        assert found.float().std() > 1
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("method", ["approx", "mean", "max"])
+@pytest.mark.parametrize("expected", [None, 1, 19, 21, 500])
+def test_the_number_of_packets_may_be_wrong(expected, method, time_average, monkeypatch):
+    video = clips.encoded(moving(), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    right = dynamic_image(video, method=method, time_average=time_average)
+    monkeypatch.setattr(Decoder, "expected", expected)
+    found = dynamic_image(video, method=method, time_average=time_average)
+    assert (found.int() - right.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("method", ["approx", "mean", "max"])
+def test_packets_that_are_too_many_to_keep(method, monkeypatch):
+    video = clips.encoded(moving(), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    right = dynamic_image(video, method=method)
+    monkeypatch.setattr("dynpool.video._KEPT_BYTES", 100)
+    with open_video(video, ALL) as decoder:
+        assert decoder.expected is None
+        assert len(list(decoder.frames())) == 20
+    assert (dynamic_image(video, method=method).int() - right.int()).abs().max() <= 1
+
+
+def test_packed_frames_are_counted():
+    """Two frames in a packet, an empty one behind: as in many AVI files of HMDB51."""
+    for path in clips.real_clips("hmdb51"):
+        with open_video(str(path), ALL) as decoder:
+            assert decoder.expected is None
+
+
+@needs_kernels
+def test_frames_of_another_format_join(monkeypatch):
+    def grey(value, height, width, pix_fmt="yuvj420p"):
+        frame = np.full((height, width, 3), value, np.uint8)
+        return clips.encoded([frame] * 2, codec="mjpeg", pix_fmt=pix_fmt, format="mjpeg")
+
+    video = grey(50, 16, 32) + grey(200, 48, 24, "yuvj444p") + grey(100, 16, 32, "yuvj422p")
+    mean = dynamic_image(video, method="mean", nonlinearity="identity")
+    assert mean.shape == (3, 16, 32)
+    assert (mean.float() - 350 / 3).abs().max() <= 2
+
+
+@pytest.mark.parametrize("matrix", [(0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)])
+@pytest.mark.parametrize("codec", [("png", "rgb24"), ("mpeg4", "yuv420p")])
+def test_images_are_turned_upright(matrix, codec):
+    mp4 = clips.encoded(moving(), codec=codec[0], pix_fmt=codec[1], format="mp4")
+    turned = clips.with_display_matrix(mp4, *matrix)
+    for options in (
+        {},
+        {"nonlinearity": "identity"},
+        {"method": "max"},
+        {"size": (20, 30)},
+        {"size": 16, "resize_first": True},
+    ):
+        apart = 3 if options.get("nonlinearity") == "identity" else 1
+        assert_like_its_frames(turned, apart, **options)
+
+
+def test_scaling_before_and_after_pooling():
+    video = clips.encoded(moving(), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    frames = read_clip(video).frames
+    for size in (16, (10, 70)):
+        first = dynamic_image(video, size=size, resize_first=True)
+        expected = dynamic_image(read_clip(video, size=size).frames)
+        assert (first.int() - expected.int()).abs().max() <= 1
+        after = dynamic_image(video, size=size)
+        assert after.shape == first.shape
+        assert (after.int() - dynamic_image(frames, size=size).int()).abs().max() <= 1
+        assert not torch.equal(after, first)
+
+
+def test_a_still_file_is_mid_grey():
+    for pix_fmt, nonlinearity in itertools.product(["bgr0", "yuv420p"], ["sqrt", "identity"]):
+        still = clips.encoded(clips.random_frames(1, 32, 48).repeat(100, 0), pix_fmt=pix_fmt)
+        assert dynamic_image(still, nonlinearity=nonlinearity).unique().tolist() == [128]
+
+
+def test_large_frames_wait_in_small_batches():
+    small, large = random_frame("yuv420p", 64, 48), random_frame("yuv420p", 7680, 4320)
+    assert pool_for(small, "sqrt", CPU, None, False).batch == planes._MAX_BATCH
+    assert pool_for(large, "sqrt", CPU, None, False).batch == 1
+
+
+def test_a_time_limit():
+    video = clips.encoded(moving(200), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    assert dynamic_image(video, timeout=600).shape == (3, 32, 48)
+    for call in (dynamic_image, read_clip):
+        with pytest.raises(VideoError, match=r"^<bytes>: takes longer than timeout = 1e-06 s$"):
+            call(video, timeout=1e-6)
+    for timeout in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be a positive number of seconds"):
+            dynamic_image(video, timeout=timeout)
