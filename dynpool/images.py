@@ -191,10 +191,12 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
         raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
     _check_choice("mode", mode, get_args(ImageMode))
     dims = (-3, -2, -1) if mode == "minmax" else (-2, -1)
-    values = pooled.detach().double()
+    values = pooled.detach() if pooled.dtype == torch.float32 else pooled.detach().double()
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
     span = high - low
-    if not span.isfinite().all():  # NaN or infinite wherever a value is
+    if not span.isfinite().all():  # NaN or infinite wherever a value is; or too far apart for float32
+        if values.dtype == torch.float32 and values.isfinite().all():
+            return to_image(values.double(), mode)
         raise ValueError("pooled must be finite, got NaN or infinity")
     still = span == 0
     return (values - low).div_(span + still).mul_(255).add_(still * MID_GREY).round_().to(torch.uint8)

@@ -78,6 +78,16 @@ class Format(NamedTuple):
     def of(cls, frame: Any) -> Format:
         return cls(frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
 
+    def fits(self, frame: Any) -> bool:
+        """Whether it is that of the frame."""
+        return (
+            frame.width == self.width
+            and frame.height == self.height
+            and frame.format.name == self.name
+            and frame.color_range == self.color_range
+            and frame.colorspace == self.colorspace
+        )
+
     @property
     def black(self) -> int:
         full = self.name.startswith("yuvj") or self.color_range == _FULL_RANGE
@@ -101,7 +111,7 @@ class Pool(ABC):
 
     def fitting(self, frame: Any) -> Any:
         """The frame in the pool's format."""
-        if Format.of(frame) == self.form:
+        if self.form.fits(frame):
             return frame
         return reformatted(frame, self.form.width, self.form.height, self.form.name)
 
@@ -134,13 +144,12 @@ class _Kernel(Pool):
     _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
 
     def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
-        addresses, strides = [], []
-        for frame in frames:
-            planes = frame.planes
-            for index, offset in self._address_of:
-                addresses.append(planes[index].buffer_ptr + offset)
-                strides.append(planes[index].line_size)
-        return addresses, strides
+        planes = [
+            (frame_planes[index], offset)
+            for frame_planes in (f.planes for f in frames)
+            for index, offset in self._address_of
+        ]
+        return [plane.buffer_ptr + offset for plane, offset in planes], [plane.line_size for plane, _ in planes]
 
     def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
         every = range(len(rows))
@@ -285,8 +294,9 @@ def _rgb(form: Format, planes: Sequence[Tensor], total: float) -> Tensor:
     height, width = Y.shape
 
     def at_luma(chroma: Tensor) -> Tensor:
-        wide = chroma.repeat_interleave(1 << shift_y, 0).repeat_interleave(1 << shift_x, 1)
-        return wide[:height, :width] - total * 128
+        rows, columns = chroma.shape
+        near = chroma[:, None, :, None].expand(rows, 1 << shift_y, columns, 1 << shift_x)
+        return near.reshape(rows << shift_y, columns << shift_x)[:height, :width]
 
-    U, V = map(at_luma, planes[1:])
-    return torch.stack([Y + rv * V, Y + gu * U + gv * V, Y + bu * U])
+    U, V = (plane - total * 128 for plane in planes[1:])
+    return torch.stack([Y + at_luma(rv * V), Y + at_luma(gu * U + gv * V), Y + at_luma(bu * U)])

@@ -578,4 +578,5 @@ class Turn(NamedTuple):
     def image(self, image: Tensor) -> Tensor:
         """Of [3, H, W]."""
         image = image.transpose(1, 2) if self.transpose else image
-        return image.flip([dim for dim, flip in ((1, self.flip_rows), (2, self.flip_columns)) if flip])
+        flipped = [dim for dim, flip in ((1, self.flip_rows), (2, self.flip_columns)) if flip]
+        return image.flip(flipped) if flipped else image

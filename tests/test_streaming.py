@@ -105,7 +105,8 @@ def test_frames_of_other_kinds():
     assert torch.allclose(pooled(Image.fromarray(frame) for frame in frames), expected, atol=1e-9)
     av = pytest.importorskip("av")
     decoded = [av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames]
-    assert torch.allclose(pooled(decoded), expected, atol=1e-9)
+    # Batches of decoded frames are summed in float32.
+    assert torch.allclose(pooled(decoded).double(), expected, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(
