@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import multiprocessing
 import os
 import re
 import time
@@ -49,6 +50,8 @@ IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
 _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
 _PLACEHOLDER_BYTES = 8
+_MOST_THREADS = 4
+_LARGE_FRAME = 1280 * 720
 
 
 class VideoError(ValueError):
@@ -508,10 +511,20 @@ def _video_stream(container: Any, source: str) -> Any:
     streams = [] if container.format.name == "tty" else container.streams.video
     for stream in streams:
         if not stream.disposition & Disposition.attached_pic:  # the cover of an audio file
-            # One thread a video: whoever reads many runs several readers. FFmpeg's default would start one per core.
-            stream.codec_context.thread_count = 1
+            codec = stream.codec_context
+            if codec is None:
+                raise VideoError(source, "its codec is not known to FFmpeg, or not built in")
+            codec.thread_count, codec.thread_type = _decoding_threads((codec.width or 0) * (codec.height or 0)), "AUTO"
             return stream
     raise VideoError(source, f"has no video stream (format {container.format.name})")
+
+
+def _decoding_threads(pixels: int) -> int:
+    """One in a worker process, whose siblings read other videos, and for small frames, which threads make slower."""
+    if multiprocessing.parent_process() is not None or pixels < _LARGE_FRAME:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
 
 
 def reason_of(error: Exception) -> str:

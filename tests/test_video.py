@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 import clips
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dynpool.images import dynamic_image
 from dynpool.video import Decoder, VideoError, read_clip
 
 av = clips.av
@@ -265,6 +267,77 @@ def test_frames_held_back_survive_a_reading_error():
             assert len(list(decoder.frames())) == 6
             assert len(decoder.damage) == 1
     assert at_once < 6  # the decoder waits for what comes between
+
+
+# --- unusual files --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (2160, 7680)])
+def test_the_smallest_and_the_largest_frames(height, width):
+    frames = [np.full((height, width, 3), 40 + 100 * t, np.uint8) for t in range(2)]
+    video = clips.encoded(frames, codec="rawvideo", pix_fmt="rgb24", format="nut")
+    assert read_clip(video).frames.shape == (2, 3, height, width)
+    assert dynamic_image(video, method="max").unique().tolist() == [140]
+    assert dynamic_image(video).shape == (3, height, width)
+
+
+def test_an_unknown_codec():
+    avi = clips.encoded(FRAMES, codec="mpeg4", pix_fmt="yuv420p", format="avi").replace(b"FMP4", b"\x01\x02\x03\x04")
+    with pytest.raises(VideoError, match="its codec is not known to FFmpeg, or not built in"):
+        dynamic_image(avi)
+
+
+def test_an_animated_gif(tmp_path):
+    greys = [Image.new("L", (31, 17), 60 * t) for t in range(4)]
+    greys[0].save(tmp_path / "clip.gif", save_all=True, append_images=greys[1:], duration=40, disposal=1)
+    read = pixels(tmp_path / "clip.gif")
+    np.testing.assert_array_equal(read[:, 0, 0, 0], [0, 60, 120, 180])
+    mean = dynamic_image(tmp_path / "clip.gif", method="mean", nonlinearity="identity")
+    assert mean.unique().tolist() == [90]
+
+
+def test_webm(tmp_path):
+    frames = np.stack([np.full((32, 48, 3), 30 * t, np.uint8) for t in range(8)])
+    clips.write(tmp_path / "clip.webm", frames, codec="libvpx-vp9", pix_fmt="yuv420p", format="webm")
+    assert np.abs(pixels(tmp_path / "clip.webm").mean((1, 2, 3)) - 30 * np.arange(8)).max() < 4
+    assert dynamic_image(tmp_path / "clip.webm", method="max").float().mean() > 200
+
+
+def test_variable_frame_rate_and_missing_timestamps(tmp_path):
+    """Frames are ranked by their order: times do not matter."""
+    frames = clips.random_frames(6, 16, 24)
+    expected = dynamic_image(clips.encoded(frames))
+    with av.open(str(tmp_path / "vfr.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 24, 16, "bgr0"
+        for time, pixels_of in zip([0, 1, 7, 8, 30, 31], frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels_of, format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert torch.equal(dynamic_image(tmp_path / "vfr.mkv"), expected)
+    raw = clips.encoded(frames, codec="ffv1", format="avi")  # has no timestamps
+    assert torch.equal(dynamic_image(raw), expected)
+
+
+def test_files_opened_by_the_hundred_leave_nothing_behind(path):
+    def resident():
+        with open("/proc/self/status") as status:
+            return int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("resident memory is read from /proc")
+    broken = clips.damaged(FRAMES, 3)
+    for opened in range(700):
+        if opened == 200:
+            before = resident()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dynamic_image(path)
+            dynamic_image(broken)
+        with pytest.raises(VideoError):
+            dynamic_image(broken[:100])
+    assert resident() - before < 4000  # KB; a frame, or a decoder, leaked each time would be ten times that
 
 
 def test_an_intact_file_is_not_called_damaged(path):
