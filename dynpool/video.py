@@ -435,7 +435,7 @@ class Decoder:
 
     def __init__(self, container: Any, source: str, chosen: slice, timeout: float | None) -> None:
         self.source = source
-        self.damage: list[FFmpegError] = []  # packets that could not be read or decoded
+        self.damage: list[Exception] = []  # packets that could not be read or decoded
         self._container, self._chosen = container, chosen
         self._stream = _video_stream(container, source)
         self._timeout = timeout
@@ -497,7 +497,7 @@ class Decoder:
         """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
         try:
             yield from self._container.demux(self._stream)
-        except FFmpegError as error:
+        except (FFmpegError, IndexError) as error:  # PyAV's, for a stream that appears midway
             self.damage.append(error)
             yield None
 
