@@ -1,0 +1,197 @@
+"""From a video to what enters a network: its frames, or pictures that stand for windows of them.
+
+Every source turns (path, sampling, random) into uint8 [T, 3, H, W], scaled but not yet cropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..images import check_options, dynamic_image, dynamic_images, to_image
+from ..pooling import approx_rank_pool
+from ..video import VideoError, damaged_packets, read_clip
+from .cache import Cache, file_version
+from .geometry import Geometry
+from .listing import pictures_of
+from .sampling import Random, Sampling, window_frames
+
+SourceName = Literal["frames", "dynamic_images", "images", "flow"]
+
+
+class Source(Protocol):
+    """What a dataset reads."""
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How windows become pictures: the options of `dynpool.dynamic_image`."""
+
+    method: str = "approx"
+    nonlinearity: str = "sqrt"
+    time_average: bool = True
+
+    def __post_init__(self) -> None:
+        check_options(self.method, self.nonlinearity)
+
+    def options(self) -> dict[str, Any]:
+        return {"method": self.method, "nonlinearity": self.nonlinearity, "time_average": self.time_average}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames themselves: windows one behind the other, [W·K, 3, H, W]."""
+
+    geometry: Geometry
+    cache: Cache | None = None
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        frames = _kept(self.cache, ("frames", path, self.geometry.scaled), lambda: self._read(path))
+        return frames[torch.from_numpy(sampling.indices(len(frames), random).reshape(-1))]
+
+    def _read(self, path: str) -> Tensor:
+        return _frames(path, self.geometry)
+
+
+@dataclass(frozen=True)
+class DynamicImages:
+    """A dynamic image of every window, [W, 3, H, W], made from the frames as the video has them and then scaled.
+
+    Without jitter or reversal, the file goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
+    """
+
+    geometry: Geometry
+    cache: Cache | None = None
+    pooling: Pooling = Pooling()
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        frames = functools.cache(lambda: _frames(path))
+        backwards, offset = sampling.backwards(random), 0
+        if sampling.jitter:
+            offset = sampling.offset(_count(self.cache, path, frames), random)
+
+        def make() -> Tensor:
+            video = _played(frames(), offset, backwards) if sampling.jitter or backwards else path
+            return self.geometry.scale(self._pool(video, sampling))
+
+        images = _kept(self.cache, ("dynamic images", path, *self._key(sampling), offset, backwards), make)
+        return images[sampling.kept(len(images), random)]
+
+    def _pool(self, video: Tensor | str, sampling: Sampling) -> Tensor:
+        if sampling.window is None:
+            return dynamic_image(video, **self.pooling.options())[None]
+        return dynamic_images(video, window=sampling.window, stride=sampling.step, **self.pooling.options())
+
+    def _key(self, sampling: Sampling) -> tuple[object, ...]:
+        # Drawn or not says which of two ways the frames took: they may differ by a rounding.
+        return self.pooling, self.geometry.scaled, sampling.window, sampling.step, sampling.jitter
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A dynamic image of the optical flow in every window, [W, 3, H, W]: horizontal, vertical, and its length."""
+
+    geometry: Geometry
+    cache: Cache | None = None
+    pooling: Pooling = Pooling()
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        flow = functools.cache(lambda: _flow(_frames(path)))
+        backwards, offset = sampling.backwards(random), 0
+        if sampling.jitter:
+            offset = sampling.offset(_count(self.cache, path, flow), random)
+        key = ("flow", path, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards)
+        images = _kept(self.cache, key, lambda: self._pictures(flow(), sampling, offset, backwards))
+        return images[sampling.kept(len(images), random)]
+
+    def _pictures(self, flow: Tensor, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
+        starts = sampling.starts(len(flow), offset)
+        indices = window_frames(starts, sampling.window or len(flow), len(flow), backwards)
+        windows = flow[torch.from_numpy(indices)]
+        pooled = approx_rank_pool(windows, 1, time_average=self.pooling.time_average, normalize_weights=True)
+        return self.geometry.scale(to_image(pooled))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures made before, such as by `dynpool image`: <video>.png, or <video>_0000.png, <video>_0001.png, …"""
+
+    geometry: Geometry
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        paths = pictures_of(path)
+        if not paths:
+            raise VideoError(path, "is no picture; source 'images' wants <video>.png or <video>_0000.png, …")
+        pictures = [_picture(paths[index]) for index in sampling.kept(len(paths), random)]
+        return self.geometry.scale(read_clip(pictures).frames)
+
+
+def make_source(
+    name: SourceName, geometry: Geometry, sampling: Sampling, cache: Cache | None, pooling: Pooling
+) -> Source:
+    """The source of that name.
+
+    Raises:
+        ValueError: the name is unknown, or sampling asks for what the source cannot give.
+    """
+    if name not in get_args(SourceName):
+        raise ValueError(f"source must be one of {', '.join(map(repr, get_args(SourceName)))}, got {name!r}")
+    if name != "frames" and sampling.frames is not None:
+        raise ValueError(f"frames = {sampling.frames} thins the frames of source 'frames', got source {name!r}")
+    if name == "images" and sampling.reverse:
+        raise ValueError("reverse needs the frames: source 'images' has pictures only")
+    if name == "frames":
+        return Frames(geometry, cache)
+    if name == "images":
+        return Pictures(geometry)
+    return (DynamicImages if name == "dynamic_images" else Flow)(geometry, cache, pooling)
+
+
+def _frames(path: str, geometry: Geometry | None = None) -> Tensor:
+    """All frames of a video; what was damaged is warned of."""
+    clip = read_clip(path, size=None if geometry is None else geometry.scaled)
+    if clip.damaged:
+        warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
+    return clip.frames
+
+
+def _played(frames: Tensor, offset: int, backwards: bool) -> Tensor:
+    return (frames.flip(0) if backwards else frames)[offset:]
+
+
+def _flow(frames: Tensor) -> Tensor:
+    """Flow [T, 3, H, W] from each frame to the next; the last frame repeats the one before."""
+    from ..models.flow import optical_flow
+
+    flow = optical_flow(frames)
+    return torch.cat([flow, flow[-1:]])
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images, or broken
+        raise VideoError(os.fspath(path), f"cannot be read as a picture: {error}") from error
+
+
+def _count(cache: Cache | None, path: str, frames: Callable[[], Tensor]) -> int:
+    return int(_kept(cache, ("count", path), lambda: torch.tensor(len(frames()))))
+
+
+def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    """From the cache, under the key with the version of the file, key[1]; or made."""
+    if cache is None:
+        return make()
+    return cache.get("|".join(map(str, (key[0], file_version(str(key[1])), *key[2:]))), make)
