@@ -1,0 +1,65 @@
+"""Gradient checkpointing of a backbone's blocks: backward computes their activations again, instead of keeping them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+
+from .layers import Forked, replace
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def checkpoint_blocks(backbone: nn.Module, kept: set[str]) -> None:
+    """Checkpoint the blocks of a backbone, except those that are or hold the layers `kept`, where rows are pooled.
+
+    A block is a module with layers of its own; a container of blocks is not one, but a sequence of plain layers is.
+    The names of weights stay as they are.
+    """
+    blocks = list(_blocks(backbone, "", kept))
+    if not blocks:
+        raise ValueError(
+            f"checkpointing needs a backbone with blocks of layers, and {type(backbone).__name__} has none"
+        )
+    for name in blocks:
+        block = backbone.get_submodule(name)
+        contexts = functools.partial(_contexts, block)
+        replace(backbone, name, checkpoint_wrapper(block, CheckpointImpl.NO_REENTRANT, context_fn=contexts))
+
+
+def _blocks(module: nn.Module, prefix: str, kept: set[str]) -> Iterator[str]:
+    for child, layer in module.named_children():
+        name = prefix + child
+        if not any(True for _ in layer.children()) or name in kept or isinstance(layer, Forked):
+            continue
+        holds = any(k.startswith(f"{name}.") for k in kept) or any(isinstance(m, Forked) for m in layer.modules())
+        of_blocks = isinstance(layer, nn.Sequential | nn.ModuleList) and any(
+            any(True for _ in inner.children()) for inner in layer.children()
+        )
+        if holds or of_blocks or isinstance(layer, nn.ModuleList):
+            yield from _blocks(layer, f"{name}.", kept)
+        else:
+            yield name
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around forward and around its repetition."""
+    return nullcontext(), _without_statistics(block)
+
+
+@contextmanager
+def _without_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch norms see the same batch a second time, and shall not count it twice."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    state = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, state, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -1,0 +1,14 @@
+"""EfficientNet-Lite0 of the package efficientnet-lite-pytorch; imported only when it is asked for."""
+
+from __future__ import annotations
+
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor
+
+
+class EfficientNetLite(EfficientNet):
+    """The package's network, whose last layers take as many images as there are then, not as many as came in."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pooled = self._avg_pooling(self.extract_features(inputs))
+        return self._fc(self._dropout(pooled.flatten(1)))
