@@ -9,6 +9,7 @@ from .backbones import Backbone, backbones, load_backbone
 from .building import VideoModel, build
 from .caffenet import CaffeNet
 from .config import ModelConfig
+from .exporting import export, export_onnx
 from .flow import optical_flow
 from .network import TwoNetworks, VideoNetwork
 from .storage import load, read_config, save
@@ -22,6 +23,8 @@ __all__ = [
     "VideoNetwork",
     "backbones",
     "build",
+    "export",
+    "export_onnx",
     "load",
     "load_backbone",
     "optical_flow",

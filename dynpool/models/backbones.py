@@ -123,10 +123,11 @@ def _timm(name: str, pretrained: bool, size: int | None) -> Backbone:
     library = _import("timm", "dynpool[vision]", f"backbone 'timm:{name}'")
     if not library.is_model(name):
         raise ValueError(f"timm has no model named {name!r}")
-    module = _downloaded(lambda: library.create_model(name, pretrained=pretrained), name, pretrained)
+    module: Any = _downloaded(lambda: library.create_model(name, pretrained=pretrained), name, pretrained)
+    classifier = module.get_classifier()
     data = library.data.resolve_model_data_config(module)
     mean, std = (tuple(255 * value for value in data[key]) for key in ("mean", "std"))
-    head = next((n for n, m in module.named_modules() if m is module.get_classifier()), None)
+    head = next((n for n, m in module.named_modules() if m is classifier), None)
     return Backbone(module, mean, std, size or data["input_size"][-1], head, name=f"timm:{name}")
 
 

@@ -36,7 +36,9 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
     base = _backbone(config, backbone, pretrained)
     if config.kind != "two_stream" or forks(config):
         return _network(config, base)
-    nothing = dict.fromkeys(("layer", "branch", "video_layer", "window", "stride", "nonlinearity", "rescale"))
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("layer", "branch", "video_layer", "window", "stride", "nonlinearity", "rescale")
+    )
     static = changed(config, kind="static", pool="none", **nothing)
     dynamic = changed(config, kind="dynamic", branch=None, frames="all", every=1)
     return TwoNetworks(config, _network(static, copy.deepcopy(base)), _network(dynamic, base))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,7 +43,7 @@ def optical_flow(frames: Tensor, *, bound: float = 20.0, preset: Preset = "mediu
     search = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
     pixels = np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in pixels]
-    fields = np.stack([search.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)])
+    fields = np.stack([search.calc(a, b, None) for a, b in pairwise(grey)])
     return _pictures(torch.from_numpy(fields), bound)
 
 

@@ -33,30 +33,30 @@ class FramePool:
         self.objective, self.C = config.objective, config.C
 
     def __call__(self, rows: Tensor, frames: Rows) -> tuple[Tensor, Rows]:
-        """Rows [R, ...] of frames -> rows of windows: pixels 0 … 255 at the input, in the dtype of `rows` at a layer."""
+        """Rows [R, ...] of frames -> rows of windows, in the dtype of `rows`."""
         if self.window is None:
-            windows, counts = Rows(frames.clips, 1), frames.counts
-            clips = self._whole(rows, frames)
+            pooled, windows = self._pool(frames.unpack(rows), frames.counts), Rows(frames.clips, 1)
         else:
-            assert self.stride is not None
-            windows, counts = frames.windows(self.window, self.stride), None
-            clips = self._cut(rows, frames, windows)
-        pooled = self._pool(clips, counts)
-        return (pooled if self.at_input else pooled.to(rows.dtype)), windows
+            pooled, windows = self._windows(rows, frames)
+        return pooled.to(rows.dtype), windows
 
-    def _whole(self, rows: Tensor, frames: Rows) -> Tensor:
-        """[B, T, ...]. Rank pooling does not read what lies behind a clip's end; all else finds its last frame there."""
-        if frames.dense and self.method in ("approx", "exact") and self.rescale != "rms":
-            return rows.unflatten(0, (frames.clips, frames.size))
-        return frames.unpack(rows)
+    def video(self, video: Tensor, frames: Rows) -> tuple[Tensor, Rows]:
+        """Frames [B, T, C, H, W] -> rows of windows, in pixel units 0 … 255."""
+        if self.window is not None:
+            return self._windows(video.flatten(0, 1), frames)
+        if frames.counts is not None and self.method in ("mean", "max"):  # rank pooling does not read the padding
+            video = frames.unpack(video.flatten(0, 1))
+        return self._pool(video, frames.counts), Rows(frames.clips, 1)
 
-    def _cut(self, rows: Tensor, frames: Rows, windows: Rows) -> Tensor:
-        """The frames of all windows, [R, window, ...]."""
-        assert self.window is not None and self.stride is not None
+    def _windows(self, rows: Tensor, frames: Rows) -> tuple[Tensor, Rows]:
+        assert self.window is not None
+        assert self.stride is not None
+        windows = frames.windows(self.window, self.stride)
         device = rows.device if frames.counts is None else frames.counts.device
         starts = torch.arange(windows.size, device=device) * self.stride
         positions = starts[:, None] + torch.arange(self.window, device=device)
-        return frames.select(rows, positions[None], windows).unflatten(0, (-1, self.window))
+        clips = frames.select(rows, positions[None], windows).unflatten(0, (-1, self.window))
+        return self._pool(clips, None), windows
 
     def _pool(self, clips: Tensor, counts: Tensor | None) -> Tensor:
         """[B, T, ...] -> [B, ...] in the accumulate dtype."""

@@ -1,4 +1,4 @@
-"""The networks: frames or dynamic images go through a backbone as rows of its batch; hooks on its named layers pool them.
+"""The networks: frames or dynamic images go through a backbone as rows of its batch, pooled by hooks on named layers.
 
 The backbone itself is not changed, but for its classifier: it keeps its forward and the names of its weights. Where
 rows become fewer inside it, at the layer where frames are pooled and at the one where windows are, `Route` remembers
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..pooling import _check_lengths
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
-from .rows import Rows, is_exporting
+from .rows import Rows
 
 
 class Route:
@@ -132,9 +132,8 @@ class VideoNetwork(nn.Module):
         if lengths is None:
             return Rows(video.shape[0], video.shape[1])
         counts = _check_lengths(lengths, video.shape[0], video.shape[1], None)
-        if is_exporting():
-            return Rows(video.shape[0], video.shape[1], counts.to(video.device), packed=False)
-        return Rows(video.shape[0], video.shape[1], counts.cpu())
+        packs = not torch.compiler.is_compiling() or (self.training and torch.compiler.is_dynamo_compiling())
+        return Rows(video.shape[0], video.shape[1], counts.cpu() if packs else counts.to(video.device), packs, packs)
 
     def _images(self, video: Tensor, frames: Rows) -> Tensor:
         """The rows that enter the backbone, in pixel units."""
@@ -145,7 +144,7 @@ class VideoNetwork(nn.Module):
             return self._static_rows(video.flatten(0, 1), frames.padded())
         if self.config.pool == "none" or pools_at(self.config) is not None:
             return frames.pack(video)
-        images, route.rows = self._pool(video.flatten(0, 1), frames.padded())
+        images, route.rows = self._pool.video(video, frames.padded())
         return images
 
     def _static_rows(self, rows: Tensor, frames: Rows) -> Tensor:

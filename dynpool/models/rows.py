@@ -1,8 +1,8 @@
 """Rows: which clip and which of its frames or windows each row of a network's batch is.
 
 Networks see rows [R, ...], videos are [B, N, ...] with counts [B] of what is there. Rows that are only padding are left
-out, so that they cost nothing and no batch norm sees them. An exported program, whose shapes cannot depend on values,
-keeps them, and nothing reads them.
+out, so that they cost nothing and no batch norm sees them. Exported and compiled programs, whose shapes should not depend
+on values, keep them, and nothing reads them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,19 @@ import torch
 from torch import Tensor
 
 
-def is_exporting() -> bool:
-    """Whether torch.export is tracing, where shapes may not depend on values."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
 @dataclass(frozen=True)
 class Rows:
     """Up to `size` rows of each of `clips` clips, one clip behind the other.
 
     `counts` int64 [clips] says how many rows each clip has, at least 1; None: all of them have `size`. The rows behind
-    a clip's count are absent, or, where not `packed`, padding.
+    a clip's count are absent, or, where not `packed`, padding. `packs` says whether rows made of these may be packed.
     """
 
     clips: int
     size: int
     counts: Tensor | None = None
     packed: bool = True
+    packs: bool = True
 
     @property
     def dense(self) -> bool:
@@ -84,7 +80,7 @@ class Rows:
     def every(self, step: int) -> Rows:
         """Rows 0, step, 2·step, … of each clip."""
         counts = None if self.counts is None else (self.counts + step - 1) // step
-        return Rows(self.clips, (self.size + step - 1) // step, counts, not is_exporting())
+        return Rows(self.clips, (self.size + step - 1) // step, counts, self.packs, self.packs)
 
     def windows(self, window: int, stride: int) -> Rows:
         """The windows that cover each clip, of which the last may reach beyond its end, as in `dynamic_images`."""
@@ -94,7 +90,7 @@ class Rows:
             return Rows(self.clips, size)
         beyond = (self.counts - window).clamp(min=0) + stride
         counts = (torch.minimum(beyond, self.counts) + stride - 1) // stride
-        return Rows(self.clips, size, counts, not is_exporting())
+        return Rows(self.clips, size, counts, self.packs, self.packs)
 
     def mean(self, rows: Tensor) -> Tensor:
         """Mean of each clip's rows, [B, ...]."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +16,7 @@ from .building import VideoModel, build
 from .config import ModelConfig
 from .weights import lines_of, safetensors_torch
 
-_KEY = "dynpool.model"
+METADATA_KEY = "dynpool.model"
 
 
 def save(model: VideoModel, path: str | Path) -> None:
@@ -24,17 +26,10 @@ def save(model: VideoModel, path: str | Path) -> None:
         ImportError: safetensors is not there.
         OSError: the file cannot be written.
     """
-    path = Path(path)
     library = safetensors_torch()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        library.save_model(model, temporary, {_KEY: json.dumps(model.config.to_dict())})
-        os.chmod(temporary, 0o666 & ~_umask())
+    with temporary_beside(Path(path)) as temporary:
+        library.save_model(model, str(temporary), {METADATA_KEY: json.dumps(model.config.to_dict())})
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> VideoModel:
@@ -60,22 +55,24 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration in a file that `save` wrote."""
-    safetensors_torch()  # says what to install
-    from safetensors import SafetensorError, safe_open
-
+    library = safetensors_torch()
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with safe_open(str(path), "pt") as file:
+        with library.safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+    except Exception as error:  # SafetensorError, which older versions do not export here
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if _KEY not in metadata:
-        raise ValueError(f"{path} holds no model of dynpool: its metadata has no {_KEY!r}")
-    return ModelConfig.from_dict(json.loads(metadata[_KEY]))
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{path} holds no model of dynpool: its metadata has no {METADATA_KEY!r}")
+    return ModelConfig.from_dict(json.loads(metadata[METADATA_KEY]))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A name in the folder of `path` and with its ending, for a file that will take its place; removed if it did not."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,9 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
 def safetensors_torch() -> Any:
     try:
-        import safetensors.torch
+        return importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise ImportError("weights in safetensors files need safetensors: pip install safetensors") from error
-    return safetensors.torch
 
 
 def lines_of(error: Exception) -> str:
