@@ -1,4 +1,4 @@
-"""The `dynpool` command: videos -> PNG files of their dynamic images."""
+"""The `dynpool` command: videos -> PNG files of their dynamic images; networks are trained in `dynpool.training`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .images import check_options, dynamic_image, dynamic_images
+from .training import commands
 from .video import VideoError, check_reading, damaged_packets, numbered_images, read_clip
 
 VIDEO_SUFFIXES = frozenset(
@@ -333,3 +334,6 @@ def _whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+commands.register(app)

@@ -330,7 +330,7 @@ def test_throughput_counts_what_was_read(listing, workers):
 
 
 def test_importing_dynpool_imports_no_more():
-    heavy = "lightning torchvision sklearn matplotlib torchmetrics dynpool.data dynpool.training dynpool.models"
+    heavy = "lightning torchvision sklearn matplotlib yaml dynpool.data dynpool.models dynpool.training.run"
     code = f"import sys, dynpool, dynpool.cli; print([m for m in {heavy.split()} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -83,6 +84,25 @@ def groups(root: PathLike, group: str) -> list[str]:
     tree = Tree(root)
     entries = (entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label))
     return sorted({_group(entry, group) for entry in entries})
+
+
+def divide(listing: Listing, fraction: float, group: str | None = None, draw: int = 0) -> tuple[Listing, Listing]:
+    """A listing without, and only with, a share of its videos: of each class about `fraction`, groups kept whole.
+
+    Args: as `class_folders`; another `draw` gives other groups. A group is taken for all classes at once.
+    """
+    entries = [Entry(*os.path.split(video.name), video.label) for video in listing]
+    names = sorted({_group(entry, group) for entry in entries}, key=lambda name: _draw(draw, name))
+    if group is None:
+        chosen = _drawn(entries, draw, group, fraction)
+    elif len(names) < 2:
+        raise ValueError(f"fraction needs at least two groups to divide, got {len(names)}")
+    else:
+        taken = names[: min(max(1, round(fraction * len(names))), len(names) - 1)]
+        chosen = {entry for entry in entries if _group(entry, group) in taken}
+    held = [index for index, entry in enumerate(entries) if entry in chosen]
+    kept = sorted(set(range(len(entries))) - set(held))
+    return listing.subset_of(kept), listing.subset_of(held)
 
 
 def _given(inner: Tree, outer: Tree, dataset: str, subset: Subset) -> Listing:

@@ -17,13 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import check_options, dynamic_image, dynamic_images, to_image
-from ..pooling import approx_rank_pool
+from ..images import check_options, dynamic_image, dynamic_images
 from ..video import VideoError, damaged_packets, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
-from .sampling import Random, Sampling, window_frames
+from .sampling import Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
 
@@ -68,59 +67,43 @@ class Frames:
 class DynamicImages:
     """A dynamic image of every window, [W, 3, H, W], made from the frames as the video has them and then scaled.
 
-    Without jitter or reversal, the file goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
+    With `flow`, it is one of the optical flow from frame to frame (`dynpool.models.optical_flow`), without ψ. Otherwise
+    a file that is played as it is goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
     """
 
     geometry: Geometry
     cache: Cache | None = None
     pooling: Pooling = Pooling()
+    flow: bool = False
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
         frames = functools.cache(lambda: _frames(path))
         backwards, offset = sampling.backwards(random), 0
         if sampling.jitter:
-            offset = sampling.offset(_count(self.cache, path, frames), random)
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(len(frames())))
+            offset = sampling.offset(int(count) - self.flow, random)
 
         def make() -> Tensor:
-            video = _played(frames(), offset, backwards) if sampling.jitter or backwards else path
+            if self.flow:
+                video: Tensor | str = _flow(_played(frames(), backwards), path)[offset:]
+            else:
+                video = _played(frames(), backwards)[offset:] if sampling.jitter or backwards else path
             return self.geometry.scale(self._pool(video, sampling))
 
         images = _kept(self.cache, ("dynamic images", path, *self._key(sampling), offset, backwards), make)
         return images[sampling.kept(len(images), random)]
 
     def _pool(self, video: Tensor | str, sampling: Sampling) -> Tensor:
+        options = self.pooling.options()
+        if self.flow:
+            options["nonlinearity"] = "identity"
         if sampling.window is None:
-            return dynamic_image(video, **self.pooling.options())[None]
-        return dynamic_images(video, window=sampling.window, stride=sampling.step, **self.pooling.options())
+            return dynamic_image(video, **options)[None]
+        return dynamic_images(video, window=sampling.window, stride=sampling.step, **options)
 
     def _key(self, sampling: Sampling) -> tuple[object, ...]:
         # Drawn or not says which of two ways the frames took: they may differ by a rounding.
-        return self.pooling, self.geometry.scaled, sampling.window, sampling.step, sampling.jitter
-
-
-@dataclass(frozen=True)
-class Flow:
-    """A dynamic image of the optical flow in every window, [W, 3, H, W]: horizontal, vertical, and its length."""
-
-    geometry: Geometry
-    cache: Cache | None = None
-    pooling: Pooling = Pooling()
-
-    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        flow = functools.cache(lambda: _flow(_frames(path)))
-        backwards, offset = sampling.backwards(random), 0
-        if sampling.jitter:
-            offset = sampling.offset(_count(self.cache, path, flow), random)
-        key = ("flow", path, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards)
-        images = _kept(self.cache, key, lambda: self._pictures(flow(), sampling, offset, backwards))
-        return images[sampling.kept(len(images), random)]
-
-    def _pictures(self, flow: Tensor, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
-        starts = sampling.starts(len(flow), offset)
-        indices = window_frames(starts, sampling.window or len(flow), len(flow), backwards)
-        windows = flow[torch.from_numpy(indices)]
-        pooled = approx_rank_pool(windows, 1, time_average=self.pooling.time_average, normalize_weights=True)
-        return self.geometry.scale(to_image(pooled))
+        return self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, sampling.jitter
 
 
 @dataclass(frozen=True)
@@ -155,7 +138,9 @@ def make_source(
         return Frames(geometry, cache)
     if name == "images":
         return Pictures(geometry)
-    return (DynamicImages if name == "dynamic_images" else Flow)(geometry, cache, pooling)
+    if name == "flow" and geometry.flip:
+        raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
+    return DynamicImages(geometry, cache, pooling, flow=name == "flow")
 
 
 def _frames(path: str, geometry: Geometry | None = None) -> Tensor:
@@ -166,16 +151,17 @@ def _frames(path: str, geometry: Geometry | None = None) -> Tensor:
     return clip.frames
 
 
-def _played(frames: Tensor, offset: int, backwards: bool) -> Tensor:
-    return (frames.flip(0) if backwards else frames)[offset:]
+def _played(frames: Tensor, backwards: bool) -> Tensor:
+    return frames.flip(0) if backwards else frames
 
 
-def _flow(frames: Tensor) -> Tensor:
-    """Flow [T, 3, H, W] from each frame to the next; the last frame repeats the one before."""
-    from ..models.flow import optical_flow
+def _flow(frames: Tensor, path: str) -> Tensor:
+    from ..models import optical_flow
 
-    flow = optical_flow(frames)
-    return torch.cat([flow, flow[-1:]])
+    try:
+        return optical_flow(frames)
+    except ValueError as error:
+        raise VideoError(path, f"has no flow: {error}") from error
 
 
 def _picture(path: Path) -> Image.Image:
@@ -184,10 +170,6 @@ def _picture(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images, or broken
         raise VideoError(os.fspath(path), f"cannot be read as a picture: {error}") from error
-
-
-def _count(cache: Cache | None, path: str, frames: Callable[[], Tensor]) -> int:
-    return int(_kept(cache, ("count", path), lambda: torch.tensor(len(frames()))))
 
 
 def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
