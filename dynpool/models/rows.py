@@ -1,8 +1,8 @@
 """Rows: which clip and which of its frames or windows each row of a network's batch is.
 
 Networks see rows [R, ...], videos are [B, N, ...] with counts [B] of what is there. Rows that are only padding are left
-out, so that they cost nothing and no batch norm sees them. Exported and compiled programs, whose shapes should not depend
-on values, keep them, and nothing reads them.
+out, so that they cost nothing and no batch norm sees them. Exported and compiled programs, whose shapes should not
+depend on values, keep them, and nothing reads them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name in the folder of `path` and with its ending, for a file that will take its place; removed if it did not."""
+    """A name in the folder of `path`, with its ending, for a file that will take its place; removed if it did not."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
