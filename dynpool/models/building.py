@@ -111,8 +111,8 @@ def _drop(module: nn.Module, probability: float) -> None:
 def _trial(base: Backbone) -> list[Run]:
     """Two grey images through the backbone."""
     parameter = next(base.module.parameters())
-    images = torch.zeros(2, len(base.mean), base.size, base.size, dtype=parameter.dtype, device=parameter.device)
     try:
+        images = torch.zeros(2, len(base.mean), base.size, base.size, dtype=parameter.dtype, device=parameter.device)
         return trial_run(base.module, images)
     except Exception as error:  # whatever a network raises
         size = f"{base.size} × {base.size}"

@@ -18,7 +18,7 @@ from .network import TwoNetworks, VideoNetwork
 
 @dataclass(frozen=True)
 class Features:
-    """Of N videos: `values` float32 [N, D] on the CPU, and `labels` int64 [N] and `names` where the batches had them."""
+    """Of N videos: `values` float32 [N, D] on the CPU; `labels` int64 [N] and `names` where the batches had them."""
 
     values: Tensor
     labels: Tensor | None

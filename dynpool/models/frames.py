@@ -122,8 +122,8 @@ def _to_picture(pooled: Tensor, least: float) -> Tensor:
     not noise.
     """
     low, high = pooled.amin((1, 2, 3), keepdim=True), pooled.amax((1, 2, 3), keepdim=True)
-    span = (high - low).clamp(min=max(least, torch.finfo(pooled.dtype).tiny))
-    return _MID_GREY + (pooled - (low + high) / 2) * (2 * _MID_GREY / span)
+    span = (high - low).clamp(min=least)
+    return _MID_GREY + (pooled - (low + high) / 2) * _ratio(2 * _MID_GREY, span)
 
 
 def _to_size_of(pooled: Tensor, clips: Tensor, counts: Tensor | None, least: float) -> Tensor:
@@ -132,7 +132,12 @@ def _to_size_of(pooled: Tensor, clips: Tensor, counts: Tensor | None, least: flo
     rest = tuple(range(1, pooled.dim()))
     norms = torch.linalg.vector_norm(clips, dim=tuple(range(2, clips.dim())), dtype=dtype)  # [B, T]
     present = Rows(clips.shape[0], clips.shape[1], counts).present(clips.device)
-    size = torch.linalg.vector_norm(norms.where(present, 0), dim=1) / present.sum(1).sqrt()
+    size = torch.linalg.vector_norm(norms.where(present, 0), dim=1) / present.sum(1).to(dtype).sqrt()
     size = size.view(-1, *(1,) * len(rest))
     own = torch.linalg.vector_norm(pooled, dim=rest, keepdim=True) if rest else pooled.abs()
-    return pooled * (size / (torch.maximum(own, least * size) + torch.finfo(dtype).tiny))
+    return pooled * _ratio(size, torch.maximum(own, least * size))
+
+
+def _ratio(a: Tensor | float, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is; so is its gradient."""
+    return (a / b.where(b > 0, 1)).where(b > 0, 0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..pooling import _check_lengths
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
+from .layers import named_layer
 from .rows import Rows
 
 
@@ -97,7 +98,7 @@ class VideoNetwork(nn.Module):
         sees apart are pooled by their maximum. A two-stream network gives the features of its static stream, then those
         of its dynamic stream.
         """
-        module = self.backbone.get_submodule(self.head if layer is None else layer)
+        module = named_layer(self.backbone, self.head if layer is None else layer)
         if layer is None:
             handle = module.register_forward_pre_hook(lambda module, args: self._see(args[0]))
         else:
@@ -162,14 +163,16 @@ class VideoNetwork(nn.Module):
     def _pool_frames(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """At the layer: the frames become windows; in front of these go the frames of a static stream."""
         frames = self._route.rows
-        assert frames is not None
+        if frames is None:  # the backbone was called by itself
+            return output
         dynamic, self._route.rows = self._pool(output, frames)
         return torch.cat([self._static_rows(output, frames), dynamic]) if forks(self.config) else dynamic
 
     def _pool_windows(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """At the video layer: the windows become one row a video."""
         windows, n = self._route.rows, self._route.static
-        assert windows is not None
+        if windows is None:
+            return output
         self._route.rows = Rows(windows.clips, 1)
         pooled = windows.max(output[n:]) if self.config.video_pool == "max" else windows.mean(output[n:])
         return torch.cat([output[:n], pooled.to(output.dtype)]) if n else pooled
