@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from tiny import CLASSES, SIZE, expected, tiny, tiny_model, videos
+from networks import CLASSES, SIZE, expected, tiny, tiny_model, videos
 from torch import nn
 
 from dynpool import dynamic_image, to_image
