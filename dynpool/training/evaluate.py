@@ -35,6 +35,7 @@ def evaluate(
     overrides: tuple[str, ...] = (),
     device: str | torch.device | None = None,
     clips: bool = True,
+    backbone: nn.Module | None = None,
 ) -> Evaluation:
     """Scores of a run's model on the test videos of its split.
 
@@ -43,6 +44,7 @@ def evaluate(
         overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
+        backbone: what `fit` got.
 
     Raises:
         FileNotFoundError: the folder has no trained model, or the videos are not there.
@@ -52,7 +54,7 @@ def evaluate(
         raise FileNotFoundError(f"{folder} has no {MODEL}: train the model first")
     config = load_config([folder / CONFIG], overrides)
     listing = config.data.listing("test")
-    model = load(folder / MODEL)
+    model = load(folder / MODEL, backbone=backbone)
     about = describe(config, listing, model.config)
     dataset = config.data.videos(listing, train=False, seed=config.seed)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

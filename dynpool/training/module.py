@@ -45,7 +45,14 @@ class VideoClassifier(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        self._prepare()  # a run that goes on in the middle of an epoch does not start it
+
     def on_train_epoch_start(self) -> None:
+        self._prepare()
+        self.log("train/lr", rate(self.optimiser_config, self.current_epoch, int(self.trainer.max_epochs or 1)))
+
+    def _prepare(self) -> None:
         self._set_rate()
         keep = self.optimiser_config
         for module in self.model.modules():
@@ -99,7 +106,6 @@ class VideoClassifier(L.LightningModule):
         now = rate(config, self.current_epoch, int(self.trainer.max_epochs or 1))
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = now * group["scale"]
-        self.log("train/lr", now)
 
     def _groups(self) -> list[dict[str, Any]]:
         """The last layer with its own rate; what is not trained stays out."""
@@ -116,7 +122,7 @@ class VideoClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         ended = progress["is_last_batch"]
-        self._resumed_batches = 0 if ended else int(progress["current"]["completed"])
+        self._resumed_batches = 0 if ended else int(progress["current"]["processed"])
 
     def take_resumed_batches(self) -> int:
         """Batches of the epoch that were done before the run was stopped; asked for once."""

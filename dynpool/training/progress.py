@@ -22,6 +22,9 @@ class EpochLines(Callback):
             if listing is not None and trainer.is_global_zero:
                 print(listing.summary(), flush=True)
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._start = time.perf_counter()
 

@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
 
 from ..models import VideoModel, build, save
 from .config import Config, load, write
@@ -30,6 +31,7 @@ _EXPECTED = (  # what Lightning warns of, and we mean
     ".*number of training batches.*",
     ".*Total length of .list. across ranks is zero.*",
     ".*LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # it is: VideoClassifier.take_resumed_batches
     ".*Experiment logs directory.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*Found .* module.* in eval mode.*",
@@ -37,7 +39,12 @@ _EXPECTED = (  # what Lightning warns of, and we mean
 
 
 def fit(
-    config: Config, out: str | os.PathLike[str], *, resume: bool = False, callbacks: Sequence[Callback] = ()
+    config: Config,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    backbone: nn.Module | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train a model.
 
@@ -48,6 +55,7 @@ def fit(
             at the end model.safetensors, which `dynpool.models.load` reads.
         resume: go on where the run in `out` was stopped, however it was: on the same machine and settings, the result
             is that of a run that was not.
+        backbone: a network of your own, where model.backbone is "custom"; see `dynpool.models.build`.
         callbacks: of Lightning, besides our own.
 
     Returns:
@@ -65,7 +73,7 @@ def fit(
         torch.set_num_threads(config.trainer.threads)
     train, validation = config.data.subsets()
     torch.manual_seed(config.seed)
-    model = build(config.model_config(len(train.classes)))
+    model = build(config.model_config(len(train.classes)), backbone=backbone)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
     with _quiet():
         trainer = make_trainer(config, folder, callbacks, validates=validation is not None)
