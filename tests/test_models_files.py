@@ -21,7 +21,6 @@ EXPORTED = {
     "static, middle": {"kind": "static", "frames": "middle"},
     "two streams": {"kind": "two_stream", "branch": "relu1", "every": 2},
 }
-each_exported = pytest.mark.parametrize("options", EXPORTED.values(), ids=EXPORTED)
 
 
 def model_of(options: dict, scale: float = 10.0) -> nn.Module:
@@ -106,8 +105,11 @@ def test_files_that_hold_no_model(tmp_path):
 # --- torch.export --------------------------------------------------------------------------------------------------
 
 
-@each_exported
-@pytest.mark.parametrize("lengths", [None, [9, 5, 4]], ids=str)
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [(options, [9, 5, 4]) for options in EXPORTED.values()] + [({}, None), ({"layer": "relu1", "window": 3}, None)],
+    ids=str,
+)
 def test_exported_programs_take_other_batches(options, lengths):
     model = model_of(options).train()
     program = export(model, num_frames=6, lengths=lengths is not None)
@@ -135,15 +137,12 @@ def test_what_cannot_be_exported():
 
 # --- ONNX ----------------------------------------------------------------------------------------------------------
 
-onnx_models = {name: EXPORTED[name] for name in ("dynamic image", "dynamic maps", "two streams")}
 
-
-@pytest.mark.parametrize("options", onnx_models.values(), ids=onnx_models)
-@pytest.mark.parametrize("lengths", [None, [9, 5, 4]], ids=str)
-def test_onnx_runtime_gives_the_same_scores(tmp_path, options, lengths):
+@pytest.mark.parametrize(("name", "lengths"), [("dynamic image", None), ("dynamic maps", [9, 5, 4])], ids=str)
+def test_onnx_runtime_gives_the_same_scores(tmp_path, name, lengths):
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    model = model_of(options)
+    model = model_of(EXPORTED[name])
     path = tmp_path / "model.onnx"
     export_onnx(model, path, num_frames=6, lengths=lengths is not None)
     assert os.listdir(tmp_path) == ["model.onnx"]

@@ -23,8 +23,8 @@ def export(
 
     Args:
         model: any but those with exact rank pooling, whose solver looks at values. It is exported as in evaluation.
-        num_frames: T of the example that is traced. It must be at least 2, and with a window enough for two windows;
-            so must any other T that a `dynamic` program is given.
+        num_frames: T of the example that is traced. It must be more than 1, the window, the stride and `every`; so must
+            any other T that a `dynamic` program is given.
         size: H = W; None: the backbone's. It is fixed in the program.
         lengths: whether the program takes lengths.
         dynamic: leave B and T open.
@@ -95,9 +95,9 @@ def _shapes(model: VideoModel, lengths: bool) -> dict[str, Any]:
 
 
 def _least_frames(model: VideoModel) -> int:
-    """Of one frame or window a program would be traced that holds for just one."""
-    window = model.config.window
-    return 2 if window is None else 1 + max(window, model.config.stride or window)
+    """For two windows, and two frames of a static stream: of one, a program would be traced that holds for just one."""
+    config = model.config
+    return 1 + max(1, config.window or 1, config.stride or 1, config.every)
 
 
 def _plain_operators() -> dict[Any, Any]:
