@@ -134,8 +134,8 @@ def test_branches_are_layers(name):
 
 def test_timm_by_name():
     needs("timm")
-    base = load_backbone("timm:efficientnet_lite0")
-    assert (base.mean, base.std, base.classifier) == ((127.5,) * 3, (127.5,) * 3, "classifier")
+    base = load_backbone("timm:vit_tiny_patch16_224")
+    assert (base.mean, base.std, base.classifier) == ((127.5,) * 3, (127.5,) * 3, "head")  # not ImageNet's
     model = build(ModelConfig("dynamic", 4, "timm:resnet18", layer="layer2", window=2)).eval()
     assert model(torch.zeros(1, 3, 3, 224, 224, dtype=torch.uint8)).shape == (1, 4)
     with pytest.raises(ValueError, match="timm has no model named 'nothing'"):

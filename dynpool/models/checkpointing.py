@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 
 from .layers import Forked, replace
@@ -28,8 +28,11 @@ def checkpoint_blocks(backbone: nn.Module, kept: set[str]) -> None:
         raise ValueError(
             f"checkpointing needs a backbone with blocks of layers, and {type(backbone).__name__} has none"
         )
+    wrapping = importlib.import_module(
+        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
+    )  # not in all builds
     for name in blocks:
-        replace(backbone, name, checkpoint_wrapper(backbone.get_submodule(name), checkpoint_fn=_checkpointed))
+        replace(backbone, name, wrapping.checkpoint_wrapper(backbone.get_submodule(name), checkpoint_fn=_checkpointed))
 
 
 def _blocks(module: nn.Module, prefix: str, kept: set[str]) -> Iterator[str]:

@@ -49,6 +49,9 @@ class VideoNetwork(nn.Module):
         backbone: the image network, its last linear layer made for num_classes.
         head: name of that layer.
         size: height and width of the images that the backbone is made for.
+
+    One pass at a time: threads (nn.DataParallel) cannot share a model; processes (DistributedDataParallel) can. With
+    `lengths`, torch.compile(fullgraph=True) takes models in evaluation; in training the number of rows depends on them.
     """
 
     mean: Tensor
