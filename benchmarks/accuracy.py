@@ -88,7 +88,7 @@ STREAMS = (
     Stream("dynamic image, exact", "1", pictures(method="exact")),
     Stream("multiple dynamic images", "3", pictures(sampling=WINDOWS)),
     Stream("multiple dynamic images, exact", "3", pictures(sampling=WINDOWS, method="exact"), quick=False),
-    Stream("dynamic maps", "3", {"sampling": Sampling(frames=16)}, {"layer": "_blocks.2"}, quick=False),
+    Stream("dynamic maps", "3", {"sampling": Sampling(frames=16)}, {"layer": "_blocks.4"}, quick=False),
     Stream("RGB frames", "4", {"sampling": Sampling(frames=5)}),
     Stream("flow dynamic images", "4", {"source": "flow", "sampling": WINDOWS}, quick=False),
 )
@@ -106,12 +106,12 @@ class EndToEnd:
 SMALL = ("data.window=null", "data.stride=null", "data.max_windows=null", "data.jitter=false")
 END_TO_END = (
     EndToEnd("dynamic image", "1", (*SMALL, "trainer.epochs=12")),
-    EndToEnd("multiple dynamic images", "3", ("data.max_windows=2", "data.test_windows=20", "trainer.epochs=6")),
+    EndToEnd("multiple dynamic images", "3", ("data.test_windows=20",)),
     EndToEnd(
         "dynamic maps",
         "3",
         (*SMALL, "data.source=frames", "data.frames=8", "data.size=112", "data.resize=[112,112]", "data.batch_size=4",
-         "model.layer=_blocks.2", "trainer.epochs=6"),
+         "model.layer=_blocks.4"),
     ),
 )  # fmt: skip
 
@@ -247,17 +247,10 @@ def train_split(network: EndToEnd, task: Task, split: int | str, more: Sequence[
     from dynpool.training.run import fit
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // task.jobs))
-    data = [
-        f"data.dataset={task.dataset}",
-        f"data.root={task.root}",
-        f"data.split={split}",
-        f"data.workers={task.workers}",
-    ]
-    data += [f"data.lists={task.lists}"] if task.lists else []
-    device = [f"trainer.accelerator={'gpu' if task.device.startswith('cuda') else 'cpu'}", "trainer.progress=false"]
-    config = load(
-        ["weizmann"], [*data, "data.resize=[224,224]", "data.crop=centre", *device, *network.overrides, *more]
-    )
+    data = {"dataset": task.dataset, "root": task.root, "split": split, "workers": task.workers, "lists": task.lists}
+    given = [f"data.{name}={'null' if value is None else value}" for name, value in data.items()]
+    given += [f"trainer.accelerator={'gpu' if task.device.startswith('cuda') else 'cpu'}", "trainer.progress=false"]
+    config = load(["weizmann"], [*given, *network.overrides, *more])
     with tempfile.TemporaryDirectory() as folder:
         fit(config, folder)
         scores = evaluate(folder, device=task.device, clips=False).scores

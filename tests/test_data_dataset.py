@@ -119,6 +119,41 @@ def test_a_folder_of_frames_is_a_video(listing, root, tmp_path):
     assert torch.equal(plain(folders, **options)[0]["video"], plain(listing, **options)[0]["video"])
 
 
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """A square that moves to the right, large enough for flow."""
+    folder = tmp_path_factory.mktemp("moving") / "train" / "run"
+    folder.mkdir(parents=True)
+    frames = clips.random_frames(12, 48, 64) // 8
+    for t, frame in enumerate(frames):
+        frame[16:32, 4 + 3 * t : 20 + 3 * t] = clips.random_frames(1, 16, 16)[0]
+    clips.write(folder / "0.mkv", frames)
+    clips.write(folder / "1.mkv", frames[:1])
+    (folder.parents[1] / "test").symlink_to(folder.parent)
+    return class_folders(folder.parents[1])
+
+
+def test_dynamic_images_of_flow(moving):
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    from dynpool.models import optical_flow
+
+    flow = optical_flow(plain(moving)[0]["video"])
+    options = {"window": 5, "stride": 3, "nonlinearity": "identity"}
+    windows = plain(moving, source="flow", sampling=Sampling(5, 3))[0]["video"]
+    assert torch.equal(windows, dynpool.dynamic_images(flow, **options))
+    whole = plain(moving, source="flow", sampling=Sampling(reverse=1))[0]["video"]
+    back = optical_flow(plain(moving)[0]["video"].flip(0))
+    assert torch.equal(whole, dynpool.dynamic_image(back, nonlinearity="identity")[None])
+    assert back[..., 20:28, 24:40].float()[:, 0].mean() < 127 < flow[..., 20:28, 24:40].float()[:, 0].mean()
+
+
+def test_one_frame_has_no_flow(moving):
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    item = plain(moving, source="flow")[1]
+    assert item["video"] is None
+    assert "has no flow: frames must be at least 2" in item["notices"][0].reason
+
+
 # --- geometry -------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +345,7 @@ def test_batches_stay_full_where_others_replace_what_cannot_be_read(broken):
             {"source": "dynamic_images", "sampling": Sampling(frames=3)},
             "frames = 3 thins the frames",
         ),
+        ({"source": "flow", "flip": True}, "flip has no meaning with source 'flow'"),
         ({"method": "median"}, "method must be one of"),
         ({"on_error": "ignore"}, "on_error must be"),
     ],

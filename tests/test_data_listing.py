@@ -18,6 +18,7 @@ from dynpool.data import (
     ucf101_entries,
     weizmann,
 )
+from dynpool.data.folders import divide
 from dynpool.data.listing import pictures_of
 
 LISTS = clips.DATA / "splits"
@@ -254,6 +255,19 @@ def test_the_whole_of_weizmann():
     train, test = (weizmann(clips.DATA / "weizmann", "lena", subset) for subset in ("train", "test"))
     assert (len(train), len(test), len(train.classes)) == (80, 10, 10)
     assert set(class_counts(test).values()) == {1}
+
+
+def test_training_videos_are_set_aside_by_groups(tmp_path):
+    touch(tmp_path, *(f"{c}/{p}_{c}{n}.avi" for c in ("run", "walk") for p in "abcdef" for n in ("", 2)))
+    train = weizmann(tmp_path, "f", "train")
+    kept, aside = divide(train, 0.3, r"^([^_]+)_")
+    assert len(aside) == 2 * 4  # two of five people, 30 % rounded
+    assert sorted({*kept.videos, *aside.videos}) == sorted(train.videos)
+    assert not {v.name.split("/")[1][0] for v in kept} & {v.name.split("/")[1][0] for v in aside}
+    kept, aside = divide(train, 0.3)
+    assert class_counts(aside) == {"run": 3, "walk": 3}
+    with pytest.raises(ValueError, match="at least two groups"):
+        divide(train, 0.3, "(_)")
 
 
 def test_pictures_stand_for_videos(tmp_path):

@@ -92,11 +92,11 @@ def test_four_clips_are_learnt_by_heart(root, tmp_path, capsys):
     assert len(lines) == 31
 
 
-@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
-@pytest.mark.parametrize("kind", ["dynamic", "static", "two_stream"])
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [*((s, k) for s in ("frames", "dynamic_images") for k in ("dynamic", "static")), ("frames", "two_stream")],
+)
 def test_every_kind_trains(source, kind, root, tmp_path):
-    if source == "dynamic_images" and kind == "two_stream":
-        pytest.skip("two streams need frames")
     frames = (
         ["data.window=null", "data.stride=null", "data.frames=4"] if source == "frames" and kind == "static" else []
     )
@@ -227,6 +227,7 @@ def test_the_command_says_what_is_wrong(root, tmp_path):
     assert "root must be a folder" in dynpool("train", "--data", tmp_path / "none", "-o", tmp_path / "run", code=2)
     assert "holds no run to resume" in dynpool("train", "--resume", "-o", tmp_path / "run", code=2)
     assert "holds no trained model" in dynpool("evaluate", tmp_path, code=2)
+    assert "one of authors_release, paper, weizmann" in dynpool("train", "--config", "mine", "--data", root, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,6 +259,8 @@ def test_the_commands_on_weizmann(tmp_path):
     )
     assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "split-ido", "split-ira", "split-lena"]
     assert load([out / "split-ira" / "config.yaml"]).data.split == "ira"
+    twice = dynpool("evaluate", out / "split-ira", out / "split-ira", "-o", tmp_path / "twice", "--no-clips", code=2)
+    assert "runs must be of different splits, got split ira twice" in twice
     again = dynpool("train", "--resume", "-o", out)  # all done already
     assert [line.split("/")[-2] for line in again.splitlines()] == ["split-ido", "split-ira", "split-lena"]
     shown = dynpool("evaluate", out)

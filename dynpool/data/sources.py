@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -56,11 +57,13 @@ class Frames:
     cache: Cache | None = None
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        frames = _kept(self.cache, ("frames", path, self.geometry.scaled), lambda: self._read(path))
+        if self.cache is None:
+            frames = _frames(path)
+            used, places = np.unique(sampling.indices(len(frames), random), return_inverse=True)
+            return self.geometry.scale(frames[torch.from_numpy(used)])[torch.from_numpy(places.reshape(-1))]
+        key = ("frames", path, self.geometry.scaled)
+        frames = _kept(self.cache, key, lambda: self.geometry.scale(_frames(path)))
         return frames[torch.from_numpy(sampling.indices(len(frames), random).reshape(-1))]
-
-    def _read(self, path: str) -> Tensor:
-        return _frames(path, self.geometry)
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,9 @@ def make_source(
     return DynamicImages(geometry, cache, pooling, flow=name == "flow")
 
 
-def _frames(path: str, geometry: Geometry | None = None) -> Tensor:
+def _frames(path: str) -> Tensor:
     """All frames of a video; what was damaged is warned of."""
-    clip = read_clip(path, size=None if geometry is None else geometry.scaled)
+    clip = read_clip(path)
     if clip.damaged:
         warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
     return clip.frames

@@ -111,6 +111,8 @@ def evaluate(
             scores, notices = run_evaluation(run, overrides=tuple(overrides or ()), device=device, clips=clips)
             if summary := notices.summary():
                 typer.echo(summary, err=True)
+            if any(scores.about.split == other.about.split for other in streams):
+                raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
             streams.append(scores)
             write(scores, folder / f"{scores.about.split}.scores")
         show(streams, _console())

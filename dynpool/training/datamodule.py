@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
 from ..data import EpochSampler, Item, Listing, loader
@@ -38,4 +39,5 @@ class Videos(L.LightningDataModule):
             num_workers=data.workers,
             rank=trainer.global_rank if trainer else 0,
             world=trainer.world_size if trainer else 1,
+            pin_memory=torch.cuda.is_available(),
         )
