@@ -81,6 +81,9 @@ def test_ucf101_on_disk_in_every_layout(ucf_lists, tmp_path):
         "HandStandPushups/v_HandstandPushups_g01_c01.avi",  # the letter case of many copies
         "Archery/v_Archery_g09_c01/0001.jpg",  # its frames
     )
+    (ucf_lists / "trainlist03.txt").write_text("Biking/v_Biking_g01_c02.avi 2")
+    touch(root, "v_Biking_g01_c02/00001.jpg")  # frames straight in the root
+    assert ucf101(root, 3, "train", ucf_lists)[0].path == str(root / "v_Biking_g01_c02")
     listing = ucf101(root, 1, "train", ucf_lists)
     assert [video.label for video in listing] == [1, 0, 2, 0]
     assert [video.path[len(str(root)) + 1 :] for video in listing] == [

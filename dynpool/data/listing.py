@@ -93,54 +93,61 @@ class Entry(NamedTuple):
 
 
 class Tree:
-    """The videos below a folder, <root>/<class>/<video> or <root>/<video>, read once. Letter case does not matter:
-    UCF101 has HandstandPushups/v_HandStandPushups_g01_c01, and copies of it differ.
+    """The videos below a folder, <root>/<class>/<video> or <root>/<video>; each folder is read once, when it is asked
+    for. Letter case does not matter: UCF101 has HandstandPushups/v_HandStandPushups_g01_c01, and copies of it differ.
     """
 
     def __init__(self, root: PathLike) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder of videos, got {str(root)!r}, which is none")
-        self._places: dict[tuple[str, str], tuple[int, str]] = {}
-        for item in _scan(self.root):
-            self._add("", item)
-            if item.is_dir():
-                for inner in _scan(Path(item.path)):
-                    self._add(item.name, inner)
+        self._folders = {entry.name.casefold(): entry.path for entry in _scan(self.root) if entry.is_dir()}
+        self._read: dict[str, dict[str, tuple[int, str]]] = {}
 
     def find(self, entry: Entry) -> str | None:
         """Path of a listed video, in its class's folder or straight in the root."""
         for folder in (entry.folder, ""):
-            if place := self._places.get((folder.casefold(), entry.stem.casefold())):
+            if place := self._videos(folder).get(entry.stem.casefold()):
                 return place[1]
         return None
 
     def names(self, folder: str) -> dict[str, str]:
         """Stem -> path of every video in a class's folder, in order of name."""
-        wanted = folder.casefold()
-        inside = (path for (parent, _), (_, path) in self._places.items() if parent == wanted)
-        return {_stem(path): path for path in sorted(inside)}
+        return {_stem(path): path for path in sorted(path for _, path in self._videos(folder).values())}
 
-    def _add(self, folder: str, item: os.DirEntry[str]) -> None:
-        stem, suffix = os.path.splitext(item.name)
-        suffix = suffix.lower()
-        if suffix in IMAGE_SUFFIXES and item.is_file():
-            if _WINDOW_NUMBER.search(stem):
-                self._place(folder, _WINDOW_NUMBER.sub("", stem), _PICTURES, item.path)
-            else:
-                self._place(folder, stem, _PICTURE, item.path)
-        elif suffix in VIDEO_SUFFIXES and item.is_file():
-            self._place(folder, stem, _VIDEO, item.path)
-        elif folder and item.is_dir():  # a folder in the root is a class; one in a class holds the frames of a video
-            self._place(folder, item.name, _FOLDER, item.path)
+    def _videos(self, folder: str) -> dict[str, tuple[int, str]]:
+        """What is in a folder of the root, "" being the root itself: stem -> kind and path."""
+        folder = folder.casefold()
+        path = self._folders.get(folder) if folder else str(self.root)
+        if folder not in self._read:
+            self._read[folder] = {} if path is None else _videos_in(Path(path))
+        return self._read[folder]
 
-    def _place(self, folder: str, stem: str, kind: int, path: str) -> None:
-        """Of several places of one name, a file goes before a folder of frames, and that before pictures."""
-        key = folder.casefold(), stem.casefold()
-        other = self._places.setdefault(key, (kind, path))
-        if other[0] == kind == _VIDEO and other[1] != path:
-            warnings.warn(f"{path} has the name of {other[1]} and is left out", RuntimeWarning, stacklevel=4)
-        self._places[key] = min((kind, path), other)
+
+def _videos_in(folder: Path) -> dict[str, tuple[int, str]]:
+    """Of several places of one name, a file goes before a folder of frames, and that before pictures."""
+    places: dict[str, tuple[int, str]] = {}
+    for item in _scan(folder):
+        if (found := _kind(item)) is None:
+            continue
+        kind, stem = found
+        other = places.setdefault(stem.casefold(), (kind, item.path))
+        if other[0] == kind == _VIDEO and other[1] != item.path:
+            warnings.warn(f"{item.path} has the name of {other[1]} and is left out", RuntimeWarning, stacklevel=5)
+        places[stem.casefold()] = min((kind, item.path), other)
+    return places
+
+
+def _kind(item: os.DirEntry[str]) -> tuple[int, str] | None:
+    """What may be a video, and its stem."""
+    stem, suffix = os.path.splitext(item.name)
+    if item.is_dir():
+        return _FOLDER, item.name
+    if suffix.lower() in VIDEO_SUFFIXES:
+        return _VIDEO, stem
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    return (_PICTURES, _WINDOW_NUMBER.sub("", stem)) if _WINDOW_NUMBER.search(stem) else (_PICTURE, stem)
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
