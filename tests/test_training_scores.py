@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dynpool import cli
 from dynpool.training import report
 from dynpool.training.fusion import fuse, svm, svm_scores
-from dynpool.training.scores import About, Scores, log_probabilities, read, write
+from dynpool.training.scores import About, Scores, in_words, log_probabilities, read, write
 
 CLASSES = ("jump", "run, fast", "walk")
 
@@ -38,6 +38,14 @@ def test_results_by_hand():
     only = stream([[1, 0, 0]])
     assert np.isnan(only.class_accuracies()).tolist() == [False, True, True]
     assert only.mean_class_accuracy() == 1  # of classes that have videos
+
+
+def test_what_results_are_of():
+    told = [stream([[1, 0, 0]], split=split, skipped=2).about for split in ("1", "2")]
+    assert in_words(told) == (
+        "made splits 1, 2, RGB frames, pretraining: none, windows: whole video, 4 videos left out"
+    )
+    assert in_words([RGB.about, MOTION.about]).splitlines() == [RGB.about.in_words(), MOTION.about.in_words()]
 
 
 def test_a_file_holds_what_was_written(tmp_path):

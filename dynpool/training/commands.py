@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -256,9 +257,15 @@ def _console() -> Console:
 
 @contextmanager
 def _said(command: str, extra: str) -> Iterator[None]:
-    """Errors of the user in one line, with exit code 2."""
+    """Errors of the user in one line, with exit code 2; warnings in one line, too."""
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        typer.echo(f"dynpool {command}: {message}", err=True)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            yield
     except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
         text = str(error)
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from .scores import Matrix, Scores, class_accuracies
+from .scores import Matrix, Scores, class_accuracies, in_words
 
 Counts = npt.NDArray[np.int64]
 
@@ -24,8 +25,7 @@ def show(streams: Sequence[Scores], console: Console) -> None:
     A column of clips, single windows, appears where it was measured.
     """
     clips = any(stream.about.clip_accuracy is not None for stream in streams)
-    for line in dict.fromkeys(stream.about.in_words() for stream in streams):
-        console.print(line)
+    console.print(in_words([stream.about for stream in streams]))
     table = Table(box=None, padding=(0, 2, 0, 0))
     columns = ["split", "videos", *(["clip accuracy"] if clips else []), "video accuracy", "mean class accuracy"]
     for name in columns:
@@ -65,7 +65,7 @@ def write_results(streams: Sequence[Scores], folder: str | os.PathLike[str]) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     counts, classes = confusion(streams), streams[0].classes
-    title = "\n".join(dict.fromkeys(stream.about.in_words() for stream in streams))
+    title = in_words([stream.about for stream in streams])
     accuracies = class_accuracies(counts)
     rows = zip(classes, counts.sum(1).tolist(), accuracies.tolist(), strict=True)
     _table(folder / "classes.csv", ["class", "videos", "accuracy"], ((n, v, f"{a:.6f}") for n, v, a in rows))
@@ -150,7 +150,7 @@ def draw_confusion(counts: Counts, classes: Sequence[str], title: str, path: Pat
     panel.set_xticks(ticks, classes, rotation=90, fontsize=7)
     panel.set_yticks(ticks, classes, fontsize=7)
     panel.set(xlabel="taken for", ylabel="class")
-    panel.set_title(title, fontsize=7)
+    panel.set_title(_wrapped(title), fontsize=7)
     for row, column in np.argwhere(counts) if len(classes) <= 20 else ():
         shade = "white" if shares[row, column] > 60 else "black"
         panel.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=shade)
@@ -165,11 +165,15 @@ def draw_bars(values: Matrix, names: Sequence[str], label: str, title: str, path
     figure, panel = pyplot.subplots(figsize=(6, max(2.0, 0.2 * len(names) + 1)), layout="constrained")
     panel.barh([names[index] for index in order], values[order], color="#30638e")
     panel.set_xlabel(label)
-    panel.set_title(title, fontsize=7)
+    panel.set_title(_wrapped(title), fontsize=7)
     panel.tick_params(labelsize=7)
     panel.margins(y=0.01)
     panel.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _wrapped(title: str) -> str:
+    return "\n".join(textwrap.fill(line, 90) for line in title.splitlines())
 
 
 def _pyplot() -> Any:

@@ -36,11 +36,25 @@ class About:
 
     def in_words(self) -> str:
         """One line."""
-        left_out = f", {self.skipped} videos left out" if self.skipped else ""
-        return (
-            f"{self.dataset} split {self.split}, {self.modality}, pretraining: {self.pretraining}, "
-            f"windows: {self.windows}{left_out}"
-        )
+        return in_words([self])
+
+
+def in_words(abouts: Sequence[About]) -> str:
+    """What results are of: a line, in which splits that are otherwise alike stand together; or several."""
+    alike: dict[About, list[About]] = {}
+    for about in abouts:
+        alike.setdefault(replace(about, split="", clip_accuracy=None, skipped=0), []).append(about)
+    return "\n".join(_line(list(group)) for group in alike.values())
+
+
+def _line(group: Sequence[About]) -> str:
+    about, names = group[0], list(dict.fromkeys(other.split for other in group))
+    skipped = sum(other.skipped for other in group)
+    left_out = f", {skipped} videos left out" if skipped else ""
+    return (
+        f"{about.dataset} split{'s' if len(names) > 1 else ''} {', '.join(names)}, {about.modality}, "
+        f"pretraining: {about.pretraining}, windows: {about.windows}{left_out}"
+    )
 
 
 @dataclass(frozen=True)
