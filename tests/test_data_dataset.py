@@ -116,7 +116,8 @@ def test_a_folder_of_frames_is_a_video(listing, root, tmp_path):
     folders = class_folders(tmp_path)
     assert torch.equal(plain(folders)[0]["video"], plain(listing)[0]["video"])
     options = {"source": "dynamic_images", "sampling": Sampling(5, 2)}
-    assert torch.equal(plain(folders, **options)[0]["video"], plain(listing, **options)[0]["video"])
+    ours, theirs = (plain(videos, **options)[0]["video"].int() for videos in (folders, listing))
+    assert (ours - theirs).abs().max() <= 1  # a file need not go through RGB frames
 
 
 @pytest.fixture(scope="module")
