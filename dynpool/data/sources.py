@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import check_options, dynamic_image, dynamic_images
+from ..images import Method, dynamic_image, dynamic_images
+from ..pooling import Nonlinearity
 from ..video import VideoError, damaged_packets, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
@@ -43,7 +44,9 @@ class Pooling:
     time_average: bool = True
 
     def __post_init__(self) -> None:
-        check_options(self.method, self.nonlinearity)
+        for name, choices in (("method", get_args(Method)), ("nonlinearity", get_args(Nonlinearity))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
 
     def options(self) -> dict[str, Any]:
         return {"method": self.method, "nonlinearity": self.nonlinearity, "time_average": self.time_average}
