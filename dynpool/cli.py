@@ -1,4 +1,4 @@
-"""The `dynpool` command: videos -> PNG files of their dynamic images."""
+"""The `dynpool` command: videos -> PNG files of their dynamic images; networks are trained in `dynpool.training`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .images import Recipe, make_images
+from .training import commands
 from .video import VideoError, damaged_packets, numbered_images
 
 VIDEO_SUFFIXES = frozenset(
@@ -332,3 +333,6 @@ def _whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+commands.register(app)

@@ -1,0 +1,161 @@
+"""Videos in folders by class, divided into training and test by a rule; Weizmann, leaving one person out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+
+from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all
+
+_WEIZMANN_PERSON = r"^([^_]+)_"  # of denis_walk, lena_run1
+
+
+def class_folders(
+    root: PathLike,
+    split: int | str = 1,
+    subset: Subset = "train",
+    *,
+    test_fraction: float = 0.3,
+    group: str | None = None,
+    dataset: str = "folders",
+) -> Listing:
+    """Any folder of <class>/<video>: a file, a folder of numbered frames, or pictures of dynamic images.
+
+    Where root holds folders `train` and `test`, these are the subsets, and the rule below has no say. Otherwise
+    videos are divided class by class, and depend on nothing but their names:
+
+        split an int    a share `test_fraction` of each class's groups, at least one, is for testing: those that come
+                        first in the order of a hash of split and group. Another split is another draw.
+        split a str     the group of that name is for testing, all others for training ("leave one out").
+
+    Args:
+        root: the folder.
+        split, subset: as above.
+        test_fraction: between 0 and 1, both excluded.
+        group: a regular expression whose first group, found in a video's name (without suffix), says what must stay
+            together, such as r"_g(\\d+)_"; by default each video is its own group.
+        dataset: what results call the data.
+
+    Returns:
+        Listing; classes and videos in order of name.
+
+    Raises:
+        FileNotFoundError: root, or a video in it, is not there.
+        ValueError: split, subset, test_fraction or group makes no sense.
+    """
+    check_subset(subset)
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
+    tree = Tree(root)
+    if all((tree.root / name).is_dir() for name in ("train", "test")):
+        return _given(Tree(tree.root / subset), tree, dataset, subset)
+    classes = _classes(tree)
+    entries = [entry for label, name in enumerate(classes) for entry in _entries(tree, name, label)]
+    chosen = (
+        _held_out(entries, split, group) if isinstance(split, str) else _drawn(entries, split, group, test_fraction)
+    )
+    kept = [entry for entry in entries if (entry in chosen) == (subset == "test")]
+    return find_all(kept, tree, classes, dataset=dataset, split=str(split), subset=subset)
+
+
+def weizmann(root: PathLike, held_out: str, subset: Subset = "train") -> Listing:
+    """The Weizmann actions (10 classes, 9 people) as <root>/<class>/<person>_<class>.avi, leaving one person out.
+
+    Args:
+        root: the folder of the classes.
+        held_out: the person to test on; `people` names them.
+        subset: "train", all the others, or "test", the one held out.
+
+    Raises: as `class_folders`.
+    """
+    return class_folders(root, held_out, subset, group=_WEIZMANN_PERSON, dataset="weizmann")
+
+
+def people(root: PathLike) -> list[str]:
+    """Who appears in a Weizmann folder, sorted: the splits of leave-one-person-out."""
+    return groups(root, _WEIZMANN_PERSON)
+
+
+def groups(root: PathLike, group: str) -> list[str]:
+    """The groups of the videos of a folder, sorted."""
+    tree = Tree(root)
+    entries = (entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label))
+    return sorted({_group(entry, group) for entry in entries})
+
+
+def divide(listing: Listing, fraction: float, group: str | None = None, draw: int = 0) -> tuple[Listing, Listing]:
+    """A listing without, and only with, a share of its videos: of each class about `fraction`, groups kept whole.
+
+    Args: as `class_folders`; another `draw` gives other groups. A group is taken for all classes at once.
+    """
+    entries = [Entry(*os.path.split(video.name), video.label) for video in listing]
+    names = sorted({_group(entry, group) for entry in entries}, key=lambda name: _draw(draw, name))
+    if group is None:
+        chosen = _drawn(entries, draw, group, fraction)
+    elif len(names) < 2:
+        raise ValueError(f"fraction needs at least two groups to divide, got {len(names)}")
+    else:
+        taken = names[: min(max(1, round(fraction * len(names))), len(names) - 1)]
+        chosen = {entry for entry in entries if _group(entry, group) in taken}
+    held = [index for index, entry in enumerate(entries) if entry in chosen]
+    kept = sorted(set(range(len(entries))) - set(held))
+    return listing.subset_of(kept), listing.subset_of(held)
+
+
+def _given(inner: Tree, outer: Tree, dataset: str, subset: Subset) -> Listing:
+    """root/train/<class>/…, root/test/<class>/…: classes are those of both."""
+    classes = sorted({name for half in ("train", "test") for name in _classes(Tree(outer.root / half))})
+    entries = [entry for label, name in enumerate(classes) for entry in _entries(inner, name, label)]
+    return find_all(entries, inner, classes, dataset=dataset, split="given", subset=subset)
+
+
+def _classes(tree: Tree) -> list[str]:
+    """Folders with a video in them."""
+    inside = (path.name for path in tree.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(name for name in inside if tree.names(name))
+    if not names:
+        raise FileNotFoundError(f"root must be a folder of <class>/<video>, got {str(tree.root)!r}, which has no class")
+    return names
+
+
+def _entries(tree: Tree, folder: str, label: int) -> Iterator[Entry]:
+    return (Entry(folder, stem, label) for stem in tree.names(folder))
+
+
+def _group(entry: Entry, group: str | None) -> str:
+    if group is None:
+        return entry.stem
+    match = re.search(group, entry.stem)
+    if match is None or not match.groups():
+        wanted = "a regular expression with a group, which matches every name"
+        raise ValueError(f"group must be {wanted}, got {group!r}, which does not match {entry.stem!r}")
+    return match[1]
+
+
+def _held_out(entries: list[Entry], split: str, group: str | None) -> set[Entry]:
+    chosen = {entry for entry in entries if _group(entry, group) == split}
+    if not chosen:
+        there = sorted({_group(entry, group) for entry in entries})
+        raise ValueError(f"split must be one of {', '.join(there)}, got {split!r}")
+    return chosen
+
+
+def _drawn(entries: list[Entry], split: int, group: str | None, test_fraction: float) -> set[Entry]:
+    chosen: set[Entry] = set()
+    for label in sorted({entry.label for entry in entries}):
+        own = [entry for entry in entries if entry.label == label]
+        names = sorted({_group(entry, group) for entry in own}, key=lambda name: _draw(split, name))
+        if len(names) == 1:
+            message = f"class {own[0].folder} has one group only: it is all for training"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            continue
+        count = min(max(1, round(test_fraction * len(names))), len(names) - 1)
+        chosen |= {entry for entry in own if _group(entry, group) in names[:count]}
+    return chosen
+
+
+def _draw(split: int, name: str) -> bytes:
+    return hashlib.sha256(f"{split}/{name}".encode()).digest()

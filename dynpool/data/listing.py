@@ -1,0 +1,225 @@
+"""Which videos there are: a `Listing`, and how the videos that it names are found on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from ..video import IMAGE_SUFFIXES, numbered_images
+
+Subset = Literal["train", "test"]
+PathLike = str | os.PathLike[str]
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
+)
+_WINDOW_NUMBER = re.compile(r"_\d{4,}$")  # of clip_0000.png, clip_0001.png, ..., as `dynpool image` writes them
+_VIDEO, _FOLDER, _PICTURE, _PICTURES = range(4)  # which of several places holds a video: the first of these
+
+
+class Video(NamedTuple):
+    """One labelled video: a file, a folder of numbered frames, or the (first) picture of its dynamic images."""
+
+    path: str
+    label: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Listing(Sequence[Video]):
+    """Videos of one subset of one split.
+
+    Attributes:
+        videos: those that are there.
+        classes: names of the classes; a label is an index into them.
+        dataset, split, subset: what every result says of its data.
+        missing: names of those that were listed and not found.
+    """
+
+    videos: tuple[Video, ...]
+    classes: tuple[str, ...]
+    dataset: str
+    split: str
+    subset: str
+    missing: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as in Sequence: an int or a slice
+        return self.videos[index]
+
+    def __iter__(self) -> Iterator[Video]:
+        return iter(self.videos)
+
+    @property
+    def name(self) -> str:
+        """Such as "ucf101 split 1 test"."""
+        return f"{self.dataset} split {self.split} {self.subset}"
+
+    @property
+    def labels(self) -> list[int]:
+        return [video.label for video in self.videos]
+
+    def subset_of(self, indices: Iterable[int]) -> Listing:
+        """The same, of these videos only."""
+        return replace(self, videos=tuple(self.videos[index] for index in indices), missing=())
+
+    def summary(self) -> str:
+        """What is there and what is missing, in a line."""
+        found = f"{self.name}: {len(self)} videos of {len(self.classes)} classes"
+        if not self.missing:
+            return found
+        listed = len(self) + len(self.missing)
+        return f"{found}; {len(self.missing)} of {listed} listed are missing, the first: {self.missing[0]}"
+
+
+class Entry(NamedTuple):
+    """A line of a split list."""
+
+    folder: str  # of its class
+    stem: str  # file name without its suffix
+    label: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}/{self.stem}"
+
+
+class Tree:
+    """The videos below a folder, <root>/<class>/<video> or <root>/<video>; each folder is read once, when it is asked
+    for. Letter case does not matter: UCF101 has HandstandPushups/v_HandStandPushups_g01_c01, and copies of it differ.
+    """
+
+    def __init__(self, root: PathLike) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"root must be a folder of videos, got {str(root)!r}, which is none")
+        self._folders = {entry.name.casefold(): entry.path for entry in _scan(self.root) if entry.is_dir()}
+        self._read: dict[str, dict[str, tuple[int, str]]] = {}
+
+    def find(self, entry: Entry) -> str | None:
+        """Path of a listed video, in its class's folder or straight in the root."""
+        for folder in (entry.folder, ""):
+            if place := self._videos(folder).get(entry.stem.casefold()):
+                return place[1]
+        return None
+
+    def names(self, folder: str) -> dict[str, str]:
+        """Stem -> path of every video in a class's folder, in order of name."""
+        return {_stem(path): path for path in sorted(path for _, path in self._videos(folder).values())}
+
+    def _videos(self, folder: str) -> dict[str, tuple[int, str]]:
+        """What is in a folder of the root, "" being the root itself: stem -> kind and path."""
+        folder = folder.casefold()
+        path = self._folders.get(folder) if folder else str(self.root)
+        if folder not in self._read:
+            self._read[folder] = {} if path is None else _videos_in(Path(path))
+        return self._read[folder]
+
+
+def _videos_in(folder: Path) -> dict[str, tuple[int, str]]:
+    """Of several places of one name, a file goes before a folder of frames, and that before pictures."""
+    places: dict[str, tuple[int, str]] = {}
+    for item in _scan(folder):
+        if (found := _kind(item)) is None:
+            continue
+        kind, stem = found
+        other = places.setdefault(stem.casefold(), (kind, item.path))
+        if other[0] == kind == _VIDEO and other[1] != item.path:
+            warnings.warn(f"{item.path} has the name of {other[1]} and is left out", RuntimeWarning, stacklevel=5)
+        places[stem.casefold()] = min((kind, item.path), other)
+    return places
+
+
+def _kind(item: os.DirEntry[str]) -> tuple[int, str] | None:
+    """What may be a video, and its stem."""
+    stem, suffix = os.path.splitext(item.name)
+    if item.is_dir():
+        return _FOLDER, item.name
+    if suffix.lower() in VIDEO_SUFFIXES:
+        return _VIDEO, stem
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    return (_PICTURES, _WINDOW_NUMBER.sub("", stem)) if _WINDOW_NUMBER.search(stem) else (_PICTURE, stem)
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _stem(path: str) -> str:
+    """What a video is called: without suffix, and without the number of a window's picture."""
+    if os.path.isdir(path):
+        return os.path.basename(path)
+    stem, suffix = os.path.splitext(os.path.basename(path))
+    return _WINDOW_NUMBER.sub("", stem) if suffix.lower() in IMAGE_SUFFIXES else stem
+
+
+def find_all(
+    entries: Iterable[Entry], tree: Tree, classes: Sequence[str], *, dataset: str, split: str, subset: str
+) -> Listing:
+    """The listing of those entries that are on disk.
+
+    Raises:
+        FileNotFoundError: none is.
+
+    Warns:
+        RuntimeWarning: some are missing: how many, and the first.
+    """
+    found: list[Video] = []
+    missing: list[str] = []
+    for entry in entries:
+        path = tree.find(entry)
+        if path is None:
+            missing.append(entry.name)
+        else:
+            found.append(Video(path, entry.label, entry.name))
+    listing = Listing(tuple(found), tuple(classes), dataset, split, subset, tuple(missing))
+    if not found:
+        first = f", the first being {missing[0]}" if missing else ""
+        raise FileNotFoundError(
+            f"{tree.root} has none of the {len(missing)} videos of {listing.name}{first}; "
+            "it must hold <class>/<video>.avi, the videos themselves, or <class>/<video>/ with numbered frames"
+        )
+    if missing:
+        warnings.warn(listing.summary(), RuntimeWarning, stacklevel=3)
+    return listing
+
+
+def check_subset(subset: str) -> None:
+    if subset not in get_args(Subset):
+        raise ValueError(f"subset must be 'train' or 'test', got {subset!r}")
+
+
+def class_counts(listing: Listing) -> dict[str, int]:
+    """Videos of each class."""
+    counts = Counter(listing.labels)
+    return {name: counts[label] for label, name in enumerate(listing.classes)}
+
+
+def holds_frames(path: PathLike) -> bool:
+    """Whether a path is a folder of the numbered frames of one video."""
+    return os.path.isdir(path) and bool(numbered_images(os.fspath(path)))
+
+
+def pictures_of(path: PathLike) -> list[Path]:
+    """The picture <video>.png, or those of its windows, <video>_0000.png, …, in order, given any one of them."""
+    given = Path(path)
+    if given.suffix.lower() not in IMAGE_SUFFIXES:
+        return []
+    if not _WINDOW_NUMBER.search(given.stem):
+        return [given] if given.is_file() else []
+    stem = _WINDOW_NUMBER.sub("", given.stem)
+    pattern = re.compile(re.escape(stem) + r"_(\d{4,})")
+    numbered = (
+        (pattern.fullmatch(other.stem), other) for other in given.parent.iterdir() if other.suffix == given.suffix
+    )
+    return [other for _, other in sorted((int(match[1]), other) for match, other in numbered if match)]

@@ -1,0 +1,47 @@
+"""Datasets by name, for configurations and the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .folders import class_folders, groups, people, weizmann
+from .listing import Listing, PathLike, Subset
+from .official import hmdb51, ucf101
+
+DATASETS = ("ucf101", "hmdb51", "weizmann", "folders")
+
+
+def make_listing(dataset: str, root: PathLike, split: int | str, subset: Subset, **options: Any) -> Listing:
+    """A subset of a split of the dataset of that name; options are those of its function.
+
+    Raises:
+        ValueError: the name is unknown, or split is none of its splits.
+        others: as `ucf101`, `hmdb51`, `weizmann`, `class_folders`.
+    """
+    _check(dataset)
+    if dataset == "weizmann":
+        return weizmann(root, str(split), subset, **options)
+    if dataset == "folders":
+        return class_folders(root, split, subset, **options)
+    return (ucf101 if dataset == "ucf101" else hmdb51)(root, _number(split), subset, **options)
+
+
+def splits(dataset: str, root: PathLike, group: str | None = None) -> list[int | str]:
+    """All splits: 1 to 3, or the people of Weizmann. Folders have the groups of `group`, else their draws 1 to 3."""
+    _check(dataset)
+    if dataset == "weizmann":
+        return [*people(root)]
+    if dataset == "folders" and group is not None:
+        return [*groups(root, group)]
+    return [1, 2, 3]
+
+
+def _check(dataset: str) -> None:
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(map(repr, DATASETS))}, got {dataset!r}")
+
+
+def _number(split: int | str) -> int:
+    if not str(split).isdecimal():
+        raise ValueError(f"split must be 1, 2 or 3, got {split!r}")
+    return int(split)

@@ -1,0 +1,185 @@
+"""From a video to what enters a network: its frames, or pictures that stand for windows of them.
+
+Every source turns (path, sampling, random) into uint8 [T, 3, H, W], scaled but not yet cropped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..images import Method, dynamic_image, dynamic_images
+from ..pooling import Nonlinearity
+from ..video import VideoError, damaged_packets, read_clip
+from .cache import Cache, file_version
+from .geometry import Geometry
+from .listing import pictures_of
+from .sampling import Random, Sampling
+
+SourceName = Literal["frames", "dynamic_images", "images", "flow"]
+
+
+class Source(Protocol):
+    """What a dataset reads."""
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How windows become pictures: the options of `dynpool.dynamic_image`."""
+
+    method: str = "approx"
+    nonlinearity: str = "sqrt"
+    time_average: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", get_args(Method)), ("nonlinearity", get_args(Nonlinearity))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+
+    def options(self) -> dict[str, Any]:
+        return {"method": self.method, "nonlinearity": self.nonlinearity, "time_average": self.time_average}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames themselves: windows one behind the other, [W·K, 3, H, W]."""
+
+    geometry: Geometry
+    cache: Cache | None = None
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        if self.cache is None:
+            frames = _frames(path)
+            used, places = np.unique(sampling.indices(len(frames), random), return_inverse=True)
+            return self.geometry.scale(frames[torch.from_numpy(used)])[torch.from_numpy(places.reshape(-1))]
+        key = ("frames", path, self.geometry.scaled)
+        frames = _kept(self.cache, key, lambda: self.geometry.scale(_frames(path)))
+        return frames[torch.from_numpy(sampling.indices(len(frames), random).reshape(-1))]
+
+
+@dataclass(frozen=True)
+class DynamicImages:
+    """A dynamic image of every window, [W, 3, H, W], made from the frames as the video has them and then scaled.
+
+    With `flow`, it is one of the optical flow from frame to frame (`dynpool.models.optical_flow`), without ψ. Otherwise
+    a file that is played as it is goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
+    """
+
+    geometry: Geometry
+    cache: Cache | None = None
+    pooling: Pooling = Pooling()
+    flow: bool = False
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        frames = functools.cache(lambda: _frames(path))
+        backwards, offset = sampling.backwards(random), 0
+        if sampling.jitter:
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(len(frames())))
+            offset = sampling.offset(int(count) - self.flow, random)
+
+        def make() -> Tensor:
+            if self.flow:
+                video: Tensor | str = _flow(_played(frames(), backwards), path)[offset:]
+            else:
+                video = _played(frames(), backwards)[offset:] if sampling.jitter or backwards else path
+            return self.geometry.scale(self._pool(video, sampling))
+
+        images = _kept(self.cache, ("dynamic images", path, *self._key(sampling), offset, backwards), make)
+        return images[sampling.kept(len(images), random)]
+
+    def _pool(self, video: Tensor | str, sampling: Sampling) -> Tensor:
+        options = self.pooling.options()
+        if self.flow:
+            options["nonlinearity"] = "identity"
+        if sampling.window is None:
+            return dynamic_image(video, **options)[None]
+        return dynamic_images(video, window=sampling.window, stride=sampling.step, **options)
+
+    def _key(self, sampling: Sampling) -> tuple[object, ...]:
+        # Drawn or not says which of two ways the frames took: they may differ by a rounding.
+        return self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, sampling.jitter
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures made before, such as by `dynpool image`: <video>.png, or <video>_0000.png, <video>_0001.png, …"""
+
+    geometry: Geometry
+
+    def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        paths = pictures_of(path)
+        if not paths:
+            raise VideoError(path, "is no picture; source 'images' wants <video>.png or <video>_0000.png, …")
+        pictures = [_picture(paths[index]) for index in sampling.kept(len(paths), random)]
+        return self.geometry.scale(read_clip(pictures).frames)
+
+
+def make_source(
+    name: SourceName, geometry: Geometry, sampling: Sampling, cache: Cache | None, pooling: Pooling
+) -> Source:
+    """The source of that name.
+
+    Raises:
+        ValueError: the name is unknown, or sampling asks for what the source cannot give.
+    """
+    if name not in get_args(SourceName):
+        raise ValueError(f"source must be one of {', '.join(map(repr, get_args(SourceName)))}, got {name!r}")
+    if name != "frames" and sampling.frames is not None:
+        raise ValueError(f"frames = {sampling.frames} thins the frames of source 'frames', got source {name!r}")
+    if name == "images" and sampling.reverse:
+        raise ValueError("reverse needs the frames: source 'images' has pictures only")
+    if name == "frames":
+        return Frames(geometry, cache)
+    if name == "images":
+        return Pictures(geometry)
+    if name == "flow" and geometry.flip:
+        raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
+    return DynamicImages(geometry, cache, pooling, flow=name == "flow")
+
+
+def _frames(path: str) -> Tensor:
+    """All frames of a video; what was damaged is warned of."""
+    clip = read_clip(path)
+    if clip.damaged:
+        warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
+    return clip.frames
+
+
+def _played(frames: Tensor, backwards: bool) -> Tensor:
+    return frames.flip(0) if backwards else frames
+
+
+def _flow(frames: Tensor, path: str) -> Tensor:
+    from ..models import optical_flow
+
+    try:
+        return optical_flow(frames)
+    except ValueError as error:
+        raise VideoError(path, f"has no flow: {error}") from error
+
+
+def _picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images, or broken
+        raise VideoError(os.fspath(path), f"cannot be read as a picture: {error}") from error
+
+
+def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    """From the cache, under the key with the version of the file, key[1]; or made."""
+    if cache is None:
+        return make()
+    return cache.get("|".join(map(str, (key[0], file_version(str(key[1])), *key[2:]))), make)

@@ -1,0 +1,68 @@
+"""Features of frozen networks, for linear classifiers outside: Table 3 of the paper, second row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import CUSTOM, Backbone
+from .building import VideoModel, build
+from .config import ModelConfig
+from .layers import evaluating
+from .network import TwoNetworks, VideoNetwork
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N videos: `values` float32 [N, D] on the CPU; `labels` int64 [N] and `names` where the batches had them."""
+
+    values: Tensor
+    labels: Tensor | None
+    names: list[str]
+
+
+def extract_features(
+    model: VideoModel | Backbone | nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    layer: str | None = None,
+    *,
+    device: torch.device | str | None = None,
+) -> Features:
+    """What a network sees in videos, at one of its layers.
+
+    Args:
+        model: a model of `build`; or an image network, which sees each of the T images of a video by itself (dynamic
+            images of its windows, or frames), and whose maps are pooled by their maximum over the video.
+        batches: mappings with video [B, T, 3, H, W] and, if there are, lengths [B], label [B] and name, B strings; such
+            as a DataLoader of `dynpool.data` gives.
+        layer: a named layer; None: what enters the last linear layer. See `VideoNetwork.features`.
+        device: where to compute; None: where the model is. The model is moved there.
+
+    Raises:
+        ValueError: there is no such layer, or there are no batches.
+    """
+    network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model)
+    device = next(network.parameters()).device if device is None else torch.device(device)
+    network.to(device)
+    values, labels, names = [], [], []
+    with evaluating(network), torch.no_grad():
+        for batch in batches:
+            seen = network.features(batch["video"].to(device, non_blocking=True), batch.get("lengths"), layer)
+            values.append(seen.float().cpu())
+            names += list(batch.get("name", ()))
+            if batch.get("label") is not None:
+                labels.append(torch.as_tensor(batch["label"]).cpu())
+    if not values:
+        raise ValueError("batches must not be empty")
+    return Features(torch.cat(values), torch.cat(labels) if labels else None, names)
+
+
+def _of_images(backbone: Backbone | nn.Module) -> VideoNetwork | TwoNetworks:
+    base = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
+    classes = base.module.get_submodule(base.classifier).out_features
+    assert isinstance(classes, int)
+    return build(ModelConfig("dynamic", classes, CUSTOM, pool="none"), backbone=base)

@@ -1,0 +1,220 @@
+"""The networks: frames or dynamic images go through a backbone as rows of its batch, pooled by hooks on named layers.
+
+The backbone itself is not changed, but for its classifier: it keeps its forward and the names of its weights. Where
+rows become fewer inside it, at the layer where frames are pooled and at the one where windows are, `Route` remembers
+what the rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..pooling import _check_lengths
+from .config import ModelConfig, forks, pools_at
+from .frames import FramePool
+from .layers import named_layer
+from .rows import Rows
+
+
+class Route:
+    """Where the rows of one forward pass stand: `static` of them in front belong to frames, the others to windows."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.static = 0
+        self.static_rows: Rows | None = None
+        self.rows: Rows | None = None
+        self.seen: tuple[Tensor, Rows | None, Rows | None, int] | None = None
+
+
+class VideoNetwork(nn.Module):
+    """A network that classifies videos; `build` makes it, of a configuration.
+
+    Shapes:
+        video: [B, T, 3, H, W] in pixel units 0 … 255, uint8 or floating. With pool = "none": T images of each video.
+        lengths: [B] integers, for padded videos: how many of the T frames belong to it. What lies behind is left out.
+        Returns scores [B, num_classes], before the softmax.
+
+    Raises:
+        TypeError, ValueError: from forward: an argument does not fit.
+
+    Attributes:
+        config: the `ModelConfig`.
+        backbone: the image network, its last linear layer made for num_classes.
+        head: name of that layer.
+        size: height and width of the images that the backbone is made for.
+
+    One pass at a time: threads (nn.DataParallel) cannot share a model; processes (DistributedDataParallel) can. With
+    `lengths`, torch.compile(fullgraph=True) takes models in evaluation; in training the number of rows depends on them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backbone: nn.Module,
+        *,
+        head: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        video_layer: str | None,
+        route: Route | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.head = head
+        self.size = size
+        self.video_layer = video_layer
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self._route = route or Route()
+        self._pool = FramePool(config)
+        if (layer := pools_at(config)) is not None:
+            backbone.get_submodule(layer).register_forward_hook(self._pool_frames)
+        if video_layer is not None:
+            backbone.get_submodule(video_layer).register_forward_hook(self._pool_windows)
+
+    def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Scores [B, num_classes]."""
+        rows = self._run(video, lengths)
+        route = self._route
+        scores = self._streams(rows, route.static_rows, route.rows, route.static)
+        route.clear()
+        return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
+
+    def features(
+        self, video: Tensor, lengths: Tensor | Sequence[int] | None = None, layer: str | None = None
+    ) -> Tensor:
+        """What enters the last linear layer, or comes out of a named layer: [B, D].
+
+        Maps are flattened. Frames of a static stream are averaged; frames and windows of a dynamic one that the layer
+        sees apart are pooled by their maximum. A two-stream network gives the features of its static stream, then those
+        of its dynamic stream.
+        """
+        module = named_layer(self.backbone, self.head if layer is None else layer)
+        if layer is None:
+            handle = module.register_forward_pre_hook(lambda module, args: self._see(args[0]))
+        else:
+            handle = module.register_forward_hook(lambda module, args, output: self._see(output))
+        try:
+            self._run(video, lengths)
+        finally:
+            handle.remove()
+        seen = self._route.seen
+        self._route.clear()
+        if seen is None:
+            raise ValueError(f"layer {layer!r} did not run")
+        return torch.cat(self._streams(*seen), 1)
+
+    # --- one pass --------------------------------------------------------------------------------------------------
+
+    def _run(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
+        self._route.clear()
+        images = self._images(video, self._frames(video, lengths))
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
+        scores = self.backbone(((images - self.mean) / self.std).to(dtype))
+        return scores[0] if isinstance(scores, tuple) else scores  # auxiliary ones, in training, come behind
+
+    def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:
+        """What the T axis of the video holds, after a look at it."""
+        channels = len(self.mean)
+        if not isinstance(video, Tensor) or not (video.dtype == torch.uint8 or video.is_floating_point()):
+            raise TypeError(f"video must be a uint8 or floating Tensor, got {getattr(video, 'dtype', type(video))}")
+        if video.dim() != 5 or video.shape[2] != channels:
+            raise ValueError(f"video must have shape [B, T, {channels}, H, W], got {list(video.shape)}")
+        if video.shape[1] == 0:
+            raise ValueError("video must have at least one frame, got T = 0")
+        if lengths is None:
+            return Rows(video.shape[0], video.shape[1])
+        counts = _check_lengths(lengths, video.shape[0], video.shape[1], None)
+        packs = not torch.compiler.is_compiling() or (self.training and torch.compiler.is_dynamo_compiling())
+        return Rows(video.shape[0], video.shape[1], counts.cpu() if packs else counts.to(video.device), packs, packs)
+
+    def _images(self, video: Tensor, frames: Rows) -> Tensor:
+        """The rows that enter the backbone, in pixel units."""
+        route = self._route
+        route.rows = frames
+        if self.config.kind == "static":
+            route.rows = None
+            return self._static_rows(video.flatten(0, 1), frames.padded())
+        if self.config.pool == "none" or pools_at(self.config) is not None:
+            return frames.pack(video)
+        images, route.rows = self._pool.video(video, frames.padded())
+        return images
+
+    def _static_rows(self, rows: Tensor, frames: Rows) -> Tensor:
+        """The frames, of all these rows, that the static stream shows."""
+        if self.config.frames == "middle":
+            positions, shown = frames.middle(), Rows(frames.clips, 1)
+        else:
+            shown = frames.every(self.config.every)
+            positions = torch.arange(shown.size)[None] * self.config.every
+        chosen = frames.select(rows, positions, shown)
+        self._route.static, self._route.static_rows = chosen.shape[0], shown
+        return chosen
+
+    def _pool_frames(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """At the layer: the frames become windows; in front of these go the frames of a static stream."""
+        frames = self._route.rows
+        if frames is None:  # the backbone was called by itself
+            return output
+        dynamic, self._route.rows = self._pool(output, frames)
+        return torch.cat([self._static_rows(output, frames), dynamic]) if forks(self.config) else dynamic
+
+    def _pool_windows(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """At the video layer: the windows become one row a video."""
+        windows, n = self._route.rows, self._route.static
+        if windows is None:
+            return output
+        self._route.rows = Rows(windows.clips, 1)
+        pooled = windows.max(output[n:]) if self.config.video_pool == "max" else windows.mean(output[n:])
+        return torch.cat([output[:n], pooled.to(output.dtype)]) if n else pooled
+
+    def _see(self, value: Tensor) -> None:
+        route = self._route
+        route.seen = (
+            value.clone().flatten(1),
+            route.static_rows,
+            route.rows,
+            route.static,
+        )  # the next layer may work in place
+
+    @staticmethod
+    def _streams(rows: Tensor, static_rows: Rows | None, rest: Rows | None, n: int) -> list[Tensor]:
+        """[B, D] of each stream."""
+        static = [] if static_rows is None else [static_rows.mean(rows[:n])]
+        return static if rest is None else [*static, rest.max(rows[n:])]
+
+
+class TwoNetworks(nn.Module):
+    """A static and a dynamic network with weights of their own, whose scores are averaged; `build` makes it.
+
+    Shapes: as `VideoNetwork`, of which `static` and `dynamic` are two.
+    """
+
+    def __init__(self, config: ModelConfig, static: VideoNetwork, dynamic: VideoNetwork) -> None:
+        super().__init__()
+        self.config = config
+        self.size = dynamic.size
+        self.static = static
+        self.dynamic = dynamic
+
+    def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Scores [B, num_classes]."""
+        return (self.static(video, lengths) + self.dynamic(video, lengths)) / 2
+
+    def features(
+        self, video: Tensor, lengths: Tensor | Sequence[int] | None = None, layer: str | None = None
+    ) -> Tensor:
+        """Those of the static network, then those of the dynamic one: [B, 2·D]."""
+        return torch.cat([network.features(video, lengths, layer) for network in (self.static, self.dynamic)], 1)

@@ -1,0 +1,78 @@
+"""A model in one safetensors file: its weights, and its configuration as JSON in the metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from .backbones import Backbone
+from .building import VideoModel, build
+from .config import ModelConfig
+from .weights import lines_of, safetensors_torch
+
+METADATA_KEY = "dynpool.model"
+
+
+def save(model: VideoModel, path: str | Path) -> None:
+    """Write a model's weights and configuration to a safetensors file, whole or not at all.
+
+    Raises:
+        ImportError: safetensors is not there.
+        OSError: the file cannot be written.
+    """
+    library = safetensors_torch()
+    with temporary_beside(Path(path)) as temporary:
+        library.save_model(model, str(temporary), {METADATA_KEY: json.dumps(model.config.to_dict())})
+        os.replace(temporary, path)
+
+
+def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> VideoModel:
+    """The model that `save` wrote to this file, on the CPU and in evaluation mode.
+
+    Args:
+        path: the file.
+        backbone: what `build` got, for a model whose backbone was passed as an object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no model of dynpool, or not one of this backbone.
+        ImportError: the backbone's library or safetensors is not there.
+    """
+    config = read_config(path)
+    model = build(config, backbone=backbone, pretrained=False)
+    try:
+        safetensors_torch().load_model(model, str(path))
+    except RuntimeError as error:
+        raise ValueError(f"weights in {path} do not fit backbone {config.backbone!r}: {lines_of(error)}") from error
+    return model.eval()
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration in a file that `save` wrote."""
+    library = safetensors_torch()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with library.safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # SafetensorError, which older versions do not export here
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    if METADATA_KEY not in metadata:
+        raise ValueError(f"{path} holds no model of dynpool: its metadata has no {METADATA_KEY!r}")
+    return ModelConfig.from_dict(json.loads(metadata[METADATA_KEY]))
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A name in the folder of `path`, with its ending, for a file that will take its place; removed if it did not."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Training and testing of video networks, on Lightning: `dynpool train`, `evaluate`, `fuse` and `compare`."""

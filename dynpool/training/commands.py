@@ -1,0 +1,274 @@
+"""The commands train, evaluate, fuse and compare. Nothing heavy is imported before one of them runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .config import Config
+    from .scores import Scores
+
+
+class Kind(str, Enum):
+    dynamic = "dynamic"
+    static = "static"
+    two_stream = "two_stream"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `dynpool` command."""
+    for command in (train, evaluate, fuse, compare):
+        app.command()(command)
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Options over the configuration, such as optimiser.lr=0.01."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[NAME:]FOLDER", help="Videos: ucf101:, hmdb51: or weizmann: and their folder, or one of classes."
+        ),
+    ] = None,
+    model: Annotated[Kind | None, typer.Option(help="Kind of network.  [default: as configured, else dynamic]")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="1, 2, 3; who is left out; or all, one after the other.  [default: 1]")
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="YAML file, or paper, authors_release, weizmann; later ones win."),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder of the run.")] = Path("run"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its configuration.")
+    ] = False,
+) -> None:
+    """Train a network.
+
+    FOLDER gets the configuration, checkpoints, logs (CSV, TensorBoard) and model.safetensors; with --split all, a
+    folder for every split. A run that was stopped, or killed, goes on with --resume, to the same result.
+
+    Examples:
+
+      dynpool train --config weizmann --data weizmann:weizmann --split all -o runs/weizmann
+
+      dynpool train --config paper --data ucf101:UCF-101 --split 1 model.weights=caffenet.safetensors
+
+      dynpool train --data clips data.size=112 model.backbone=resnet18 trainer.devices=4 trainer.strategy=ddp
+
+      dynpool train --resume -o runs/weizmann
+    """
+    with _said("train", "train"):
+        from .run import is_main, train_splits
+
+        made = _resumed(out, config or [], overrides or []) if resume else None
+        chosen = made or _configured(config or [], _given(data, model, split) + (overrides or []))
+        for path in train_splits(chosen, out, resume=resume):
+            if is_main():
+                typer.echo(f"wrote {path}")
+
+
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of all splits.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the runs' configurations.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="For the results.  [default: that of the run]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda, if any]")] = None,
+    clips: Annotated[bool, typer.Option("--clips/--no-clips", help="Measure single windows, too.")] = True,
+) -> None:
+    """Test networks: accuracy of clips and videos, mean class accuracy, averaged over splits.
+
+    Scores of videos are written to SPLIT.scores; confusion and classes to confusion.csv, .png, classes.csv, .png.
+
+    Examples:
+
+      dynpool evaluate runs/weizmann
+
+      dynpool evaluate runs/split1 runs/split2 runs/split3 --set data.test_windows=20 -o results
+    """
+    with _said("evaluate", "train"):
+        from .evaluate import evaluate as run_evaluation
+        from .report import show, write_results
+        from .run import runs_in
+        from .scores import write
+
+        folder = out or runs[0]
+        streams: list[Scores] = []
+        for run in (inner for outer in runs for inner in runs_in(outer)):
+            scores, notices = run_evaluation(run, overrides=tuple(overrides or ()), device=device, clips=clips)
+            if summary := notices.summary():
+                typer.echo(summary, err=True)
+            if any(scores.about.split == other.about.split for other in streams):
+                raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
+            streams.append(scores)
+            write(scores, folder / f"{scores.about.split}.scores")
+        show(streams, _console())
+        written = write_results(streams, folder)
+        typer.echo(f"wrote {len(streams)} score files, {', '.join(path.name for path in written)} in {folder}")
+
+
+def fuse(
+    streams: Annotated[
+        list[Path], typer.Argument(metavar="STREAM...", help="Score files, features (.npz), or folders of score files.")
+    ],
+    weights: Annotated[
+        str | None, typer.Option(metavar="W,W,...", help="Weight of each stream.  [default: all alike]")
+    ] = None,
+    C: Annotated[float, typer.Option("--svm-c", help="C of the linear SVM of features.")] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Score file, or folder of them, to write.")
+    ] = None,
+) -> None:
+    """Fuse streams: the weighted mean of their probabilities.
+
+    A folder stands for the score files in it, one a split: all streams then are folders. Features are an .npz file of
+    train_features, train_labels, test_features, test_labels, test_names and classes, as for a linear SVM.
+
+    Examples:
+
+      dynpool fuse rgb.scores dynamic.scores trajectories.npz --weights 1,2,1 -o fused.scores
+
+      dynpool fuse runs/static runs/dynamic
+    """
+    with _said("fuse", "train"):
+        from .fusion import fuse as run_fusion
+        from .report import show
+        from .scores import write
+
+        shares = None if weights is None else [float(weight) for weight in weights.split(",")]
+        read = [_streams(path, C) for path in streams]
+        _check_splits(streams, read)
+        console = _console()
+        for stream in read:
+            show(stream, console)
+        fused = [run_fusion(split, shares) for split in zip(*read, strict=True)]
+        show(fused, console)
+        if out is not None:
+            single = len(fused) == 1 and not streams[0].is_dir()
+            for scores in fused:
+                write(scores, out if single else out / f"{scores.about.split}.scores")
+            typer.echo(f"wrote {out}")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Score file, features (.npz), or folder of score files.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+    most: Annotated[int, typer.Option(metavar="N", help="Classes to show on each side.")] = 10,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="All classes as CSV.")] = None,
+) -> None:
+    """Compare two streams class by class: where the second gains, and where it loses.
+
+    Example:
+
+      dynpool compare rgb.scores dynamic.scores -o classes.csv
+    """
+    with _said("compare", "train"):
+        from . import report
+
+        read = [_streams(path, 1.0) for path in (first, second)]
+        _check_splits([first, second], read)
+        console = _console()
+        for stream in read:
+            report.show(stream, console)
+        rows = report.compare(*read)
+        labels = read[0][0].about.modality, read[1][0].about.modality
+        if labels[0] == labels[1]:
+            labels = str(first), str(second)
+        report.show_differences(rows, labels, console, most)
+        if out is not None:
+            report.write_differences(rows, out)
+            typer.echo(f"wrote {out}")
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def _given(data: str | None, model: Kind | None, split: str | None) -> list[str]:
+    """Options as overrides."""
+    from ..data.named import DATASETS
+
+    given: list[str] = []
+    if data is not None:
+        name, colon, root = data.partition(":")
+        known = bool(colon) and name in DATASETS
+        given += [f"data.dataset={name if known else 'folders'}", f"data.root={root if known else data!r}"]
+    if model is not None:
+        given.append(f"model.kind={model.value}")
+    return given if split is None else [*given, f"data.split={split}"]
+
+
+def _configured(files: list[str], overrides: list[str]) -> Config:
+    from .config import load
+    from .values import ConfigError
+
+    config = load(files, overrides)
+    if not config.data.root:
+        raise ConfigError("no videos are given: --data FOLDER, or data.root=FOLDER")
+    return config
+
+
+def _resumed(out: Path, files: list[str], overrides: list[str]) -> Config:
+    from .run import saved_config
+
+    return saved_config(out, files, overrides)
+
+
+def _streams(path: Path, C: float) -> list[Scores]:
+    """The splits of a stream."""
+    from .fusion import svm_scores
+    from .scores import read
+
+    if path.suffix == ".npz":
+        return [svm_scores(path, C=C)]
+    if not path.is_dir():
+        return [read(path)]
+    found = sorted(path.glob("*.scores"))
+    if not found:
+        raise FileNotFoundError(f"{path} has no score file (*.scores): run dynpool evaluate first")
+    return [read(file) for file in found]
+
+
+def _check_splits(paths: list[Path], read: list[list[Scores]]) -> None:
+    counts = {path: len(splits) for path, splits in zip(paths, read, strict=True)}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{path} has {count}" for path, count in counts.items())
+        raise ValueError(f"streams must have the same number of splits: {told}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _said(command: str, extra: str) -> Iterator[None]:
+    """Errors of the user in one line, with exit code 2; warnings in one line, too."""
+
+    def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+        typer.echo(f"dynpool {command}: {message}", err=True)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            yield
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+        text = str(error)
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
+            text = f"{text}: pip install dynpool[{extra}]"
+        typer.echo(f"dynpool {command}: {text}", err=True)
+        raise typer.Exit(2) from None

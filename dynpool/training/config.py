@@ -1,0 +1,294 @@
+"""The configuration of a run: data, model, optimiser and trainer, from YAML files and overrides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..data import Listing, Sampling, VideoDataset, make_listing, splits
+from ..data.folders import divide
+from ..data.geometry import Crop, Geometry
+from ..data.listing import Subset
+from ..data.sources import Pooling, SourceName
+from ..models import ModelConfig
+from .values import ConfigError, assign, make, merge, plain
+
+Schedule = Literal["geometric", "cosine", "linear", "constant"]
+_GROUPS = {"ucf101": r"_g(\d+)_c", "weizmann": r"^([^_]+)_"}  # what must not stand on both sides of a validation split
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which videos, and how they are read.
+
+    dataset ("ucf101", "hmdb51", "weizmann", "folders"), root, lists, test_fraction and group are those of
+    `dynpool.data`; split is a number, a person or group left out, or "all" for one run after the other.
+    source, method, nonlinearity, time_average, size, resize, crop, flip, min_scale and cache are those of
+    `VideoDataset`; window, stride, max_windows, frames, jitter and reverse of `Sampling`. In testing, nothing is
+    drawn, at most test_windows are used (null: all), and test_frames frames of each (null: as in training).
+    validation: share of the training videos to set aside, groups kept whole: progress is measured on them, and the
+    best epoch's weights are the result. "test" shows progress on the test videos, and selects nothing by it. null
+    measures nothing. In the last two cases, the result is the last epoch's weights.
+    batch_size is per process; workers are the processes that read videos, 0 for none.
+    """
+
+    dataset: Literal["ucf101", "hmdb51", "weizmann", "folders"] = "folders"
+    root: str = ""
+    split: int | str = 1
+    lists: str | None = None
+    test_fraction: float = 0.3
+    group: str | None = None
+    source: SourceName = "dynamic_images"
+    window: int | None = None
+    stride: int | None = None
+    max_windows: int | None = None
+    test_windows: int | None = None
+    frames: int | None = None
+    test_frames: int | None = None
+    jitter: bool = False
+    reverse: float = 0.0
+    method: Literal["approx", "exact", "mean", "max"] = "approx"
+    nonlinearity: Literal["sqrt", "identity"] = "sqrt"
+    time_average: bool = True
+    size: int | None = 224
+    resize: int | tuple[int, int] | None = None
+    crop: Crop = "centre"
+    flip: bool = False
+    min_scale: float = 1.0
+    validation: float | Literal["test"] | None = None
+    cache: str | None = None
+    batch_size: int = 32
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        self.sampling(train=True), self.sampling(train=False)
+        self.geometry(train=True)
+        Pooling(self.method, self.nonlinearity, self.time_average)
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
+        if isinstance(self.validation, float) and not 0 < self.validation < 1:
+            raise ValueError(f"validation must be between 0 and 1, 'test' or null, got {self.validation!r}")
+
+    def sampling(self, train: bool) -> Sampling:
+        drawn = Sampling(self.window, self.stride, self.max_windows, self.frames, self.jitter, self.reverse)
+        if train:
+            return drawn
+        tested = replace(drawn, max_windows=self.test_windows, frames=self.test_frames or self.frames)
+        return tested.without_chance()
+
+    def geometry(self, train: bool) -> Geometry:
+        drawn = Geometry(self.size, self.resize, self.crop, self.flip, self.min_scale)
+        return drawn if train else drawn.without_chance()
+
+    def listing(self, subset: Subset, split: int | str | None = None) -> Listing:
+        """The videos of `split`, by default that of the configuration."""
+        options: dict[str, Any] = {}
+        if self.dataset in ("ucf101", "hmdb51"):
+            options = {"lists": self.lists}
+        elif self.dataset == "folders":
+            options = {"test_fraction": self.test_fraction, "group": self.group}
+        return make_listing(self.dataset, self.root, self.split if split is None else split, subset, **options)
+
+    def splits(self) -> list[int | str]:
+        """All splits of the dataset."""
+        return splits(self.dataset, self.root, self.group)
+
+    def subsets(self) -> tuple[Listing, Listing | None]:
+        """Videos to train on, and to measure progress on."""
+        train = self.listing("train")
+        if self.validation is None:
+            return train, None
+        if self.validation == "test":
+            return train, self.listing("test")
+        return divide(train, float(self.validation), self.group or _GROUPS.get(self.dataset))
+
+    def videos(self, listing: Listing, train: bool, seed: int = 0) -> VideoDataset:
+        geometry = self.geometry(train)
+        return VideoDataset(
+            listing,
+            source=self.source,
+            sampling=self.sampling(train),
+            **asdict(geometry),
+            method=self.method,
+            nonlinearity=self.nonlinearity,
+            time_average=self.time_average,
+            cache=self.cache,
+            seed=seed,
+            on_error="replace" if train else "skip",
+        )
+
+    def windows_in_words(self, train: bool = False) -> str:
+        """Such as "10 every 6, at most 20"."""
+        sampling = self.sampling(train)
+        thinned = f", {sampling.frames} frame{'' if sampling.frames == 1 else 's'} of each" if sampling.frames else ""
+        if sampling.window is None:
+            return f"whole video{thinned}"
+        most = f", at most {sampling.max_windows}" if sampling.max_windows else ""
+        return f"{sampling.window} every {sampling.step}{most}{thinned}"
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How weights are learnt.
+
+    name: "sgd" (momentum) or "adamw". lr is that of the first epoch and final_lr of the last; schedule says how it goes
+    from one to the other, epoch by epoch, after `warmup` epochs of linear rise. head_lr multiplies lr for the last
+    layer. train: "all" layers or the "head", the last layer, alone. freeze_batchnorm keeps the running statistics
+    that came with the weights. label_smoothing and clip (largest norm of the gradient) are as usual.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    final_lr: float = 1e-5
+    schedule: Schedule = "geometric"
+    warmup: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    head_lr: float = 1.0
+    train: Literal["all", "head"] = "all"
+    freeze_batchnorm: bool = False
+    label_smoothing: float = 0.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.final_lr <= 0 or self.head_lr <= 0:
+            rates = ", ".join(map(str, (self.lr, self.final_lr, self.head_lr)))
+            raise ValueError(f"lr, final_lr and head_lr must be positive, got {rates}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
+        if self.warmup < 0 or self.weight_decay < 0 or self.momentum < 0:
+            raise ValueError("warmup, weight_decay and momentum must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Where and how long: accelerator, devices, num_nodes, strategy and precision are Lightning's own.
+
+    patience: stop after so many epochs without a better validation accuracy (needs data.validation).
+    accumulate: batches whose gradients are summed to a step. checkpoint_steps: write a checkpoint every so many steps,
+    besides the one after each epoch. threads: of torch in each process; null leaves torch's own number. max_steps ends
+    a run early.
+    """
+
+    epochs: int = 20
+    patience: int | None = None
+    accelerator: str = "auto"
+    devices: int | str | tuple[int, ...] = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | int = "32-true"
+    accumulate: int = 1
+    checkpoint_steps: int | None = None
+    max_steps: int = -1
+    threads: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "accumulate", "checkpoint_steps", "threads", "num_nodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run. `model` has the options of `dynpool.models.ModelConfig` but for num_classes, which the data say."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any] = field(default_factory=lambda: {"kind": "dynamic"})
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.model_config(2)
+        if self.trainer.patience is not None and not isinstance(self.data.validation, float):
+            raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
+
+    def model_config(self, num_classes: int) -> ModelConfig:
+        """The model for so many classes: what the data imply is filled in.
+
+        Pictures, which the data have pooled already, need pool = "none". Windows of frames lie one behind the other,
+        and the model pools each.
+        """
+        given = {"kind": "dynamic", **self.model, "num_classes": num_classes}
+        data = self.data
+        if data.source != "frames" and given["kind"] != "static":
+            if given.get("pool") not in (None, "none"):
+                raise ConfigError(f"model.pool = {given['pool']!r} needs data.source = 'frames', got {data.source!r}")
+            given["pool"] = "none"
+        elif data.source == "frames" and data.window is not None and given["kind"] != "static":
+            if given.get("window") is not None:
+                raise ConfigError("windows are given twice: give data.window or model.window")
+            if data.test_frames not in (None, data.frames):
+                raise ConfigError("data.test_frames must be data.frames where the model pools windows of them")
+            given["window"] = given["stride"] = data.sampling(train=True).clip_frames
+        try:
+            return ModelConfig.from_dict(given)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in YAML."""
+        values: dict[str, Any] = plain(asdict(self))
+        return values
+
+    def with_split(self, split: int | str) -> Config:
+        return replace(self, data=replace(self.data, split=split))
+
+
+def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] = ()) -> Config:
+    """The configuration of YAML files, the later ones over the earlier, and "key=value" overrides over them all.
+
+    A file is a path, or the name of one that comes with dynpool (`shipped`).
+
+    Raises:
+        ConfigError: a key or a value makes no sense.
+        FileNotFoundError: there is no such file.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        merge(values, read(file))
+    for override in overrides:
+        assign(values, override)
+    return make(Config, values)
+
+
+def read(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """The values of a YAML file, or of a shipped configuration."""
+    text = _text(file)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} must be YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{file} must hold keys and values, got {type(values).__name__}")
+    return dict(values)
+
+
+def _text(file: str | os.PathLike[str]) -> str:
+    if Path(file).is_file():
+        return Path(file).read_text(encoding="utf-8")
+    if str(file) in shipped():
+        return (_folder() / f"{file}.yaml").read_text(encoding="utf-8")
+    raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped())}, got {str(file)!r}")
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with dynpool."""
+    return sorted(item.name[: -len(".yaml")] for item in _folder().iterdir() if item.name.endswith(".yaml"))
+
+
+def _folder() -> Any:
+    return resources.files(__package__) / "configs"
+
+
+def write(config: Config, path: Path) -> None:
+    """As YAML that `load` reads."""
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")

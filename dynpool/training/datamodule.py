@@ -1,0 +1,43 @@
+"""Loaders for Lightning: each process gets its share of the videos, and goes on where a run was stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from ..data import EpochSampler, Item, Listing, loader
+from .config import Config
+from .module import VideoClassifier
+
+
+class Videos(L.LightningDataModule):
+    """Videos to train on, and perhaps to measure progress on."""
+
+    def __init__(self, config: Config, train: Listing, validation: Listing | None) -> None:
+        super().__init__()
+        self.config, self.train, self.validation = config, train, validation
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        made = self._loader(self.train, train=True)
+        module = self.trainer.lightning_module if self.trainer else None
+        if isinstance(module, VideoClassifier) and isinstance(made.sampler, EpochSampler):
+            made.sampler.skip = module.take_resumed_batches() * self.config.data.batch_size
+        return made
+
+    def val_dataloader(self) -> DataLoader[Item] | list[Any]:
+        return [] if self.validation is None else self._loader(self.validation, train=False)
+
+    def _loader(self, listing: Listing, train: bool) -> DataLoader[Item]:
+        data, trainer = self.config.data, self.trainer
+        return loader(
+            data.videos(listing, train, self.config.seed),
+            data.batch_size,
+            shuffle=train,
+            num_workers=data.workers,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            pin_memory=torch.cuda.is_available(),
+        )

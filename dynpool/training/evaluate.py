@@ -1,0 +1,169 @@
+"""Scores of a trained model on the videos of a split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import Batch, Listing, Notices, VideoDataset, loader
+from ..models import ModelConfig, load
+from .config import Config
+from .config import load as load_config
+from .run import CONFIG, MODEL
+from .scores import About, Scores, log_probabilities
+
+PathLike = str | os.PathLike[str]
+
+
+class Evaluation(NamedTuple):
+    """Scores, and what was wrong with files on the way."""
+
+    scores: Scores
+    notices: Notices
+
+
+def evaluate(
+    run: PathLike,
+    *,
+    overrides: tuple[str, ...] = (),
+    device: str | torch.device | None = None,
+    clips: bool = True,
+    backbone: nn.Module | None = None,
+) -> Evaluation:
+    """Scores of a run's model on the test videos of its split.
+
+    Args:
+        run: the folder of a training run.
+        overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration.
+        device: by default CUDA where there is one.
+        clips: measure the accuracy of single windows, too, where videos have several.
+        backbone: what `fit` got.
+
+    Raises:
+        FileNotFoundError: the folder has no trained model, or the videos are not there.
+    """
+    folder = Path(run)
+    if not (folder / MODEL).is_file():
+        raise FileNotFoundError(f"{folder} has no {MODEL}: train the model first")
+    config = load_config([folder / CONFIG], overrides)
+    listing = config.data.listing("test")
+    model = load(folder / MODEL, backbone=backbone)
+    about = describe(config, listing, model.config)
+    dataset = config.data.videos(listing, train=False, seed=config.seed)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    clip_frames = 1 if model.config.kind == "static" else dataset.clip_frames
+    return score(
+        model,
+        dataset,
+        about,
+        batch_size=config.data.batch_size,
+        workers=config.data.workers,
+        device=where,
+        clip_frames=clip_frames if clips else None,
+    )
+
+
+def score(
+    model: nn.Module,
+    dataset: VideoDataset,
+    about: About,
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    clip_frames: int | None = None,
+) -> Evaluation:
+    """Log-probabilities of every video of a dataset by a model [B, T, 3, H, W], lengths -> scores [B, C].
+
+    Where `clip_frames` is given, every so many entries of T are shown alone, too, for the accuracy of single clips.
+    """
+    notices = Notices(dataset.listing.name)
+    model = model.to(device).eval()
+    rows: dict[int, Tensor] = {}
+    hits = shown = 0
+    with torch.inference_mode():
+        for batch in loader(dataset, batch_size, num_workers=workers):
+            notices.add(batch)
+            if not len(batch["label"]):
+                continue
+            video = batch["video"].to(device)
+            values = model(video, batch["lengths"]).double().cpu()
+            rows.update(zip(batch["index"].tolist(), values, strict=True))
+            if clip_frames is not None:
+                for scores, label in _clip_scores(model, batch, clip_frames, device):
+                    hits, shown = hits + int((scores.argmax(1) == label).sum()), shown + len(scores)
+    if not rows:
+        raise ValueError(f"none of the {len(dataset)} videos of {dataset.listing.name} could be read")
+    left_out = len(dataset) - len(rows) + len(dataset.listing.missing)
+    about = replace(about, clip_accuracy=hits / shown if shown else None, skipped=left_out)
+    return Evaluation(_scores(dataset.listing, rows, about), notices)
+
+
+def _scores(listing: Listing, rows: dict[int, Tensor], about: About) -> Scores:
+    indices = sorted(rows)
+    values = log_probabilities(torch.stack([rows[index] for index in indices]).numpy())
+    names = tuple(listing[index].name for index in indices)
+    labels = np.array([listing[index].label for index in indices], np.int64)
+    return Scores(about, listing.classes, names, labels, values)
+
+
+def _clip_scores(
+    model: nn.Module, batch: Batch, frames: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores [n, C] of every window of each video by itself, and the video's label."""
+    for video, length, label in zip(batch["video"], batch["lengths"].tolist(), batch["label"], strict=True):
+        windows = video[:length].unflatten(0, (-1, frames))
+        yield model(windows.to(device)).cpu(), label
+
+
+# --- what a result is of ---------------------------------------------------------------------------------------------
+
+
+def describe(config: Config, listing: Listing, model: ModelConfig) -> About:
+    """What results of this model on these videos are of."""
+    return About(
+        dataset=listing.dataset,
+        split=listing.split,
+        modality=modality(config, model),
+        pretraining=pretraining(model, config),
+        windows=config.data.windows_in_words() if model.window is None else _model_windows(model, config),
+    )
+
+
+def modality(config: Config, model: ModelConfig) -> str:
+    """What the network sees, in words."""
+    data = config.data
+    if data.source == "flow":
+        return "flow dynamic images"
+    if data.source == "images":
+        return "pictures made before"
+    if data.source == "dynamic_images":
+        return {"approx": "dynamic images", "exact": "dynamic images, exact"}.get(data.method, f"{data.method} images")
+    if model.kind == "static":
+        return "RGB frames"
+    if model.kind == "two_stream":
+        return f"RGB frames and dynamic images, branch at {model.branch or 'input'}"
+    what = f"dynamic maps after {model.layer}" if model.layer else "dynamic images"
+    return {"approx": what, "exact": f"{what}, exact"}.get(str(model.pool), f"{model.pool} of frames")
+
+
+def pretraining(model: ModelConfig, config: Config) -> str:
+    """Where the weights began."""
+    weights = config.model.get("weights") or model.weights
+    if weights is None:
+        return f"none ({model.backbone})"
+    named = "ImageNet" if weights in ("default", "imagenet") else os.path.basename(str(weights))
+    return f"{named} ({model.backbone})"
+
+
+def _model_windows(model: ModelConfig, config: Config) -> str:
+    if config.data.window is not None:
+        return config.data.windows_in_words()
+    return f"{model.window} every {model.stride or model.window}"

@@ -1,0 +1,151 @@
+"""Late fusion of streams by their scores; scores of features made elsewhere, by a linear SVM."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .scores import About, Matrix, Scores, log_probabilities
+
+PathLike = str | os.PathLike[str]
+
+
+def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> Scores:
+    """The weighted mean of the streams' probabilities (the softmax of each stream's scores), as logarithms.
+
+    Args:
+        streams: two or more, of the same classes. Videos that some stream lacks are left out, and counted.
+        weights: one a stream, not negative and not all zero; by default all alike.
+
+    Raises:
+        ValueError: streams have no video in common, or disagree on classes, labels, dataset or split; or weights make
+            no sense.
+    """
+    shares = _shares(weights, len(streams))
+    first = streams[0]
+    _check_same(streams)
+    common = [name for name in first.names if all(name in stream.names for stream in streams[1:])]
+    if not common:
+        raise ValueError("the streams have no video in common")
+    chosen = [_rows(stream, common) for stream in streams]
+    labels = first.labels[_rows(first, common)]
+    for stream, rows in zip(streams, chosen, strict=True):
+        if not np.array_equal(stream.labels[rows], labels):
+            raise ValueError("the streams disagree on the labels of videos")
+    mean = sum(
+        share * np.exp(log_probabilities(stream.values[rows]))
+        for share, stream, rows in zip(shares, streams, chosen, strict=True)
+    )
+    left_out = len(set().union(*(stream.names for stream in streams))) - len(common)
+    return Scores(_about(streams, shares, left_out), first.classes, tuple(common), labels, np.log(mean + 1e-300))
+
+
+def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -> Scores:
+    """Scores of features made elsewhere, such as Fisher vectors of trajectories: by a linear SVM, one class against
+    the others, of features scaled to unit variance.
+
+    Args:
+        features: an .npz file (numpy, no pickles) with train_features [N, D], train_labels [N], test_features [M, D],
+            test_labels [M], test_names [M] and classes [C]; labels count from 0, names are those of the listing, such
+            as Archery/v_Archery_g01_c01. It may hold dataset, split, modality, pretraining, windows, of one text each.
+        about: what the scores are of, in place of that.
+        C: of the SVM.
+
+    Raises:
+        ValueError: the file lacks something, or shapes do not fit.
+        ImportError: scikit-learn is not there.
+    """
+    content = _npz(features)
+    train, test = content["train_features"], content["test_features"]
+    values = svm(train, content["train_labels"], test, len(content["classes"]), C)
+    names = tuple(map(str, content["test_names"]))
+    labels = content["test_labels"].astype(np.int64)
+    return Scores(about or _told(content, features), tuple(map(str, content["classes"])), names, labels, values)
+
+
+def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float = 1.0) -> Matrix:
+    """Margins [M, C] of a linear SVM (one against the others), features scaled to unit variance; a class without
+    training videos gets the lowest of its row.
+    """
+    try:
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import LinearSVC
+    except ImportError as error:
+        raise ImportError(f"a linear SVM needs scikit-learn ({error}): pip install dynpool[train]") from error
+    machine = make_pipeline(StandardScaler(), LinearSVC(C=C, dual=True, random_state=0, max_iter=20_000))
+    machine.fit(train, labels)
+    margins = machine.decision_function(test)
+    if margins.ndim == 1:  # two classes
+        margins = np.stack([-margins, margins], 1)
+    values = np.repeat(margins.min(1, keepdims=True) - 1, classes, 1)
+    values[:, machine.classes_] = margins
+    return values
+
+
+def _told(content: dict[str, np.ndarray], path: PathLike) -> About:
+    """What the file says of itself."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    values = {"dataset": "unknown", "split": "?", "pretraining": "unknown", "windows": "unknown"}
+    values["modality"] = f"{stem}, linear SVM"
+    told = {name: str(content.get(name, value)) for name, value in values.items()}
+    return About(told["dataset"], told["split"], told["modality"], told["pretraining"], told["windows"])
+
+
+_NEEDED = ("train_features", "train_labels", "test_features", "test_labels", "test_names", "classes")
+
+
+def _npz(path: PathLike) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        content = {name: file[name] for name in file.files}
+    for name in _NEEDED:
+        if name not in content:
+            raise ValueError(f"{path} must hold {', '.join(_NEEDED)}; it has no {name}")
+    shapes = {name: content[name].shape for name in _NEEDED}
+    for part in ("train", "test"):
+        if len(shapes[f"{part}_features"]) != 2 or shapes[f"{part}_labels"] != shapes[f"{part}_features"][:1]:
+            raise ValueError(f"{part}_features must have shape [N, D] and {part}_labels [N], got {shapes}")
+    if shapes["train_features"][1] != shapes["test_features"][1]:
+        raise ValueError(f"train_features and test_features must have the same D, got {shapes}")
+    return content
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    if count < 2:
+        raise ValueError(f"fusion needs at least two streams, got {count}")
+    if weights is None:
+        return [1 / count] * count
+    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"weights must be {count} numbers, not negative and not all zero, got {list(weights)}")
+    return [weight / sum(weights) for weight in weights]
+
+
+def _check_same(streams: Sequence[Scores]) -> None:
+    for what, values in (
+        ("classes", {stream.classes for stream in streams}),
+        ("dataset", {stream.about.dataset for stream in streams} - {"unknown"}),
+        ("split", {stream.about.split for stream in streams} - {"?"}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"streams must agree on their {what}, got {' and '.join(map(str, sorted(values)))}")
+
+
+def _rows(stream: Scores, names: Sequence[str]) -> list[int]:
+    places = {name: row for row, name in enumerate(stream.names)}
+    return [places[name] for name in names]
+
+
+def _about(streams: Sequence[Scores], shares: Sequence[float], left_out: int) -> About:
+    parts = [f"{share:.3g} × {stream.about.modality}" for share, stream in zip(shares, streams, strict=True)]
+    known = next((stream.about for stream in streams if stream.about.dataset != "unknown"), streams[0].about)
+    return replace(
+        known,
+        modality=" + ".join(parts),
+        pretraining=" + ".join(dict.fromkeys(stream.about.pretraining for stream in streams)),
+        windows=" + ".join(dict.fromkeys(stream.about.windows for stream in streams)),
+        clip_accuracy=None,
+        skipped=max(stream.about.skipped for stream in streams) + left_out,
+    )

@@ -1,0 +1,153 @@
+"""Training steps: a model, its loss and learning rates, as Lightning wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from ..data import Batch, Notices
+from .config import OptimiserConfig
+
+
+class VideoClassifier(L.LightningModule):
+    """Trains a model of `dynpool.models` on batches of `dynpool.data`.
+
+    Everything random in a step is drawn from (seed, step, process), so that a run that was stopped goes on exactly.
+    """
+
+    def __init__(self, model: nn.Module, optimiser: OptimiserConfig, num_classes: int, seed: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.optimiser_config = optimiser
+        self.seed = seed
+        self.loss = nn.CrossEntropyLoss(label_smoothing=optimiser.label_smoothing)
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_class_accuracy = MulticlassAccuracy(num_classes, average="macro")
+        self.notices = Notices("training")
+        self._resumed_batches = 0
+        if optimiser.train == "head":
+            model.requires_grad_(False)
+            for parameter in head_parameters(model):
+                parameter.requires_grad_(True)
+
+    def forward(self, video: Tensor, lengths: Tensor) -> Tensor:
+        """Scores [B, num_classes]."""
+        scores: Tensor = self.model(video, lengths)
+        return scores
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        self._prepare()  # a run that goes on in the middle of an epoch does not start it
+
+    def on_train_epoch_start(self) -> None:
+        self._prepare()
+        self.log("train/lr", rate(self.optimiser_config, self.current_epoch, int(self.trainer.max_epochs or 1)))
+
+    def _prepare(self) -> None:
+        self._set_rate()
+        keep = self.optimiser_config
+        for module in self.model.modules():
+            frozen = keep.freeze_batchnorm and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if frozen or (keep.train == "head" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
+                module.eval()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.notices.add(batch)
+        scores = self(batch["video"], batch["lengths"])
+        loss: Tensor = self.loss(scores, batch["label"])
+        self.train_accuracy(scores, batch["label"])
+        size = len(batch["label"])
+        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    # --- validation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.notices.add(batch)
+        size = len(batch["label"])
+        if size == 0:  # none of its videos could be read
+            return
+        scores = self(batch["video"], batch["lengths"])
+        self.val_accuracy(scores, batch["label"])
+        self.val_class_accuracy(scores, batch["label"])
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size}
+        self.log("val/loss", self.loss(scores, batch["label"]), sync_dist=True, **options)
+        self.log("val/accuracy", self.val_accuracy, prog_bar=True, **options)
+        self.log("val/class_accuracy", self.val_class_accuracy, **options)
+
+    # --- optimiser -------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        config = self.optimiser_config
+        optimiser: torch.optim.Optimizer
+        if config.name == "sgd":
+            optimiser = torch.optim.SGD(self._groups(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        else:
+            optimiser = torch.optim.AdamW(self._groups(), config.lr, weight_decay=config.weight_decay)
+        return optimiser
+
+    def _set_rate(self) -> None:
+        """The epoch alone says the rate, so that nothing of it has to be kept for a run that goes on."""
+        config = self.optimiser_config
+        now = rate(config, self.current_epoch, int(self.trainer.max_epochs or 1))
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["lr"] = now * group["scale"]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The last layer with its own rate; what is not trained stays out."""
+        config = self.optimiser_config
+        head = {id(parameter) for parameter in head_parameters(self.model)}
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        body = [parameter for parameter in trained if id(parameter) not in head]
+        last = [parameter for parameter in trained if id(parameter) in head]
+        groups: list[dict[str, Any]] = [{"params": body, "scale": 1.0}, {"params": last, "scale": config.head_lr}]
+        return [group for group in groups if group["params"]]
+
+    # --- going on in the middle of an epoch ------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        ended = progress["is_last_batch"]
+        self._resumed_batches = 0 if ended else int(progress["current"]["processed"])
+
+    def take_resumed_batches(self) -> int:
+        """Batches of the epoch that were done before the run was stopped; asked for once."""
+        batches, self._resumed_batches = self._resumed_batches, 0
+        return batches
+
+
+def rate(config: OptimiserConfig, epoch: int, epochs: int) -> float:
+    """Learning rate of an epoch, the first being 0: lr after the warm-up, final_lr in the last of `epochs`."""
+    if epoch < config.warmup:
+        return config.lr * (epoch + 1) / (config.warmup + 1)
+    last = max(epochs - 1 - config.warmup, 1)
+    done = min((epoch - config.warmup) / last, 1.0)
+    if config.schedule == "geometric":
+        return config.lr * (config.final_lr / config.lr) ** done
+    if config.schedule == "cosine":
+        return config.final_lr + (config.lr - config.final_lr) * (1 + math.cos(math.pi * done)) / 2
+    if config.schedule == "linear":
+        return config.lr + (config.final_lr - config.lr) * done
+    return config.lr
+
+
+def head_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Those of the last layer, or of each stream's."""
+    for network in model.modules():
+        head = getattr(network, "head", None)
+        if isinstance(head, str):
+            yield from network.backbone.get_submodule(head).parameters()  # type: ignore[union-attr]

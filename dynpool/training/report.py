@@ -1,0 +1,208 @@
+"""Results as tables and pictures: accuracies, confusion, classes, and how two streams differ class by class."""
+
+from __future__ import annotations
+
+import csv
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from .scores import Matrix, Scores, class_accuracies, in_words
+
+Counts = npt.NDArray[np.int64]
+
+
+def show(streams: Sequence[Scores], console: Console) -> None:
+    """Accuracies of every split, and their mean where there are several; what they are of stands above.
+
+    A column of clips, single windows, appears where it was measured.
+    """
+    clips = any(stream.about.clip_accuracy is not None for stream in streams)
+    console.print(in_words([stream.about for stream in streams]))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    columns = ["split", "videos", *(["clip accuracy"] if clips else []), "video accuracy", "mean class accuracy"]
+    for name in columns:
+        table.add_column(name, justify="left" if name == "split" else "right")
+    rows = [_figures(stream, clips) for stream in streams]
+    for stream, row in zip(streams, rows, strict=True):
+        table.add_row(stream.about.split, str(len(stream.names)), *map(_percent, row))
+    if len(streams) > 1:
+        means = [float(np.mean(column)) for column in zip(*rows, strict=True)]
+        table.add_row("mean", str(sum(len(stream.names) for stream in streams)), *map(_percent, means))
+    console.print(table)
+
+
+def _figures(stream: Scores, clips: bool) -> list[float]:
+    clip = stream.about.clip_accuracy
+    first = [np.nan if clip is None else clip] if clips else []
+    return [*first, stream.accuracy(), stream.mean_class_accuracy()]
+
+
+def _percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.1f} %"
+
+
+def confusion(streams: Sequence[Scores]) -> Counts:
+    """Confusion [C, C], summed over splits.
+
+    Raises:
+        ValueError: classes differ.
+    """
+    _check_classes(streams)
+    total: Counts = np.sum([stream.confusion() for stream in streams], 0)
+    return total
+
+
+def write_results(streams: Sequence[Scores], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write confusion.csv and .png and classes.csv and .png, of all splits together, into a folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts, classes = confusion(streams), streams[0].classes
+    title = in_words([stream.about for stream in streams])
+    accuracies = class_accuracies(counts)
+    rows = zip(classes, counts.sum(1).tolist(), accuracies.tolist(), strict=True)
+    _table(folder / "classes.csv", ["class", "videos", "accuracy"], ((n, v, f"{a:.6f}") for n, v, a in rows))
+    _table(
+        folder / "confusion.csv", ["class", *classes], ((n, *r) for n, r in zip(classes, counts.tolist(), strict=True))
+    )
+    draw_confusion(counts, classes, title, folder / "confusion.png")
+    draw_bars(accuracies * 100, classes, "accuracy, %", title, folder / "classes.png")
+    return [folder / f"{name}.{ending}" for name in ("confusion", "classes") for ending in ("csv", "png")]
+
+
+class ClassDifference(NamedTuple):
+    """A class, its videos, and the accuracy of two streams on it."""
+
+    name: str
+    videos: int
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """What the second gains."""
+        return self.second - self.first
+
+
+def compare(first: Sequence[Scores], second: Sequence[Scores]) -> list[ClassDifference]:
+    """Classes by what the second of two streams gains over the first, splits taken together: the largest gain first
+    (Table 5 of the paper). Only videos that both have count.
+
+    Raises:
+        ValueError: classes differ, or there is no video in common.
+    """
+    _check_classes([*first, *second])
+    kept = [_common(a, b) for a, b in zip(first, second, strict=True)]
+    a, b = (confusion([pair[side] for pair in kept]) for side in (0, 1))
+    names = first[0].classes
+    made = map(ClassDifference, names, a.sum(1).tolist(), class_accuracies(a).tolist(), class_accuracies(b).tolist())
+    return sorted((row for row in made if row.videos), key=lambda row: (-row.difference, row.name))
+
+
+def _common(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    names = sorted(set(a.names) & set(b.names))
+    if not names:
+        raise ValueError("the two have no video in common")
+    return _only(a, names), _only(b, names)
+
+
+def _only(stream: Scores, names: Sequence[str]) -> Scores:
+    places = {name: row for row, name in enumerate(stream.names)}
+    rows = [places[name] for name in names]
+    return Scores(stream.about, stream.classes, tuple(names), stream.labels[rows], stream.values[rows])
+
+
+def show_differences(rows: Sequence[ClassDifference], labels: tuple[str, str], console: Console, most: int) -> None:
+    """The `most` classes that gain most, and those that lose most."""
+    gained = [row for row in rows if row.difference > 0][:most]
+    lost = [row for row in rows if row.difference < 0][::-1][:most]
+    for title, chosen in ((f"{labels[1]} is better", gained), (f"{labels[0]} is better", lost)):
+        table = Table("class", "videos", "first", "second", "difference", title=title, box=None, title_justify="left")
+        for row in chosen:
+            figures = _percent(row.first), _percent(row.second), f"{100 * row.difference:+.1f}"
+            table.add_row(row.name, str(row.videos), *figures)
+        console.print(table if chosen else f"{title}: in no class")
+
+
+def write_differences(rows: Sequence[ClassDifference], path: str | os.PathLike[str]) -> None:
+    """As CSV, in percent."""
+    values = (
+        (r.name, r.videos, f"{100 * r.first:.2f}", f"{100 * r.second:.2f}", f"{100 * r.difference:.2f}") for r in rows
+    )
+    _table(Path(path), ["class", "videos", "first", "second", "difference"], values)
+
+
+def draw_confusion(counts: Counts, classes: Sequence[str], title: str, path: Path) -> None:
+    """Rows in percent of their class; numbers stand in the cells of small matrices."""
+    pyplot = _pyplot()
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.0, 0.22 * len(classes) + 2)
+    figure, panel = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    ticks = range(len(classes))
+    panel.set_xticks(ticks, classes, rotation=90, fontsize=7)
+    panel.set_yticks(ticks, classes, fontsize=7)
+    panel.set(xlabel="taken for", ylabel="class")
+    panel.set_title(_wrapped(title), fontsize=7)
+    for row, column in np.argwhere(counts) if len(classes) <= 20 else ():
+        shade = "white" if shares[row, column] > 60 else "black"
+        panel.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=shade)
+    figure.colorbar(image, ax=panel, label="% of the class", shrink=0.8)
+    _save(figure, path)
+
+
+def draw_bars(values: Matrix, names: Sequence[str], label: str, title: str, path: Path) -> None:
+    """Horizontal bars, the largest on top."""
+    pyplot = _pyplot()
+    order = np.argsort(np.nan_to_num(values, nan=-1), kind="stable")
+    figure, panel = pyplot.subplots(figsize=(6, max(2.0, 0.2 * len(names) + 1)), layout="constrained")
+    panel.barh([names[index] for index in order], values[order], color="#30638e")
+    panel.set_xlabel(label)
+    panel.set_title(_wrapped(title), fontsize=7)
+    panel.tick_params(labelsize=7)
+    panel.margins(y=0.01)
+    panel.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _wrapped(title: str) -> str:
+    return "\n".join(textwrap.fill(line, 90) for line in title.splitlines())
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(f"pictures of results need matplotlib ({error}): pip install dynpool[train]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    figure.savefig(temporary, dpi=110, format=path.suffix[1:])
+    os.replace(temporary, path)
+    _pyplot().close(figure)
+
+
+def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)
+    os.replace(temporary, path)
+
+
+def _check_classes(streams: Sequence[Scores]) -> None:
+    if len({stream.classes for stream in streams}) > 1:
+        raise ValueError("scores must be of the same classes")

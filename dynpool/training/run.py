@@ -1,0 +1,220 @@
+"""A training run in a folder: configuration, checkpoints, logs and the trained model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from ..models import VideoModel, build, save
+from .config import Config, load, write
+from .datamodule import Videos
+from .module import VideoClassifier
+from .progress import EpochLines
+
+CONFIG, CHECKPOINT, BEST, MODEL = "config.yaml", "last.ckpt", "best.ckpt", "model.safetensors"
+_EXPECTED = (  # what Lightning warns of, and we mean
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*number of training batches.*",
+    ".*Total length of .list. across ranks is zero.*",
+    ".*LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # it is: VideoClassifier.take_resumed_batches
+    ".*Experiment logs directory.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*Found .* module.* in eval mode.*",
+)
+
+
+def fit(
+    config: Config,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    backbone: nn.Module | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
+    """Train a model.
+
+    Args:
+        config: what, on which data, and how.
+        out: the folder of the run. It gets config.yaml; last.ckpt after every epoch; best.ckpt, where progress is
+            measured on videos set aside; logs/version_N/metrics.csv, another N for every start, and tensorboard/; and
+            at the end model.safetensors, which `dynpool.models.load` reads.
+        resume: go on where the run in `out` was stopped, however it was: on the same machine and settings, the result
+            is that of a run that was not.
+        backbone: a network of your own, where model.backbone is "custom"; see `dynpool.models.build`.
+        callbacks: of Lightning, besides our own.
+
+    Returns:
+        The path of model.safetensors.
+
+    Raises:
+        FileExistsError: `out` holds a run already, and resume is false.
+        others: as `dynpool.data` and `dynpool.models`.
+    """
+    folder = Path(out)
+    checkpoint = folder / CHECKPOINT
+    if not resume and (folder / CONFIG).exists() and is_main():
+        raise FileExistsError(f"{folder} holds a run already: resume it, or choose another folder")
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    train, validation = config.data.subsets()
+    torch.manual_seed(config.seed)
+    model = build(config.model_config(len(train.classes)), backbone=backbone)
+    module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
+    with _quiet():
+        trainer = make_trainer(config, folder, callbacks, validates=validation is not None)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(config, folder / CONFIG)
+        found = str(checkpoint) if checkpoint.exists() else None
+        trainer.fit(module, Videos(config, train, validation), ckpt_path=found)
+    return _finish(trainer, module, folder)
+
+
+def is_main() -> bool:
+    """Whether this is the first process of the run, which writes and prints."""
+    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _finish(trainer: L.Trainer, module: VideoClassifier, folder: Path) -> Path:
+    """Write the model: that of the best epoch where there is one, else of the last."""
+    path = folder / MODEL
+    if trainer.is_global_zero:
+        if (folder / BEST).exists():
+            module.load_state_dict(torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"])
+        save(cast("VideoModel", module.model.cpu().eval()), path)
+    trainer.strategy.barrier()
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says of itself at every start."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback], validates: bool) -> L.Trainer:
+    """Lightning's Trainer for a run."""
+    options = config.trainer
+    return L.Trainer(
+        default_root_dir=folder,
+        accelerator=options.accelerator,
+        devices=list(options.devices) if isinstance(options.devices, tuple) else options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]  # Lightning checks it
+        max_epochs=options.epochs,
+        max_steps=options.max_steps,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=config.optimiser.clip,
+        logger=[CSVLogger(folder, name="logs"), TensorBoardLogger(folder, name="", version="tensorboard")],
+        log_every_n_steps=10,
+        callbacks=[*_checkpoints(config, folder), *_progress(config), *callbacks],
+        plugins=[WholeFiles()],
+        use_distributed_sampler=False,  # the loaders deal out the videos
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validates else 0,
+        enable_progress_bar=_shows_bar(config),
+        enable_model_summary=False,
+    )
+
+
+def _checkpoints(config: Config, folder: Path) -> list[Callback]:
+    every = config.trainer.checkpoint_steps
+    latest: dict[str, Any] = {"dirpath": folder, "filename": Path(CHECKPOINT).stem, "enable_version_counter": False}
+    made: list[Callback] = [ModelCheckpoint(**latest, save_on_train_epoch_end=True)]
+    if every is not None:
+        made.append(ModelCheckpoint(**latest, every_n_train_steps=every))
+    if isinstance(config.data.validation, float):
+        best = {**latest, "filename": Path(BEST).stem}
+        made.append(ModelCheckpoint(**best, monitor="val/accuracy", mode="max"))
+    if config.trainer.patience is not None:
+        made.append(EarlyStopping("val/accuracy", mode="max", patience=config.trainer.patience))
+    return made
+
+
+def _progress(config: Config) -> list[Callback]:
+    return [EpochLines(), *([TQDMProgressBar(leave=False)] if _shows_bar(config) else [])]
+
+
+def _shows_bar(config: Config) -> bool:
+    return config.trainer.progress and sys.stderr.isatty()
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all, whenever the run is killed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        temporary = f"{path}.{os.getpid()}.part"
+        super().save_checkpoint(checkpoint, temporary, storage_options)
+        os.replace(temporary, path)
+
+
+def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = False) -> Iterator[Path]:
+    """Train the configuration's split; or every one, into a folder of its own below `out`, where split is "all".
+
+    With `resume`, splits that are done are not trained again.
+    """
+    folder = Path(out)
+    if config.data.split != "all":
+        yield _train_one(config, folder, resume)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write(config, folder / CONFIG)
+    for split in config.data.splits():
+        inner = folder / f"split-{split}"
+        yield _train_one(config.with_split(split), inner, resume)
+
+
+def _train_one(config: Config, folder: Path, resume: bool) -> Path:
+    done = folder / MODEL
+    return done if resume and done.is_file() else fit(config, folder, resume=resume)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run in a folder, or those of its splits, as `train_splits` left them.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (folder / MODEL).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"split-*/{MODEL}"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no trained model ({MODEL}), nor split-*/{MODEL}")
+    return found
+
+
+def saved_config(folder: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
+    """The configuration of the run in a folder, perhaps with changes.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run to resume: it has no {CONFIG}")
+    return load([path, *files], overrides)

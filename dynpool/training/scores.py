@@ -1,0 +1,171 @@
+"""Scores of videos, in files that streams are fused from and that any programme can read and write.
+
+The format is CSV in UTF-8: a first line "# " and, as JSON, what the scores are of (`About`); a header "video,label" and
+the names of the classes; a line a video: its name, the number of its class in the header's order, from 0, and its
+scores. Scores may be on any scale; those that dynpool writes are logarithms of probabilities.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a result is of: it is never printed without."""
+
+    dataset: str
+    split: str
+    modality: str
+    pretraining: str
+    windows: str
+    clip_accuracy: float | None = None  # of single windows
+    skipped: int = 0  # videos that were listed and could not be read, or are missing
+
+    def in_words(self) -> str:
+        """One line."""
+        return in_words([self])
+
+
+def in_words(abouts: Sequence[About]) -> str:
+    """What results are of: a line, in which splits that are otherwise alike stand together; or several."""
+    alike: dict[About, list[About]] = {}
+    for about in abouts:
+        alike.setdefault(replace(about, split="", clip_accuracy=None, skipped=0), []).append(about)
+    return "\n".join(_line(list(group)) for group in alike.values())
+
+
+def _line(group: Sequence[About]) -> str:
+    about, names = group[0], list(dict.fromkeys(other.split for other in group))
+    skipped = sum(other.skipped for other in group)
+    left_out = f", {skipped} videos left out" if skipped else ""
+    return (
+        f"{about.dataset} split{'s' if len(names) > 1 else ''} {', '.join(names)}, {about.modality}, "
+        f"pretraining: {about.pretraining}, windows: {about.windows}{left_out}"
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores [N, C] of N videos, with their names, labels [N] and the names of the C classes."""
+
+    about: About
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    values: Matrix
+
+    def __post_init__(self) -> None:
+        shape = (len(self.names), len(self.classes))
+        if self.values.shape != shape or self.labels.shape != shape[:1]:
+            raise ValueError(f"scores must have shape [N, C] = {list(shape)}, got {list(self.values.shape)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("names must be distinct")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(f"labels must be between 0 and {len(self.classes) - 1}")
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def accuracy(self) -> float:
+        """Share of the videos whose class has the highest score."""
+        return float((self.values.argmax(1) == self.labels).mean())
+
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """Videos [C, C] of each class (row) that were taken for each class (column)."""
+        counts = np.zeros((len(self.classes),) * 2, np.int64)
+        np.add.at(counts, (self.labels, self.values.argmax(1)), 1)
+        return counts
+
+    def class_accuracies(self) -> Matrix:
+        """Accuracy [C] of each class; NaN for one without videos."""
+        return class_accuracies(self.confusion())
+
+    def mean_class_accuracy(self) -> float:
+        """Mean over the classes that have videos."""
+        return float(np.nanmean(self.class_accuracies()))
+
+
+def class_accuracies(confusion: npt.NDArray[np.int64]) -> Matrix:
+    """Accuracy [C] of each row; NaN for an empty one."""
+    videos = confusion.sum(1)
+    return np.divide(confusion.diagonal(), videos, out=np.full(len(videos), np.nan), where=videos > 0)
+
+
+def log_probabilities(values: Matrix) -> Matrix:
+    """Logarithm of the softmax of each row."""
+    shifted = values - values.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def write(scores: Scores, path: PathLike) -> None:
+    """Write a score file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(f"# {json.dumps(asdict(scores.about))}\n")
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["video", "label", *scores.classes])
+            for name, label, row in zip(scores.names, scores.labels.tolist(), scores.values.tolist(), strict=True):
+                table.writerow([name, label, *(f"{value:.7g}" for value in row)])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: PathLike) -> Scores:
+    """Read a score file. The first line may be missing in files of other programmes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no score file; the message says which line is wrong.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    about = About(dataset="unknown", split="?", modality=Path(path).stem, pretraining="unknown", windows="unknown")
+    start = 0
+    if lines and lines[0].startswith("#"):
+        about, start = _about(lines[0], about, path), 1
+    rows = list(csv.reader(lines[start:]))
+    if not rows or rows[0][:2] != ["video", "label"] or len(rows[0]) < 3:
+        raise ValueError(f"{path}, line {start + 1} must be 'video,label,' and the names of classes")
+    classes = tuple(rows[0][2:])
+    parsed = [_row(row, len(classes), f"{path}, line {start + 2 + i}") for i, row in enumerate(rows[1:])]
+    values = np.array([scores for _, _, scores in parsed], np.float64).reshape(len(parsed), len(classes))
+    try:
+        labels = np.array([label for _, label, _ in parsed], np.int64)
+        return Scores(about, classes, tuple(name for name, _, _ in parsed), labels, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _about(line: str, default: About, path: PathLike) -> About:
+    try:
+        values: dict[str, Any] = json.loads(line[1:])
+        return replace(default, **{field.name: values[field.name] for field in fields(About) if field.name in values})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}, line 1 must be '# ' and JSON: {error}") from error
+
+
+def _row(row: Sequence[str], classes: int, where: str) -> tuple[str, int, list[float]]:
+    try:
+        name, label, *values = row
+        if len(values) == classes:
+            return name, int(label), [float(value) for value in values]
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{where} must be a video, a label and {classes} scores, got {len(row)} fields: {','.join(row)[:80]}"
+    )

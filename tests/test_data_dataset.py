@@ -1,0 +1,373 @@
+"""Videos as a network sees them: sources, geometry, what cannot be read, and the same with any number of workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import clips
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dynpool
+from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collate, loader, measure
+from dynpool.video import VideoError, read_clip
+
+LENGTHS = {"run": (7, 12, 9), "walk": (5, 8, 11)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos") / "train"
+    for label, lengths in LENGTHS.items():
+        (folder / label).mkdir(parents=True)
+        for number, length in enumerate(lengths):
+            clips.write(folder / label / f"{number}.mkv", clips.random_frames(length, 20, 30, seed=length))
+    (folder.parent / "test").symlink_to(folder)
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def listing(root):
+    return class_folders(root)
+
+
+def plain(listing, **options):
+    """Frames at their own size."""
+    return VideoDataset(listing, **{"size": None, **options})
+
+
+def test_items_are_the_frames(listing, root):
+    item = plain(listing)[1]
+    assert torch.equal(item["video"], read_clip(root / "train/run/1.mkv").frames)
+    assert (item["label"], item["name"], item["index"], item["notices"]) == (0, "run/1", 1, [])
+    assert plain(listing)[-1]["name"] == "walk/2"
+    with pytest.raises(IndexError):
+        plain(listing)[6]
+
+
+def test_windows_of_frames_lie_behind_one_another(listing):
+    dataset = plain(listing, sampling=Sampling(4, 3))
+    frames = plain(listing)[0]["video"]
+    assert torch.equal(dataset[0]["video"], frames[[0, 1, 2, 3, 3, 4, 5, 6]])
+    assert dataset.clip_frames == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "max"}, {"method": "exact"}, {"nonlinearity": "identity", "time_average": False}]
+)
+def test_dynamic_images_are_those_of_the_function(listing, options):
+    video = listing[1].path
+    whole = plain(listing, source="dynamic_images", **options)[1]["video"]
+    assert torch.equal(whole, dynpool.dynamic_image(video, **options)[None])
+    windows = plain(listing, source="dynamic_images", sampling=Sampling(5, 2), **options)[1]["video"]
+    assert torch.equal(windows, dynpool.dynamic_images(video, window=5, stride=2, **options))
+
+
+def test_dynamic_images_with_jitter_and_backwards(listing):
+    sampling = Sampling(5, 3, jitter=True, reverse=0.5, max_windows=2)
+    dataset = plain(listing, source="dynamic_images", sampling=sampling)
+    frames = plain(listing)[1]["video"]
+    possible = [
+        dynpool.dynamic_images(played[offset:], window=5, stride=3)
+        for played in (frames, frames.flip(0))
+        for offset in range(3)
+    ]
+    seen = set()
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        pair = dataset[1]["video"]
+        matches = [
+            (way, i, j)
+            for way, images in enumerate(possible)
+            for i in range(len(images))
+            for j in range(i + 1, len(images))
+            if torch.equal(pair, images[[i, j]])
+        ]
+        assert matches
+        seen.update(way for way, _, _ in matches)
+    assert seen == set(range(6))
+
+
+def test_pictures_made_before(listing, root, tmp_path):
+    for video in listing:
+        images = dynpool.dynamic_images(video.path, window=5, stride=3)
+        (tmp_path / "train" / video.name).parent.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "train" / f"{video.name}_{number:04d}.png")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    pictures = class_folders(tmp_path)
+    assert [(v.name, v.label) for v in pictures] == [(v.name, v.label) for v in listing]
+    for limit in (None, 2):
+        sampling = Sampling(5, 3, max_windows=limit)
+        ours = plain(pictures, source="images", sampling=sampling)
+        theirs = plain(listing, source="dynamic_images", sampling=sampling)
+        assert all(torch.equal(a["video"], b["video"]) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_folder_of_frames_is_a_video(listing, root, tmp_path):
+    frames = clips.random_frames(7, 20, 30, seed=7)
+    for name in ("train/run/0", "train/walk/0", "test/run/9"):
+        (tmp_path / name).mkdir(parents=True)
+        for number, frame in enumerate(frames):
+            Image.fromarray(frame).save(tmp_path / name / f"{number + 1}.png")
+    folders = class_folders(tmp_path)
+    assert torch.equal(plain(folders)[0]["video"], plain(listing)[0]["video"])
+    options = {"source": "dynamic_images", "sampling": Sampling(5, 2)}
+    ours, theirs = (plain(videos, **options)[0]["video"].int() for videos in (folders, listing))
+    assert (ours - theirs).abs().max() <= 1  # a file need not go through RGB frames
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """A square that moves to the right, large enough for flow."""
+    folder = tmp_path_factory.mktemp("moving") / "train" / "run"
+    folder.mkdir(parents=True)
+    frames = clips.random_frames(12, 48, 64) // 8
+    for t, frame in enumerate(frames):
+        frame[16:32, 4 + 3 * t : 20 + 3 * t] = clips.random_frames(1, 16, 16)[0]
+    clips.write(folder / "0.mkv", frames)
+    clips.write(folder / "1.mkv", frames[:1])
+    (folder.parents[1] / "test").symlink_to(folder.parent)
+    return class_folders(folder.parents[1])
+
+
+def test_dynamic_images_of_flow(moving):
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    from dynpool.models import optical_flow
+
+    flow = optical_flow(plain(moving)[0]["video"])
+    options = {"window": 5, "stride": 3, "nonlinearity": "identity"}
+    windows = plain(moving, source="flow", sampling=Sampling(5, 3))[0]["video"]
+    assert torch.equal(windows, dynpool.dynamic_images(flow, **options))
+    whole = plain(moving, source="flow", sampling=Sampling(reverse=1))[0]["video"]
+    back = optical_flow(plain(moving)[0]["video"].flip(0))
+    assert torch.equal(whole, dynpool.dynamic_image(back, nonlinearity="identity")[None])
+    assert back[..., 20:28, 24:40].float()[:, 0].mean() < 127 < flow[..., 20:28, 24:40].float()[:, 0].mean()
+
+
+def test_one_frame_has_no_flow(moving):
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    item = plain(moving, source="flow")[1]
+    assert item["video"] is None
+    assert "has no flow: frames must be at least 2" in item["notices"][0].reason
+
+
+# --- geometry -------------------------------------------------------------------------------------------------------
+
+
+def coordinates(height=20, width=30):
+    """Frames whose red is the row and whose green is the column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns, rows]).to(torch.uint8).expand(3, 3, height, width)
+
+
+def test_centre_crop():
+    assert torch.equal(Geometry(16, resize=20)(coordinates(), np.random.default_rng(0)), coordinates()[..., 2:18, 7:23])
+    assert Geometry(10).scale(coordinates()).shape == (3, 3, 10, 15)
+    assert Geometry(10, resize=(10, 10)).scale(coordinates()).shape == (3, 3, 10, 10)
+    assert Geometry(None).scale(coordinates()).shape == (3, 3, 20, 30)
+
+
+def test_random_crops_and_flips_are_the_same_for_all_frames():
+    geometry = Geometry(16, resize=20, crop="random", flip=True)
+    corners, flips = set(), 0
+    for seed in range(300):
+        out = geometry(coordinates(), np.random.default_rng(seed))
+        assert out.shape == (3, 3, 16, 16)
+        assert torch.equal(out, out[:1].expand_as(out))
+        top, left = int(out[0, 0, 0, 0]), int(out[0, 1, 0].min())
+        flipped = bool(out[0, 1, 0, 0] > out[0, 1, 0, 1])
+        expected = coordinates()[..., top : top + 16, left : left + 16]
+        assert torch.equal(out, expected.flip(-1) if flipped else expected)
+        corners.add((top, left))
+        flips += flipped
+    assert {top for top, _ in corners} == set(range(5))
+    assert {left for _, left in corners} == set(range(15))
+    assert abs(flips - 150) < 5 * 8.7
+
+
+def test_smaller_squares_are_scaled_up():
+    geometry = Geometry(16, resize=20, crop="random", min_scale=0.5)
+    spans = [int(np.ptp(geometry(coordinates(), np.random.default_rng(seed))[0, 0].numpy())) for seed in range(100)]
+    assert min(spans) < 10
+    assert max(spans) >= 14
+    assert geometry.without_chance() == Geometry(16, resize=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size must be a positive integer"),
+        ({"size": 20, "resize": 16}, "resize must leave room for a crop of size 20, got 16"),
+        ({"crop": "corner"}, "crop must be 'centre' or 'random', got 'corner'"),
+        ({"min_scale": 0}, "min_scale must be"),
+    ],
+)
+def test_geometry_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Geometry(**arguments)
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_padded(listing):
+    dataset = VideoDataset(listing, size=16)
+    batch = collate([dataset[0], dataset[1]])
+    assert batch["video"].shape == (2, 12, 3, 16, 16)
+    assert batch["video"].dtype == torch.uint8
+    assert batch["lengths"].tolist() == [7, 12]
+    assert torch.equal(batch["video"][0, :7], dataset[0]["video"])
+    assert not batch["video"][0, 7:].any()
+    assert (batch["label"].tolist(), batch["name"], batch["index"].tolist()) == ([0, 0], ["run/0", "run/1"], [0, 1])
+
+
+def random_dataset(listing, **options):
+    sampling = Sampling(4, 3, max_windows=2, jitter=True, reverse=0.5)
+    return VideoDataset(listing, sampling=sampling, size=16, resize=18, crop="random", flip=True, seed=5, **options)
+
+
+def all_batches(dataset, num_workers, numbers=(0, 1, 2)):
+    batches = loader(dataset, 4, shuffle=True, num_workers=num_workers)
+    made = []
+    for epoch in numbers:
+        batches.sampler.set_epoch(epoch)
+        made.extend(batches)
+    return made
+
+
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_the_same_with_any_number_of_workers(listing, source):
+    alone = all_batches(random_dataset(listing, source=source), 0)
+    for workers in (1, 2):
+        together = all_batches(random_dataset(listing, source=source), workers)
+        for expected, got in zip(alone, together, strict=True):
+            assert expected["name"] == got["name"]
+            assert torch.equal(expected["video"], got["video"])
+    assert alone[0]["name"] != alone[2]["name"]
+    by_name = [{n: v for b in alone[i : i + 2] for n, v in zip(b["name"], b["video"], strict=True)} for i in (0, 2, 4)]
+    assert not torch.equal(by_name[0]["run/1"], by_name[1]["run/1"])  # other crops in another epoch
+    again = all_batches(random_dataset(listing, source=source), 0, numbers=(2,))
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(alone[4:], again, strict=True))
+
+
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, monkeypatch):
+    expected = all_batches(random_dataset(listing, source=source), 0)
+    cached = random_dataset(listing, source=source, cache="memory" if where == "memory" else tmp_path / "cache")
+    for _ in range(2):
+        got = all_batches(cached, 0)
+        assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
+    monkeypatch.setattr("dynpool.data.sources.read_clip", lambda *a, **k: pytest.fail("read again"))
+    again = cached if where == "memory" else random_dataset(listing, source=source, cache=tmp_path / "cache")
+    got = all_batches(again, 0)
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
+
+
+def test_a_changed_file_is_not_taken_from_the_cache(tmp_path):
+    for name in ("train/run/a.mkv", "test/run/b.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        clips.write(tmp_path / name, clips.random_frames(5))
+    dataset = plain(class_folders(tmp_path), cache=tmp_path / "cache")
+    before = dataset[0]["video"]
+    clips.write(tmp_path / "train/run/a.mkv", clips.random_frames(6, seed=3))
+    assert len(before) == 5
+    assert len(dataset[0]["video"]) == 6
+
+
+def test_processes_share_the_videos(listing):
+    dataset = plain(listing)
+    parts = [loader(dataset, 1, shuffle=True, rank=rank, world=4) for rank in range(4)]
+    dealt = [[int(batch["index"][0]) for batch in part] for part in parts]
+    assert [len(part) for part in dealt] == [2, 2, 2, 2]
+    assert {index for part in dealt for index in part} == set(range(6))
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(listing):
+    whole = loader(plain(listing), 1, shuffle=True)
+    rest = loader(plain(listing), 1, shuffle=True)
+    rest.sampler.skip = 4
+    names = [batch["name"][0] for batch in whole]
+    assert [batch["name"][0] for batch in rest] == names[4:]
+    assert [batch["name"][0] for batch in rest] == names  # the next epoch is whole
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Four videos: the first whole, one damaged in a frame, two that are none."""
+    folder = tmp_path / "train" / "run"
+    folder.mkdir(parents=True)
+    clips.write(folder / "a.mkv", clips.random_frames(5))
+    (folder / "b.mp4").write_bytes(clips.damaged(clips.random_frames(6), 2))
+    (folder / "c.avi").write_bytes(b"no video")
+    (folder / "d.avi").write_bytes(b"")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    return class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_what_cannot_be_read_is_skipped_and_said(broken, source):
+    dataset = plain(broken, source=source)
+    batch = collate([dataset[index] for index in range(4)])
+    assert batch["name"] == ["run/a", "run/b"]
+    skipped = [notice.name for notice in batch["notices"] if notice.skipped]
+    assert skipped == ["run/c", "run/d"]
+    damaged = dataset[1]["notices"]
+    assert [(n.name, n.skipped) for n in damaged] == [("run/b", False)]
+    assert "1 damaged packet skipped" in damaged[0].reason
+    assert collate([dataset[2]])["video"].shape[0] == 0
+
+
+def test_batches_stay_full_where_others_replace_what_cannot_be_read(broken):
+    dataset = VideoDataset(broken, size=8, on_error="replace")
+    batches = list(loader(dataset, 2, num_workers=1))
+    assert [batch["name"] for batch in batches] == [["run/a", "run/b"], ["run/a", "run/a"]]
+    names = [notice.name for batch in batches for notice in batch["notices"] if notice.skipped]
+    assert names == ["run/c", "run/d", "run/d"]
+    with pytest.raises(VideoError, match=r"2 videos in a row cannot be read"):
+        VideoDataset(broken.subset_of([2, 3]), on_error="replace")[0]
+    with pytest.raises(VideoError, match=r"c\.avi"):
+        VideoDataset(broken, on_error="raise")[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "pixels"}, "source must be one of 'frames', 'dynamic_images', 'images', 'flow', got 'pixels'"),
+        ({"source": "images", "sampling": Sampling(reverse=1)}, "reverse needs the frames"),
+        (
+            {"source": "dynamic_images", "sampling": Sampling(frames=3)},
+            "frames = 3 thins the frames",
+        ),
+        ({"source": "flow", "flip": True}, "flip has no meaning with source 'flow'"),
+        ({"method": "median"}, "method must be one of"),
+        ({"on_error": "ignore"}, "on_error must be"),
+    ],
+)
+def test_datasets_say_what_is_wrong(listing, options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoDataset(listing, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_throughput_counts_what_was_read(listing, workers):
+    rate = measure(VideoDataset(listing, source="dynamic_images", size=16), workers, batch_size=3, seconds=0.3)
+    assert rate.videos > 0
+    assert 5 <= rate.frames / rate.videos <= 12  # the shortest and the longest clip
+    assert rate.decoded > 0
+    with pytest.raises(ValueError, match="without a cache"):
+        measure(VideoDataset(listing, cache="memory"))
+
+
+def test_importing_dynpool_imports_no_more():
+    heavy = "lightning torchvision sklearn matplotlib yaml dynpool.data dynpool.models dynpool.training.run"
+    code = f"import sys, dynpool, dynpool.cli; print([m for m in {heavy.split()} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,291 @@
+"""Which videos there are: official lists, folders, and what is missing."""
+
+from __future__ import annotations
+
+import clips
+import pytest
+
+from dynpool.data import (
+    class_counts,
+    class_folders,
+    groups,
+    hmdb51,
+    hmdb51_entries,
+    make_listing,
+    people,
+    splits,
+    ucf101,
+    ucf101_entries,
+    weizmann,
+)
+from dynpool.data.folders import divide
+from dynpool.data.listing import pictures_of
+
+LISTS = clips.DATA / "splits"
+real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason=f"no split lists in {LISTS}")
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+@pytest.fixture
+def ucf_lists(tmp_path):
+    """Three classes; line ends of all kinds, with and without the last, an empty line, a byte order mark."""
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "classInd.txt").write_bytes(b"\xef\xbb\xbf1 Archery\r\n2 Biking\r\n3 HandstandPushups")
+    (folder / "trainlist01.txt").write_bytes(
+        b"Biking/v_Biking_g08_c01.avi 2\r\n\r\nArchery/v_Archery_g08_c01.avi 1\n"
+        b"HandstandPushups/v_HandStandPushups_g01_c01.avi 3\rArchery/v_Archery_g09_c01.avi 1"
+    )
+    (folder / "testlist01.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi \r\nBiking/v_Biking_g01_c01.avi\r\n")
+    return folder
+
+
+def test_lines_of_ucf101(ucf_lists):
+    train, classes = ucf101_entries(ucf_lists, 1, "train")
+    assert classes == ["Archery", "Biking", "HandstandPushups"]
+    assert [(e.stem, e.label) for e in train] == [
+        ("v_Biking_g08_c01", 1),
+        ("v_Archery_g08_c01", 0),
+        ("v_HandStandPushups_g01_c01", 2),
+        ("v_Archery_g09_c01", 0),
+    ]
+    test, _ = ucf101_entries(ucf_lists, 1, "test")
+    assert [(e.folder, e.stem, e.label) for e in test] == [
+        ("Archery", "v_Archery_g01_c01", 0),
+        ("Biking", "v_Biking_g01_c01", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Archery/v_Archery_g08_c01.avi 2", "Fencing/v_Fencing_g08_c01.avi 1", "v_Archery_g08_c01.avi 1", "Archery/x 1 1"],
+)
+def test_a_line_that_makes_no_sense_is_named(ucf_lists, line):
+    (ucf_lists / "trainlist02.txt").write_text(f"Archery/v_Archery_g08_c01.avi 1\n{line}\n")
+    with pytest.raises(ValueError, match=r"trainlist02\.txt, line 2 must be"):
+        ucf101_entries(ucf_lists, 2, "train")
+
+
+def test_ucf101_on_disk_in_every_layout(ucf_lists, tmp_path):
+    root = tmp_path / "UCF-101"
+    touch(
+        root,
+        "Biking/v_Biking_g08_c01.mp4",  # encoded anew
+        "v_Archery_g08_c01.avi",  # straight in the root
+        "HandStandPushups/v_HandstandPushups_g01_c01.avi",  # the letter case of many copies
+        "Archery/v_Archery_g09_c01/0001.jpg",  # its frames
+    )
+    (ucf_lists / "trainlist03.txt").write_text("Biking/v_Biking_g01_c02.avi 2")
+    touch(root, "v_Biking_g01_c02/00001.jpg")  # frames straight in the root
+    assert ucf101(root, 3, "train", ucf_lists)[0].path == str(root / "v_Biking_g01_c02")
+    listing = ucf101(root, 1, "train", ucf_lists)
+    assert [video.label for video in listing] == [1, 0, 2, 0]
+    assert [video.path[len(str(root)) + 1 :] for video in listing] == [
+        "Biking/v_Biking_g08_c01.mp4",
+        "v_Archery_g08_c01.avi",
+        "HandStandPushups/v_HandstandPushups_g01_c01.avi",
+        "Archery/v_Archery_g09_c01",
+    ]
+    assert listing.missing == ()
+    assert listing.name == "ucf101 split 1 train"
+    assert class_counts(listing) == {"Archery": 2, "Biking": 1, "HandstandPushups": 1}
+
+
+def test_missing_videos_are_counted_and_named(ucf_lists, tmp_path):
+    touch(tmp_path / "videos", "Biking/v_Biking_g08_c01.avi", "Biking/note.txt")
+    with pytest.warns(RuntimeWarning, match=r"1 videos of 3 classes; 3 of 4 listed are missing, the first: Archery"):
+        listing = ucf101(tmp_path / "videos", 1, "train", ucf_lists)
+    assert len(listing) == 1
+    assert listing.missing == (
+        "Archery/v_Archery_g08_c01",
+        "HandstandPushups/v_HandStandPushups_g01_c01",
+        "Archery/v_Archery_g09_c01",
+    )
+
+
+def test_none_of_the_videos_is_an_error(ucf_lists, tmp_path):
+    touch(tmp_path / "videos", "Biking/other.avi")
+    with pytest.raises(FileNotFoundError, match="has none of the 4 videos of ucf101 split 1 train"):
+        ucf101(tmp_path / "videos", 1, "train", ucf_lists)
+    with pytest.raises(FileNotFoundError, match="root must be a folder"):
+        ucf101(tmp_path / "elsewhere", 1, "train", ucf_lists)
+
+
+def test_lists_are_looked_for_beside_the_videos(ucf_lists, tmp_path):
+    touch(tmp_path / "UCF-101", "Biking/v_Biking_g01_c01.avi", "Archery/v_Archery_g01_c01.avi")
+    with pytest.raises(FileNotFoundError, match=r"lists must be a folder with classInd\.txt; looked in"):
+        ucf101(tmp_path / "UCF-101", 1, "test")
+    ucf_lists.rename(tmp_path / "ucfTrainTestlist")
+    assert len(ucf101(tmp_path / "UCF-101", 1, "test")) == 2
+
+
+@pytest.mark.parametrize(("split", "subset"), [(0, "train"), (4, "train"), (1, "val")])
+def test_unknown_splits_and_subsets(ucf_lists, split, subset):
+    with pytest.raises(ValueError, match="must be"):
+        ucf101_entries(ucf_lists, split, subset)
+
+
+def test_lines_of_hmdb51(tmp_path):
+    (tmp_path / "wave_test_split1.txt").write_bytes(b"a#b_wave_1.avi 1 \na_wave_2.avi 2 \nwith space_3.avi 0 \n")
+    (tmp_path / "clap_test_split1.txt").write_bytes(b"clap_0.avi 2 \r\nx y_clap_1.avi 1\r\n")
+    (tmp_path / "clap_test_split2.txt").write_bytes(b"clap_0.avi 1 \n")
+    train, classes = hmdb51_entries(tmp_path, 1, "train")
+    assert classes == ["clap", "wave"]
+    assert [tuple(e) for e in train] == [("clap", "x y_clap_1", 0), ("wave", "a#b_wave_1", 1)]
+    assert [e.stem for e in hmdb51_entries(tmp_path, 1, "test")[0]] == ["clap_0", "a_wave_2"]
+    (tmp_path / "wave_test_split1.txt").write_text("a_wave_1.avi 3")
+    with pytest.raises(ValueError, match=r"wave_test_split1\.txt, line 1 must be"):
+        hmdb51_entries(tmp_path, 1, "test")
+    with pytest.raises(FileNotFoundError, match="test_split3"):
+        hmdb51_entries(tmp_path, 3, "test")
+
+
+def test_hmdb51_on_disk(tmp_path):
+    (tmp_path / "testTrainMulti_7030_splits").mkdir()
+    (tmp_path / "testTrainMulti_7030_splits" / "wave_test_split1.txt").write_text("a_1.avi 1 \nb_2.avi 2 \n")
+    touch(tmp_path / "hmdb51_org", "wave/a_1.avi", "wave/b_2.avi")
+    assert [video.name for video in hmdb51(tmp_path / "hmdb51_org", 1, "test")] == ["wave/b_2"]
+
+
+@real_lists
+@pytest.mark.parametrize(
+    ("entries", "dataset", "split", "train", "test", "classes"),
+    [
+        (ucf101_entries, "ucf101", 1, 9537, 3783, 101),
+        (ucf101_entries, "ucf101", 2, 9586, 3734, 101),
+        (ucf101_entries, "ucf101", 3, 9624, 3696, 101),
+        (hmdb51_entries, "hmdb51", 1, 3570, 1530, 51),
+        (hmdb51_entries, "hmdb51", 2, 3570, 1530, 51),
+        (hmdb51_entries, "hmdb51", 3, 3570, 1530, 51),
+    ],
+)
+def test_the_official_lists(entries, dataset, split, train, test, classes):
+    trained, names = entries(LISTS / dataset, split, "train")
+    tested, _ = entries(LISTS / dataset, split, "test")
+    assert (len(trained), len(tested), len(names)) == (train, test, classes)
+    assert {e.label for e in trained} == {e.label for e in tested} == set(range(classes))
+    assert all(names[e.label] == e.folder for e in trained + tested)
+    assert not {e.name for e in trained} & {e.name for e in tested}
+    assert len({e.name for e in trained + tested}) == train + test
+
+
+@real_lists
+def test_real_clips_of_ucf101_by_the_official_lists():
+    clips.real_clips("ucf101")
+    with pytest.warns(RuntimeWarning, match="of 3783 listed are missing"):
+        test = ucf101(clips.DATA / "clips" / "ucf101", 1, "test", LISTS / "ucf101")
+    assert "BenchPress/v_BenchPress_g01_c03" in {video.name for video in test}  # groups 1 to 7 are for testing
+
+
+def test_folders_by_class(tmp_path):
+    touch(tmp_path, *(f"{c}/{c}_{i}.avi" for c in ("jump", "run") for i in range(10)), "notes/readme.txt", ".git/x.avi")
+    train, test = (class_folders(tmp_path, 1, subset) for subset in ("train", "test"))
+    assert train.classes == test.classes == ("jump", "run")
+    assert class_counts(test) == {"jump": 3, "run": 3}
+    assert sorted(v.name for v in (*train, *test)) == sorted(f"{c}/{c}_{i}" for c in ("jump", "run") for i in range(10))
+    assert class_folders(tmp_path, 1, "test") == test
+    assert class_folders(tmp_path, 2, "test") != test
+    assert len(class_folders(tmp_path, 1, "test", test_fraction=0.01)) == 2  # at least one a class
+    assert len(class_folders(tmp_path, 1, "train", test_fraction=0.99)) == 2
+
+
+def test_folders_keep_groups_together(tmp_path):
+    touch(tmp_path, *(f"run/v_g{g:02d}_c{c}.avi" for g in range(6) for c in range(4)))
+    test = class_folders(tmp_path, 3, "test", group=r"_g(\d+)_", test_fraction=0.34)
+    chosen = {video.name[len("run/v_g") :][:2] for video in test}
+    assert len(chosen) == 2
+    assert len(test) == 8
+    assert groups(tmp_path, r"_g(\d+)_") == [f"{g:02d}" for g in range(6)]
+    left_out = class_folders(tmp_path, "03", "test", group=r"_g(\d+)_")
+    assert [v.name for v in left_out] == [f"run/v_g03_c{c}" for c in range(4)]
+    with pytest.raises(ValueError, match="does not match"):
+        class_folders(tmp_path, 1, "test", group="_x(.)")
+    with pytest.raises(ValueError, match="split must be one of 00, 01"):
+        class_folders(tmp_path, "77", "test", group=r"_g(\d+)_")
+
+
+def test_folders_named_train_and_test(tmp_path):
+    touch(tmp_path, "train/run/a.avi", "train/jump/b.avi", "test/run/c.avi")
+    assert [(v.name, v.label) for v in class_folders(tmp_path, 1, "train")] == [("jump/b", 0), ("run/a", 1)]
+    assert [(v.name, v.label) for v in class_folders(tmp_path, 1, "test")] == [("run/c", 1)]
+
+
+def test_a_class_of_one_video_is_for_training(tmp_path):
+    touch(tmp_path, "run/a.avi", "jump/b.avi", "jump/c.avi")
+    with pytest.warns(RuntimeWarning, match="class run has one group only"):
+        assert len(class_folders(tmp_path, 1, "test")) == 1
+
+
+def test_folders_say_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no class"):
+        class_folders(tmp_path)
+    touch(tmp_path, "run/a.avi", "run/b.avi")
+    with pytest.raises(ValueError, match="test_fraction must be between 0 and 1, got 1"):
+        class_folders(tmp_path, 1, "test", test_fraction=1)
+    with pytest.raises(ValueError, match="subset must be 'train' or 'test', got 'val'"):
+        class_folders(tmp_path, 1, "val")
+
+
+def test_two_files_of_one_name_are_not_silently_one(tmp_path):
+    touch(tmp_path, "run/a.avi", "run/a.mp4", "run/b.avi", "run/c/1.png")
+    with pytest.warns(RuntimeWarning, match=r"a\.mp4 has the name of .*a\.avi and is left out"):
+        train = class_folders(tmp_path, 1, "train")
+    assert len(train) == 2
+
+
+def test_weizmann_leaves_one_person_out(tmp_path):
+    touch(tmp_path, *(f"{c}/{p}_{c}{n}.avi" for c in ("run", "walk") for p in ("ann", "bob", "cy") for n in ("", 2)))
+    assert people(tmp_path) == splits("weizmann", tmp_path) == ["ann", "bob", "cy"]
+    test = weizmann(tmp_path, "bob", "test")
+    assert [v.name for v in test] == ["run/bob_run", "run/bob_run2", "walk/bob_walk", "walk/bob_walk2"]
+    assert not {v.name for v in weizmann(tmp_path, "bob")} & {v.name for v in test}
+    assert make_listing("weizmann", tmp_path, "bob", "test") == test
+    assert test.name == "weizmann split bob test"
+    with pytest.raises(ValueError, match="split must be one of ann, bob, cy, got 'eve'"):
+        weizmann(tmp_path, "eve")
+
+
+@pytest.mark.skipif(not (clips.DATA / "weizmann").is_dir(), reason="no Weizmann videos")
+def test_the_whole_of_weizmann():
+    persons = people(clips.DATA / "weizmann")
+    assert persons == ["daria", "denis", "eli", "ido", "ira", "lena", "lyova", "moshe", "shahar"]
+    train, test = (weizmann(clips.DATA / "weizmann", "lena", subset) for subset in ("train", "test"))
+    assert (len(train), len(test), len(train.classes)) == (80, 10, 10)
+    assert set(class_counts(test).values()) == {1}
+
+
+def test_training_videos_are_set_aside_by_groups(tmp_path):
+    touch(tmp_path, *(f"{c}/{p}_{c}{n}.avi" for c in ("run", "walk") for p in "abcdef" for n in ("", 2)))
+    train = weizmann(tmp_path, "f", "train")
+    kept, aside = divide(train, 0.3, r"^([^_]+)_")
+    assert len(aside) == 2 * 4  # two of five people, 30 % rounded
+    assert sorted({*kept.videos, *aside.videos}) == sorted(train.videos)
+    assert not {v.name.split("/")[1][0] for v in kept} & {v.name.split("/")[1][0] for v in aside}
+    kept, aside = divide(train, 0.3)
+    assert class_counts(aside) == {"run": 3, "walk": 3}
+    with pytest.raises(ValueError, match="at least two groups"):
+        divide(train, 0.3, "(_)")
+
+
+def test_pictures_stand_for_videos(tmp_path):
+    touch(tmp_path, "run/a.png", *(f"run/b_{i:04d}.png" for i in (0, 1, 10000, 2)), "run/b_other_0000.png")
+    listing = class_folders(tmp_path, 1, "train", test_fraction=0.3)
+    names = {v.name for v in listing} | {v.name for v in class_folders(tmp_path, 1, "test")}
+    assert names == {"run/a", "run/b", "run/b_other"}
+    found = pictures_of(tmp_path / "run" / "b_0001.png")
+    assert [path.name for path in found] == ["b_0000.png", "b_0001.png", "b_0002.png", "b_10000.png"]
+    assert [path.name for path in pictures_of(tmp_path / "run" / "a.png")] == ["a.png"]
+
+
+def test_datasets_by_name(tmp_path):
+    with pytest.raises(ValueError, match="dataset must be one of 'ucf101', 'hmdb51', 'weizmann', 'folders', got 'kth'"):
+        make_listing("kth", tmp_path, 1, "train")
+    with pytest.raises(ValueError, match="split must be 1, 2 or 3, got 'lena'"):
+        make_listing("ucf101", tmp_path, "lena", "train")
+    assert splits("hmdb51", tmp_path) == [1, 2, 3]

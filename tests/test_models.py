@@ -1,0 +1,333 @@
+"""Video networks compute what they should, clip by clip and window by window, and padding has no say in it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from networks import CLASSES, SIZE, expected, tiny, tiny_model, videos
+from torch import nn
+
+from dynpool import dynamic_image, to_image
+from dynpool.models import Backbone, ModelConfig, build
+
+NAN = float("nan")
+
+MODELS = {
+    "dynamic image": {},
+    "dynamic image, eq. (4)": {"time_average": False},
+    "dynamic image, identity": {"nonlinearity": "identity"},
+    "dynamic image, not stretched": {"rescale": "difference"},
+    "dynamic image, exact": {"pool": "exact"},
+    "dynamic image, mean": {"pool": "mean"},
+    "dynamic image, max": {"pool": "max"},
+    "dynamic image, middle": {"pool": "middle"},
+    "dynamic images": {"window": 3, "stride": 2},
+    "dynamic images, gaps": {"window": 2, "stride": 3},
+    "dynamic images, no overlap, averaged": {"window": 3, "video_pool": "mean"},
+    "dynamic images, pooled at fc1": {"window": 3, "stride": 2, "video_layer": "fc1"},
+    "dynamic images, exact": {"window": 3, "stride": 2, "pool": "exact"},
+    "dynamic images given": {"pool": "none"},
+    "dynamic map, conv1": {"layer": "conv1"},
+    "dynamic map, relu2": {"layer": "relu2"},
+    "dynamic map, fc1": {"layer": "fc1"},
+    "dynamic map, scores": {"layer": "fc2"},
+    "dynamic map, exact": {"layer": "relu2", "pool": "exact"},
+    "dynamic map, eq. (4), difference": {"layer": "relu1", "time_average": False, "rescale": "difference"},
+    "dynamic map, root": {"layer": "relu2", "nonlinearity": "sqrt"},
+    "dynamic map, mean": {"layer": "relu1", "pool": "mean"},
+    "dynamic map, max": {"layer": "relu1", "pool": "max"},
+    "dynamic map, middle": {"layer": "relu1", "pool": "middle"},
+    "dynamic maps": {"layer": "relu1", "window": 3, "stride": 2},
+    "dynamic maps at fc1": {"layer": "fc1", "window": 3, "stride": 2},
+    "dynamic maps, exact": {"layer": "relu1", "window": 3, "stride": 2, "pool": "exact"},
+    "static": {"kind": "static"},
+    "static, every second": {"kind": "static", "every": 2},
+    "static, middle": {"kind": "static", "frames": "middle"},
+    "two streams": {"kind": "two_stream"},
+    "two streams, windows, middle": {"kind": "two_stream", "window": 3, "stride": 2, "frames": "middle"},
+    "two streams, branch at the input": {"kind": "two_stream", "branch": "input"},
+    "two streams, branch at relu1": {"kind": "two_stream", "branch": "relu1"},
+    "two streams, branch at conv2, windows": {"kind": "two_stream", "branch": "conv2", "window": 3, "stride": 2},
+    "two streams, branch at fc1": {"kind": "two_stream", "branch": "fc1", "every": 3},
+    "two streams, branch at relu2, middle": {"kind": "two_stream", "branch": "relu2", "frames": "middle"},
+    "two streams, maps": {"kind": "two_stream", "layer": "relu1"},
+}
+each_model = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+LENGTHS = [7, 4, 1, 6]
+
+
+def different(model: nn.Module) -> nn.Module:
+    """The second tail of a fork begins as a copy of the first; a test that mixed them up would not notice."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model
+
+
+@each_model
+def test_scores_and_gradients_are_those_of_each_clip_by_itself(options):
+    model = different(tiny_model(**options)).double().eval()
+    lengths = LENGTHS if options.get("pool") != "exact" else [7, 4, 5, 6]
+    video = videos(*lengths, fill=NAN)
+    scores = model(video, torch.tensor(lengths))
+    assert scores.shape == (4, CLASSES)
+    want = expected(model, video, lengths)
+    # float64 sums of some thousand terms; the exact solver stops at a gap of 1e-8
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if options.get("pool") == "exact" else {"rtol": 1e-9, "atol": 1e-10}
+    torch.testing.assert_close(scores, want, **tolerance)
+
+    weights = torch.randn(4, CLASSES, dtype=torch.float64)
+    parameters = list(model.parameters())
+    got = torch.autograd.grad((scores * weights).sum(), parameters)
+    if options.get("pool") != "exact":
+        for a, b in zip(got, torch.autograd.grad((want * weights).sum(), parameters), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    assert all(g.isfinite().all() and (g != 0).any() for g in got)
+
+
+@each_model
+def test_a_batch_of_whole_clips_needs_no_lengths(options):
+    model = tiny_model(**options).double().eval()
+    video = videos(5, 5)
+    assert torch.equal(model(video), model(video, [5, 5]))
+    torch.testing.assert_close(model(video)[1:], model(video[1:]), rtol=1e-12, atol=1e-12)
+
+
+@each_model
+def test_no_batch_norm_sees_padding(options):
+    models = [tiny_model(**options).train()]
+    models += [copy.deepcopy(models[0]) for _ in range(2)]
+    long = torch.cat([videos(*LENGTHS, fill=NAN, dtype=torch.float32), torch.full((4, 2, 3, SIZE, SIZE), NAN)], 1)
+    batches = [videos(*LENGTHS, fill=fill, dtype=torch.float32) for fill in (0.0, NAN)] + [long]
+    scores = [model(video, LENGTHS) for model, video in zip(models, batches, strict=True)]
+    for model, score in zip(models[1:], scores[1:], strict=True):
+        assert torch.equal(score, scores[0])
+        state = model.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in models[0].state_dict().items())
+
+
+@each_model
+def test_bytes_give_what_floats_give(options):
+    model = tiny_model(**options).eval()
+    video = videos(7, 4, dtype=torch.uint8)
+    want = copy.deepcopy(model).double()(video.double(), [7, 4])
+    torch.testing.assert_close(model(video, [7, 4]).double(), want, rtol=1e-3, atol=1e-4)  # float32 through ten layers
+
+
+@each_model
+def test_features_enter_the_last_layer(options):
+    model = different(tiny_model(**options)).eval()
+    video = videos(7, 4, dtype=torch.float32, fill=NAN)
+    features = model.features(video, [7, 4])
+    streams = 2 if model.config.kind == "two_stream" else 1
+    assert features.shape == (2, 11 * streams)
+    if options.get("layer") == "fc2":
+        return  # frames have features, of which the maximum is taken; scores are pooled
+    heads = {1: lambda m: [m.backbone.fc2], 2: heads_of}[streams](model)
+    scores = [head(part) for head, part in zip(heads, features.split(11, 1), strict=True)]
+    torch.testing.assert_close(sum(scores) / streams, model(video, [7, 4]), rtol=1e-4, atol=1e-5)
+
+
+def heads_of(model: nn.Module) -> list[nn.Module]:
+    if hasattr(model, "backbone"):
+        return [model.backbone.fc2.static, model.backbone.fc2.dynamic]
+    return [model.static.backbone.fc2, model.dynamic.backbone.fc2]
+
+
+def test_features_of_any_layer_are_pooled_over_the_video():
+    model = tiny_model(pool="none").double().eval()
+    video = videos(4, 3, fill=NAN)
+    features = model.features(video, [4, 3], "relu1")
+    images = (video[1, :3] - model.mean) / model.std
+    assert features.shape == (2, 5 * 8 * 8)
+    maps = model.backbone.conv1(images).clamp(min=0)
+    torch.testing.assert_close(features[1], maps.flatten(1).amax(0), rtol=1e-12, atol=1e-12)
+    assert model.features(video, [4, 3], "conv1").min() < 0  # the ReLU behind it works in place
+    with pytest.raises(ValueError, match="'nowhere'"):
+        model.features(video, [4, 3], "nowhere")
+
+
+def test_dynamic_image_is_the_picture_that_dynamic_image_gives():
+    seen = []
+    model = tiny_model(mean=[0, 0, 0], std=[1, 1, 1]).eval()
+    model.backbone.conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    video = videos(9, dtype=torch.uint8)
+    model(video)
+    assert (seen[0][0].round() - dynamic_image(video[0]).float()).abs().max() <= 1  # where a half is rounded
+    assert (seen[0][0].round() == dynamic_image(video[0])).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("pool", ["approx", "exact"])
+@pytest.mark.parametrize("options", [{}, {"layer": "relu1"}, {"window": 3, "stride": 2}], ids=str)
+def test_a_still_video_is_grey_and_not_noise(pool, options):
+    model = tiny_model(pool=pool, mean=[0, 0, 0], std=[1, 1, 1], **options).train()
+    seen = []
+    layer = model.backbone.conv2 if "layer" in options else model.backbone.conv1
+    layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    still = videos(1, dtype=torch.uint8).expand(2, 50, -1, -1, -1)
+    model(still).sum().backward()
+    if "layer" in options:  # maps of frames of size 100; what remains is rounding
+        assert seen[0].abs().max() < 1
+    else:
+        assert to_image(seen[0]).shape[1] == 3
+        assert (seen[0] - 127.5).abs().max() < 3
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_one_frame_has_no_order():
+    model = tiny_model(mean=[0, 0, 0], std=[1, 1, 1]).eval()
+    grey = model.backbone(torch.full((1, 3, SIZE, SIZE), 127.5))
+    torch.testing.assert_close(model(videos(1, dtype=torch.uint8)), grey)
+
+
+def test_state_keeps_the_names_of_the_backbone():
+    names = [f"backbone.{name}" for name in tiny().state_dict()]
+    assert list(tiny_model(layer="relu1", window=3).state_dict()) == names
+    fork = tiny_model("two_stream", branch="relu2").state_dict()
+    assert [name for name in fork if "conv" in name or "norm" in name] == [
+        n for n in names if "conv" in n or "norm" in n
+    ]
+    assert {"backbone.fc1.static.weight", "backbone.fc1.dynamic.weight"} < set(fork)
+
+
+def test_a_model_takes_a_copy_of_its_backbone():
+    backbone = tiny()
+    before = copy.deepcopy(backbone.state_dict())
+    model = build(ModelConfig("dynamic", 8, "custom", layer="relu1", size=SIZE), backbone=backbone)
+    different(model)
+    assert backbone.fc2.out_features == CLASSES
+    assert not backbone.relu1._forward_hooks
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert model(videos(3, dtype=torch.uint8)).shape == (1, 8)
+
+
+def test_the_classifier_stays_where_its_classes_do():
+    backbone = tiny()
+    model = build(ModelConfig("dynamic", CLASSES, "custom"), backbone=backbone)
+    assert torch.equal(model.backbone.fc2.weight, backbone.fc2.weight)
+
+
+def test_a_backbone_says_what_its_input_is():
+    base = Backbone(tiny(), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), size=SIZE, head="fc1")
+    model = build(ModelConfig("dynamic", 6, "custom", std=(2, 2, 2)), backbone=base)
+    assert model.mean.flatten().tolist() == [1, 2, 3]
+    assert model.std.flatten().tolist() == [2, 2, 2]
+    assert (model.size, model.head, model.backbone.fc1.out_features) == (SIZE, "fc1", 6)
+
+
+@each_model
+def test_copies_and_pickles_are_models_of_their_own(options):
+    model = different(tiny_model(**options)).eval()
+    video = videos(7, 4, dtype=torch.uint8)
+    want = model(video, [7, 4])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(video, [7, 4]), want)
+        different(other)
+        assert not torch.equal(other(video, [7, 4]), want)
+    assert torch.equal(model(video, [7, 4]), want)
+
+
+TRAINED = [
+    {},
+    {"window": 3, "stride": 2},
+    {"layer": "relu1"},
+    {"layer": "relu1", "pool": "exact"},
+    {"kind": "static"},
+    {"kind": "two_stream", "branch": "relu1"},
+    {"kind": "two_stream"},
+]
+
+
+@pytest.mark.parametrize("options", TRAINED, ids=str)
+def test_four_clips_are_learned(options):
+    model = tiny_model(classes=4, **options).train()
+    video, labels = videos(6, 6, 5, 4, dtype=torch.uint8), torch.arange(4)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(video, [6, 6, 5, 4]), labels).backward()
+        optimizer.step()
+    assert model.train()(video, [6, 6, 5, 4]).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("video", "lengths", "error", "message"),
+    [
+        (torch.zeros(2, 3, 3, 16, 16, dtype=torch.int64), None, TypeError, "uint8 or floating Tensor, got torch.int64"),
+        ([1], None, TypeError, "video must be a uint8"),
+        (torch.zeros(3, 3, 16, 16), None, ValueError, r"shape \[B, T, 3, H, W\], got \[3, 3, 16, 16\]"),
+        (torch.zeros(1, 2, 1, 16, 16), None, ValueError, r"got \[1, 2, 1, 16, 16\]"),
+        (torch.zeros(1, 0, 3, 16, 16), None, ValueError, "T = 0"),
+        (torch.zeros(2, 3, 3, 16, 16), [3], ValueError, r"lengths must have shape \[B\] = \[2\]"),
+        (torch.zeros(2, 3, 3, 16, 16), [3, 4], ValueError, "between 1 and T = 3, got 4"),
+        (torch.zeros(2, 3, 3, 16, 16), [3, 0], ValueError, "between 1 and T = 3, got 0"),
+    ],
+)
+def test_bad_videos(video, lengths, error, message):
+    with pytest.raises(error, match=message):
+        tiny_model()(video, lengths)
+
+
+class Remembers(nn.Module):
+    """Keeps to the batch size of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.conv(x)).view(x.shape[0], -1))
+
+
+class Odd(nn.Module):
+    """Has layers after which nothing can be pooled."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.unused = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.conv(self.pair(x)[0]).relu().mean((2, 3)))
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        (tiny, {"layer": "conv9"}, "layer must be a named layer of Sequential, got 'conv9'; it has: conv1, relu1"),
+        (tiny, {"kind": "two_stream", "branch": "x"}, "branch must be a named layer"),
+        (tiny, {"window": 3, "video_layer": "x"}, "video_layer must be a named layer"),
+        (tiny, {"window": 3, "layer": "fc1", "video_layer": "pool"}, "must not run before the layer 'fc1'"),
+        (tiny, {"layer": "relu1", "mean": [0] * 4, "std": [1] * 4}, "cannot take images of 16 × 16"),
+        (Remembers, {"layer": "conv"}, "cannot be pooled inside, perhaps because its forward keeps to the batch"),
+        (Remembers, {"window": 3}, "cannot be pooled inside"),
+        (Odd, {"layer": "pair"}, "must put out maps .* 'pair' puts out tuple"),
+        (Odd, {"layer": "unused"}, "must run once in an image, but 'unused' runs 0 times"),
+        (Odd, {"window": 3}, "video_layer must be given: Odd has no spatial pooling layer"),
+        (lambda: nn.Conv2d(3, 4, 3), {}, "must have a linear layer"),
+        (lambda: Backbone(tiny(), head="conv1"), {}, "head must be a linear layer, got 'conv1', a Conv2d"),
+        (tiny, {"dropout": 0.5}, "has no dropout layer"),
+        (tiny, {"checkpointing": True}, "needs a backbone with blocks"),
+        (tiny, {"weights": "default"}, "load the module's own beforehand"),
+        (lambda: None, {}, "'custom' stands for a module"),
+    ],
+)
+def test_bad_backbones(backbone, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(
+            ModelConfig(**{"kind": "dynamic", "num_classes": 4, "backbone": "custom", "size": 16, **options}),
+            backbone=backbone(),
+        )

