@@ -31,6 +31,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/exact.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/video.py
 	$(BIN)/python benchmarks/figures.py
 
 gpu:

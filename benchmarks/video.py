@@ -2,13 +2,13 @@
 
     python benchmarks/video.py [--quick] [--seconds 6] [--data FOLDER] [--json FILE] [VIDEO ...]
 
-Every way opens the file, decodes all frames with one thread and gives one image. The peers convert each frame to RGB and
-add α_t √RGB in float32: PyAV with numpy or torch, OpenCV, torchcodec and decord, where they are installed. T is known to
-them beforehand. "decode" only counts the frames. First all images are checked against float64.
+Every way opens the file, decodes all frames with one thread and gives one image. The peers convert each frame to RGB
+and add α_t √RGB in float32: PyAV with numpy or torch, OpenCV, torchcodec and decord, where they are installed. T is
+known to them beforehand. "decode" only counts the frames. First all images are checked against float64.
 
-Without VIDEO: clips of UCF101 (mpeg4) and Kinetics (h264) below --data, or $DYNPOOL_TEST_DATA, else two that are made up.
-Then the memory: the peak of a process that pools a clip of ten seconds, and one of ten minutes, and the growth over 2 000
-files opened.
+Without VIDEO: clips of UCF101 (mpeg4) and Kinetics (h264) below --data, or $DYNPOOL_TEST_DATA, else two made-up ones.
+Then the memory: the peak of a process that pools a clip of ten seconds, and one of ten minutes, and the growth over
+2 000 files opened.
 """
 
 from __future__ import annotations
