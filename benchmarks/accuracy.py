@@ -324,7 +324,7 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     panel.set_yticks(places, [r.name for r in ranked], fontsize=7)
     panel.bar_label(bars, [f" {r.accuracy:.1f}  {told(r)}" for r in ranked], fontsize=7)
     panel.legend([pyplot.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()], COLORS, fontsize=7)
-    panel.set(xlabel="accuracy, %", xlim=(0, 135))
+    panel.set(xlabel="accuracy, %", xlim=(0, 165), xticks=range(0, 101, 20))
     panel.set_title(report._wrapped(title), fontsize=8)
     panel.margins(y=0.01)
     panel.spines[["top", "right"]].set_visible(False)
@@ -400,9 +400,13 @@ def finish(rows: list[Row], task: Task, options: argparse.Namespace, seconds: fl
     stem = f"accuracy-{task.dataset}{'-quick' if options.quick else ''}"
     options.out.mkdir(parents=True, exist_ok=True)
     content = {
-        "machine": machine(), "data": {**asdict(task), "root": Path(task.root).name}, "seconds": seconds, "rows": [r.plain() for r in rows],
-        "claims": claims, "table 5": [{**d._asdict(), "difference": d.difference} for d in differences],
-    }  # fmt: skip
+        "machine": machine(),
+        "data": {**asdict(task), "root": Path(task.root).name},
+        "seconds": seconds,
+        "rows": [r.plain() for r in rows],
+        "claims": claims,
+        "table 5": [{**d._asdict(), "difference": d.difference} for d in differences],
+    }
     (options.out / f"{stem}.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
     draw(rows, options.out / f"{stem}.png", title)
     gains = np.array([100 * d.difference for d in differences])
