@@ -61,6 +61,15 @@ def assert_same(one, other, tolerance=0.0):
         assert (one[name] - other[name]).abs().max() <= tolerance, name
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in tiny.main: sums in another order would not give the same bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run_tiny(root, out, step, *overrides):
     """tiny.main in another process."""
     command = [sys.executable, str(Path(tiny.__file__)), str(root), str(out), str(step), *overrides]
