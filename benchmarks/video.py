@@ -175,10 +175,10 @@ def generated(folder: Path, codec: str, suffix: str, width: int, height: int, fr
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 PEAK = """
-import resource, sys, dynpool, torch
+import sys, dynpool, torch
 torch.set_num_threads(1)
 if sys.argv[1]: dynpool.dynamic_image(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 GROWTH = """
 import sys, dynpool, torch
