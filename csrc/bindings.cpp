@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "picture.h"
 #include "planes.h"
 #include "solver.h"
 #include "temporal_pool.h"
@@ -125,13 +126,13 @@ PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int sh
 // Adds frames to `sums`, or, where that is not null, to `largest`. planes, strides: those of a frame behind one another.
 void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
                  const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
-                 bool doubles, Address largest, int num_threads) {
+                 Address largest, int num_threads) {
   const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
-  require(planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
+  require(count > 0 && planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
   require(count <= dynpool::kMaxFrames, "too many frames at once");
-  require(largest || (count && !sums.empty() && weights.size() % count == 0 && !weights.empty() &&
-                      mix.size() == weights.size() / count * sums.size()),
-          "weights must be [K, frames] and mix [rows, K]");
+  const size_t K = weights.size() / count, R = sums.size();
+  require(largest || (K > 0 && R > 0 && weights.size() == K * count && (mix.empty() ? K == R : mix.size() == K * R)),
+          "weights must be [K, frames] and mix, if any, [rows, K]");
   dynpool::PlanesParams p;
   p.count = count;
   p.planes = reinterpret_cast<const uint8_t* const*>(planes.data());
@@ -140,17 +141,23 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
   for (int i = 0; i < dynpool::kMaxPlanes; ++i) p.plane[i] = layout.plane[i];
   p.colour = layout.colour ? &*layout.colour : nullptr;
   p.nonlinearity = static_cast<dynpool::Nonlinearity>(nonlinearity);
-  p.K = largest ? 1 : weights.size() / count;
-  p.R = sums.size();
+  p.K = K;
+  p.R = R;
   p.weights = weights.data();
-  p.mix = mix.data();
+  p.mix = mix.empty() ? nullptr : mix.data();
   p.sums = reinterpret_cast<void* const*>(sums.data());
-  p.doubles = doubles;
   p.largest = static_cast<uint8_t*>(pointer(largest));
   for (const Address plane : planes) require(plane, kNull);
   for (const Address sum : sums) require(sum, kNull);
   const py::gil_scoped_release unlocked;
   dynpool::cpu::pool_planes(p, num_threads);
+}
+
+template <class T>
+void make_rgb(const PlanesLayout& layout, Address sums, double total, Address rgb) {
+  dynpool::cpu::make_rgb(dynpool::PlaneSums<T>{*layout.colour, layout.plane[0].width, layout.plane[0].height,
+                                               static_cast<const T*>(pointer(sums)), static_cast<T>(total),
+                                               static_cast<T*>(pointer(rgb))});
 }
 
 // Lets other threads run Python meanwhile, where that is worth the handing over.
@@ -213,6 +220,16 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   py::class_<PlanesLayout>(cpu, "Planes", py::module_local()).def(py::init(&make_planes_layout)).def(
       py::init(&make_colour_layout));
   cpu.def("pool_planes", &pool_planes);
+  cpu.def("make_rgb", [](const PlanesLayout& layout, Address sums, bool doubles, double total, Address rgb) {
+    require(layout.colour && layout.colour->depth == 8, "the planes have no colours, or no bytes");
+    require(sums && rgb, kNull);
+    (doubles ? make_rgb<double> : make_rgb<float>)(layout, sums, total, rgb);
+  });
+  cpu.def("stretch", [](Address x, int64_t n, Address out) {
+    require(n > 0 && x && out, kNull);
+    const py::gil_scoped_release unlocked;
+    return dynpool::cpu::stretch(static_cast<const float*>(pointer(x)), n, static_cast<uint8_t*>(pointer(out)));
+  });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));
 #endif

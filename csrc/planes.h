@@ -1,7 +1,10 @@
 // Weighted sums of ψ of decoded frames, straight from the planes that the decoder wrote.
 //
-//   local[k, i]  = Σ_{t < count} weights[k, t] · ψ(x[t, i])                float32
-//   sums[r][i]  += Σ_k mix[r, k] · local[k, i]                            float32 or float64
+//   sums[k][i] += Σ_{t < count} weights[k, t] ψ(x[t, i])                  float32
+//
+// or, with `mix`, into sums to which these sums of a few frames, rounded to float32, are but terms,
+//
+//   sums[r][i] += Σ_k mix[r, k] Σ_{t < count} weights[k, t] ψ(x[t, i])    float64
 //
 // or, without weights, largest[i] = max(largest[i], max_t x[t, i]). x is
 //
@@ -45,8 +48,7 @@ struct PlanesParams {
   int64_t K = 1, R = 1;
   const float* weights = nullptr;      // [K, count]
   const double* mix = nullptr;         // [R, K]
-  void* const* sums = nullptr;         // [R]
-  bool doubles = false;                // or floats
+  void* const* sums = nullptr;         // [K] float, or with mix [R] double
   uint8_t* largest = nullptr;          // instead of weights, mix and sums
 };
 

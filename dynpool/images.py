@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from . import ops
 from .exact import rank_pool
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
@@ -191,6 +192,8 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
         raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
     _check_choice("mode", mode, get_args(ImageMode))
     dims = (-3, -2, -1) if mode == "minmax" else (-2, -1)
+    if mode == "minmax" and (images := ops.stretch(pooled.detach())) is not None:
+        return images
     values = pooled.detach() if pooled.dtype == torch.float32 else pooled.detach().double()
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
     span = high - low
@@ -318,12 +321,15 @@ class _Feed:
         return _Feed(self.decoder, self.recipe)
 
     def __iter__(self) -> Iterator[list[Any]]:
+        """Batches to be used before the next one is asked for, since frames that are held are memory that the decoder
+        has to do without: fresh memory is slow.
+        """
         batch: list[Any] = []
         for number, frame in self.decoder.frames():
             batch.append(self._fitting(number, frame))
             if len(batch) == self.pool.batch:
                 yield self._counted(batch)
-                batch = []
+                batch.clear()
         if batch:
             yield self._counted(batch)
         self.decoder.check_any(self.count)

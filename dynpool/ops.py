@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -726,21 +727,44 @@ def pool_planes(
     strides: Sequence[int],
     nonlinearity: str,
     weights: Sequence[Sequence[float]],
-    mix: Sequence[Sequence[float]],
+    mix: Sequence[Sequence[float]] | None,
     rows: Sequence[Tensor],
 ) -> None:
-    """rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]); rows are float32, or float64, and contiguous."""
+    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, or rows[r] += Σ_k mix[r][k] Σ_t … in float64; contiguous."""
     flat = [weight for row in weights for weight in row]
-    mixed = [factor for row in mix for factor in row]
-    sums = [row.data_ptr() for row in rows]
-    psi, doubles = _NONLINEARITY_CODES[nonlinearity], rows[0].dtype == torch.float64
-    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, doubles, 0, torch.get_num_threads())
+    mixed = [factor for row in mix or () for factor in row]
+    dtype = torch.float32 if mix is None else torch.float64
+    sums = [row.data_ptr() for row in rows if row.dtype == dtype]
+    psi = _NONLINEARITY_CODES[nonlinearity]
+    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, 0, torch.get_num_threads())
 
 
 def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
     """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
     threads = torch.get_num_threads()
-    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], False, largest.data_ptr(), threads)
+    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], largest.data_ptr(), threads)
+
+
+def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> Tensor:
+    """R, G, B of `shape` of weighted sums of a colour layout's bytes Y, U, V, whose weights add up to `total`."""
+    rgb = sums.new_empty(shape)
+    _extension().cpu.make_rgb(layout, sums.data_ptr(), sums.dtype == torch.float64, total, rgb.data_ptr())
+    return rgb
+
+
+def stretch(values: Tensor) -> Tensor | None:
+    """Each image [C, H, W] of the last dimensions scaled from [min, max] to 0 … 255, as uint8; None where it is for
+    torch: on other devices, in other dtypes, or where a difference is not finite.
+    """
+    ordinary = type(values) is Tensor and values.is_cpu and values.dtype == torch.float32
+    if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
+        return None
+    images = torch.empty(values.shape, dtype=torch.uint8)
+    size = math.prod(values.shape[-3:])
+    for first in range(0, values.numel(), size):
+        if not extension.cpu.stretch(values.data_ptr() + 4 * first, size, images.data_ptr() + first):
+            return None
+    return images
 
 
 def _extension() -> ModuleType:

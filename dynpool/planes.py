@@ -80,13 +80,7 @@ class Format(NamedTuple):
 
     def fits(self, frame: Any) -> bool:
         """Whether it is that of the frame."""
-        return (
-            frame.width == self.width
-            and frame.height == self.height
-            and frame.format.name == self.name
-            and frame.color_range == self.color_range
-            and frame.colorspace == self.colorspace
-        )
+        return self == (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
 
     @property
     def black(self) -> int:
@@ -126,7 +120,9 @@ class Pool(ABC):
 
     @abstractmethod
     def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
-        """rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; mix is 1 unless given."""
+        """rows[k] += Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; or, where float64 rows are to be mixed of
+        these sums, rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]).
+        """
 
     @abstractmethod
     def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
@@ -152,9 +148,7 @@ class _Kernel(Pool):
         return [plane.buffer_ptr + offset for plane, offset in planes], [plane.line_size for plane, _ in planes]
 
     def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
-        every = range(len(rows))
-        mixed = [[float(r == k) for k in every] for r in every] if mix is None else mix
-        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mixed, rows)
+        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows)
 
     def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
         ops.take_largest(self._layout, *self._planes(frames), largest)
@@ -165,11 +159,8 @@ class ColourPlanes(_Kernel):
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
-        depth, shift_x, shift_y, step = _YUV[form.name]
-        self._layout = ops.colour_layout(
-            form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors()
-        )
-        self._address_of = ((0, 0), (1, 0), (1, 1)) if step == 2 else ((0, 0), (1, 0), (2, 0))
+        self._layout = _colours(form)
+        self._address_of = ((0, 0), (1, 0), (1, 1)) if _YUV[form.name].step == 2 else ((0, 0), (1, 0), (2, 0))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -203,11 +194,8 @@ class RawPlanes(_Kernel):
             size, rgb = _PACKED[self.form.name]
             packed = row.view(self.form.height, self.form.width, size)[..., list(rgb)].permute(2, 0, 1)
             return self._turn.image(packed)
-        parts = row.split([height * width for height, width in self._sizes])
-        planes = [part.view(size) for part, size in zip(parts, self._sizes, strict=True)]
-        if len(planes) == 2:
-            planes = [planes[0], planes[1][:, 0::2], planes[1][:, 1::2]]
-        return self._turn.image(_rgb(self.form, planes, total))
+        shape = 3, self.form.height, self.form.width
+        return self._turn.image(ops.make_rgb(_colours(self.form), row, total, shape))
 
 
 class RgbFrames(Pool):
@@ -286,17 +274,7 @@ def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size:
     return (RawPlanes if raw else ColourPlanes)(form, nonlinearity, turn)
 
 
-def _rgb(form: Format, planes: Sequence[Tensor], total: float) -> Tensor:
-    """R, G, B of weighted sums of Y, U, V whose weights add up to `total`."""
-    luma, rv, gu, gv, bu = form.colour_factors()
-    _, shift_x, shift_y, _ = _YUV[form.name]
-    Y = (planes[0] - total * form.black) * luma
-    height, width = Y.shape
-
-    def at_luma(chroma: Tensor) -> Tensor:
-        rows, columns = chroma.shape
-        near = chroma[:, None, :, None].expand(rows, 1 << shift_y, columns, 1 << shift_x)
-        return near.reshape(rows << shift_y, columns << shift_x)[:height, :width]
-
-    U, V = (plane - total * 128 for plane in planes[1:])
-    return torch.stack([Y + at_luma(rv * V), Y + at_luma(gu * U + gv * V), Y + at_luma(bu * U)])
+def _colours(form: Format) -> Any:
+    """The layout of Y, U, V that a kernel makes R, G, B of."""
+    depth, shift_x, shift_y, step = _YUV[form.name]
+    return ops.colour_layout(form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors())

@@ -115,7 +115,8 @@ def rgb_of(frame, rounded=True):
 
 def pooled_by(pool, frames, weights, dtype=torch.float64):
     rows = [pool.zeros(dtype) for _ in weights]
-    pool.add([pool.fitting(frame) for frame in frames], rows, weights)
+    mix = torch.eye(len(weights)).tolist() if dtype == torch.float64 else None
+    pool.add([pool.fitting(frame) for frame in frames], rows, weights, mix)
     return torch.stack([pool.image(row, sum(line)) for row, line in zip(rows, weights, strict=True)])
 
 
@@ -245,13 +246,17 @@ def test_without_kernels_rgb_frames_are_pooled(monkeypatch):
 def test_bad_calls_of_the_kernel_are_refused():
     layout = ops.planes_layout([4], [4])
     with pytest.raises(ValueError, match="a frame lacks a plane"):
-        ops.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+        ops.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="null pointer"):
-        ops.pool_planes(layout, [0], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+        ops.pool_planes(layout, [0], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="too many frames"):
-        ops.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], [[1.0]], [torch.zeros(16)])
+        ops.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="weights must be"):
-        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16)])
+        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0], [2.0]], None, [torch.zeros(16)])
+    with pytest.raises(ValueError, match="weights must be"):
+        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16, dtype=torch.float64)])
+    with pytest.raises(ValueError, match="weights must be"):  # a row of float32 is no place for float64
+        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
 
 
 # --- over time ------------------------------------------------------------------------------------------------------

@@ -106,55 +106,6 @@ void natural_order(float* acc, int64_t n) {
   }
 }
 
-// √ of bytes in 16 bits, for frames that a decoder has rounded anyway: two tables instead of four, 6 permutations for 64
-// pixels instead of 16, within 2^-13 of the root. Like every ψ it is the same for like pixels, so that the weighted sum of
-// what does not move still vanishes.
-class RootTable {
- public:
-  RootTable() {
-    for (int v = 0; v < 256; ++v) {
-      const auto root = static_cast<uint16_t>(std::sqrt(static_cast<float>(v)) * kScale + 0.5f);
-      low_[v] = static_cast<uint8_t>(root);
-      high_[v] = static_cast<uint8_t>(root >> 8);
-    }
-  }
-
-  // acc[i] = Σ_{t < count} a[t] √x[t][i], in whole blocks
-  void sum(float* acc, const uint8_t* const* x, const float* a, int64_t count, int64_t n) const {
-    const ByteTable low(low_), high(high_);
-    const __m512i lower_words = _mm512_set1_epi32(0xffff);
-    for (int64_t i = 0; i < n; i += kBlock) {
-      const __mmask64 mask = first_bytes(n - i);
-      __m512 even[2] = {}, odd[2] = {};  // pixels of the lower and of the upper half of each 128-bit lane
-      for (int64_t t = 0; t < count; ++t) {
-        const __m512i pixels = _mm512_maskz_loadu_epi8(mask, x[t] + i);
-        const __mmask64 upper = _mm512_movepi8_mask(pixels);
-        const __m512i b0 = low(pixels, upper), b1 = high(pixels, upper);
-        const __m512 weight = _mm512_set1_ps(a[t] / kScale);
-        const auto add = [&](__m512i words, __m512& evens, __m512& odds) {
-          evens = _mm512_fmadd_ps(weight, _mm512_cvtepi32_ps(_mm512_and_si512(words, lower_words)), evens);
-          odds = _mm512_fmadd_ps(weight, _mm512_cvtepi32_ps(_mm512_srli_epi32(words, 16)), odds);
-        };
-        add(_mm512_unpacklo_epi8(b0, b1), even[0], odd[0]);
-        add(_mm512_unpackhi_epi8(b0, b1), even[1], odd[1]);
-      }
-      // Pixels 16 j … of lane j: quadruples j of these four, one behind the other.
-      const __m512 q0 = _mm512_unpacklo_ps(even[0], odd[0]), q1 = _mm512_unpackhi_ps(even[0], odd[0]);
-      const __m512 q2 = _mm512_unpacklo_ps(even[1], odd[1]), q3 = _mm512_unpackhi_ps(even[1], odd[1]);
-      const __m512 r0 = _mm512_shuffle_f32x4(q0, q1, 0x44), r1 = _mm512_shuffle_f32x4(q2, q3, 0x44);
-      const __m512 r2 = _mm512_shuffle_f32x4(q0, q1, 0xee), r3 = _mm512_shuffle_f32x4(q2, q3, 0xee);
-      _mm512_storeu_ps(acc + i, _mm512_shuffle_f32x4(r0, r1, 0x88));
-      _mm512_storeu_ps(acc + i + 16, _mm512_shuffle_f32x4(r0, r1, 0xdd));
-      _mm512_storeu_ps(acc + i + 32, _mm512_shuffle_f32x4(r2, r3, 0x88));
-      _mm512_storeu_ps(acc + i + 48, _mm512_shuffle_f32x4(r2, r3, 0xdd));
-    }
-  }
-
- private:
-  static constexpr float kScale = 4096;  // √255 fills 16 bits
-  alignas(64) uint8_t low_[256], high_[256];
-};
-
 #endif
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "../picture.h"
 #include "../solver.h"
 #include "tasks.h"
 
@@ -15,6 +16,9 @@ namespace dynpool {
   Kernels kernels_uint8();                                \
   Kernels kernels_float(DType dtype);                     \
   void solve(const SolverParams& p, int64_t clip);        \
+  void make_rgb(const PlaneSums<float>& p);               \
+  void make_rgb(const PlaneSums<double>& p);              \
+  bool stretch(const float* x, int64_t n, uint8_t* out);  \
   }
 DYNPOOL_DECLARE(baseline)
 #ifdef DYNPOOL_X86
@@ -193,14 +197,23 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   }
 }
 
-void solve(const SolverParams& p, int num_threads) {
-  void (*solve_one)(const SolverParams&, int64_t) = baseline::solve;
 #ifdef DYNPOOL_X86
-  if (chosen >= InstructionSet::avx2) solve_one = chosen == InstructionSet::avx2 ? avx2::solve : avx512::solve;
+#define DYNPOOL_CALL(function, ...)                                      \
+  (chosen >= InstructionSet::avx512  ? avx512::function(__VA_ARGS__)     \
+   : chosen == InstructionSet::avx2 ? avx2::function(__VA_ARGS__)        \
+                                    : baseline::function(__VA_ARGS__))
+#else
+#define DYNPOOL_CALL(function, ...) baseline::function(__VA_ARGS__)
 #endif
+
+void solve(const SolverParams& p, int num_threads) {
   const int64_t threads = std::min<int64_t>(num_threads, p.clips * p.T / 32);
-  parallel_for(p.clips, static_cast<int>(std::max<int64_t>(1, threads)), [&](int64_t clip) { solve_one(p, clip); });
+  parallel_for(p.clips, static_cast<int>(std::max<int64_t>(1, threads)), [&](int64_t clip) { DYNPOOL_CALL(solve, p, clip); });
 }
+
+void make_rgb(const PlaneSums<float>& p) { DYNPOOL_CALL(make_rgb, p); }
+void make_rgb(const PlaneSums<double>& p) { DYNPOOL_CALL(make_rgb, p); }
+bool stretch(const float* x, int64_t n, uint8_t* out) { return DYNPOOL_CALL(stretch, x, n, out); }
 
 const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }
 

@@ -107,20 +107,21 @@ Floats signed_root(Floats z);
 using Words = __m512i;
 inline Words load_words(const void* x) { return _mm512_loadu_si512(x); }
 inline void store_words(void* x, Words a) { _mm512_storeu_si512(x, a); }
-// 32 bytes, or those of either half of each lane of 64.
+// 32 bytes, or those of either half of each lane of 64 beside those of y.
 inline Words words_of(const uint8_t* x) {
   return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 }
-inline Words low_bytes(Words x) { return _mm512_unpacklo_epi8(x, _mm512_setzero_si512()); }
-inline Words high_bytes(Words x) { return _mm512_unpackhi_epi8(x, _mm512_setzero_si512()); }
+inline Words low_bytes(Words x, Words y) { return _mm512_unpacklo_epi8(x, y); }
+inline Words high_bytes(Words x, Words y) { return _mm512_unpackhi_epi8(x, y); }
 inline Words twice_low(Words x) { return _mm512_unpacklo_epi16(x, x); }
 inline Words twice_high(Words x) { return _mm512_unpackhi_epi16(x, x); }
 inline Words word(uint16_t x) { return _mm512_set1_epi16(static_cast<short>(x)); }
 inline Words high_half(Words a, Words b) { return _mm512_mulhi_epi16(a, b); }
 inline Words clipped(Words low, Words high) { return _mm512_packus_epi16(low, high); }
 inline Words sum(Words a, Words b) { return _mm512_add_epi16(a, b); }
-inline Words difference(Words a, Words b) { return _mm512_sub_epi16(a, b); }
-template <int bits> Words shifted(Words a) { return _mm512_slli_epi16(a, bits); }
+inline Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
+// Σ of the products of unsigned bytes and signed ones, in pairs.
+inline Words byte_products(Words x, Words y) { return _mm512_maddubs_epi16(x, y); }
 #else
 using Words = __m256i;
 inline Words load_words(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
@@ -128,16 +129,17 @@ inline void store_words(void* x, Words a) { _mm256_storeu_si256(static_cast<__m2
 inline Words words_of(const uint8_t* x) {
   return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
 }
-inline Words low_bytes(Words x) { return _mm256_unpacklo_epi8(x, _mm256_setzero_si256()); }
-inline Words high_bytes(Words x) { return _mm256_unpackhi_epi8(x, _mm256_setzero_si256()); }
+inline Words low_bytes(Words x, Words y) { return _mm256_unpacklo_epi8(x, y); }
+inline Words high_bytes(Words x, Words y) { return _mm256_unpackhi_epi8(x, y); }
 inline Words twice_low(Words x) { return _mm256_unpacklo_epi16(x, x); }
 inline Words twice_high(Words x) { return _mm256_unpackhi_epi16(x, x); }
 inline Words word(uint16_t x) { return _mm256_set1_epi16(static_cast<short>(x)); }
 inline Words high_half(Words a, Words b) { return _mm256_mulhi_epi16(a, b); }
 inline Words clipped(Words low, Words high) { return _mm256_packus_epi16(low, high); }
 inline Words sum(Words a, Words b) { return _mm256_add_epi16(a, b); }
-inline Words difference(Words a, Words b) { return _mm256_sub_epi16(a, b); }
-template <int bits> Words shifted(Words a) { return _mm256_slli_epi16(a, bits); }
+inline Words either(Words a, Words b) { return _mm256_or_si256(a, b); }
+// Σ of the products of unsigned bytes and signed ones, in pairs.
+inline Words byte_products(Words x, Words y) { return _mm256_maddubs_epi16(x, y); }
 #endif
 
 #endif

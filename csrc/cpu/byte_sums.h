@@ -1,0 +1,152 @@
+// Σ_t a[t] ψ(x[t][i]) of bytes in integers, for frames that a decoder has rounded anyway: products of bytes by AVX-512
+// VNNI, four frames and 16 pixels an instruction, and √ by table with VBMI.
+//
+// Weights are numbers of 24 bits in three signed digits, to the largest of a sum; roots, of 16 bits, are two bytes. The
+// products of one power of 256 share an accumulator; the least, 2^-32 of the largest, are left out. Sums are exact but
+// for that, and like any ψ a rounded root is the same for like pixels, so that the weighted sum of what does not move
+// still vanishes.
+#pragma once
+#include <cmath>
+
+#include "lookup.h"
+
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+#define DYNPOOL_BYTE_SUMS 1
+
+namespace dynpool {
+inline namespace DYNPOOL_ISA {
+namespace {
+
+constexpr int kDigits = 3, kQuad = 4;
+constexpr int64_t kMostBytes = 32;  // frames of a sum
+
+// Weights of frames [first, end), whole quads, each quad's digits side by side. All others are 0.
+class DigitWeights {
+ public:
+  DigitWeights(const float* a, int64_t count) {
+    constexpr int kLargest = 127 * 0x10101;  // all digits 127
+    float most = 0;
+    for (int64_t t = 0; t < count; ++t) most = std::fmax(most, std::fabs(a[t]));
+    scale_ = most / kLargest;
+    while (first_ < count && a[first_] == 0) ++first_;
+    while (first_ < count && a[count - 1] == 0) --count;
+    first_ = first_ / kQuad * kQuad;
+    end_ = (count + kQuad - 1) / kQuad * kQuad;
+    for (int64_t t = 0; t < count; ++t) {
+      int rest = most > 0 ? static_cast<int>(std::lrint(a[t] / most * static_cast<double>(kLargest))) : 0;
+      for (int d = 0; d < kDigits; ++d) {
+        digits_[t / kQuad][d][t % kQuad] = static_cast<int8_t>(rest);
+        rest = (rest - static_cast<int8_t>(rest)) >> 8;
+      }
+    }
+  }
+  int64_t first() const { return first_; }
+  int64_t end() const { return end_; }
+  float scale() const { return scale_; }  // of the least digit
+  __m512i digit(int64_t t, int d) const {
+    int32_t four;
+    memcpy(&four, digits_[t / kQuad][d], sizeof(four));
+    return _mm512_set1_epi32(four);
+  }
+
+ private:
+  int64_t first_ = 0, end_ = 0;
+  float scale_ = 0;
+  int8_t digits_[kMostBytes / kQuad][kDigits][kQuad] = {};
+};
+
+// Sums of 64 pixels. Vector k has pixels 16 j + 4 k … of lane j, an accumulator a power of 256.
+struct DigitSums {
+  __m512i sum[kDigits][4] = {};
+
+  void add(int power, int k, __m512i bytes, __m512i digits) {
+    sum[power][k] = _mm512_dpbusd_epi32(sum[power][k], bytes, digits);
+  }
+  // out[i] += scale times what was summed, for i < n
+  void add_to(float* out, float scale, int64_t n) const {
+    __m512 q[4];
+    for (int k = 0; k < 4; ++k) {
+      const __m512 high = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sum[2][k], 8), sum[1][k]));
+      q[k] = _mm512_fmadd_ps(high, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sum[0][k]));
+    }
+    const __m512 r0 = _mm512_shuffle_f32x4(q[0], q[1], 0x44), r1 = _mm512_shuffle_f32x4(q[2], q[3], 0x44);
+    const __m512 r2 = _mm512_shuffle_f32x4(q[0], q[1], 0xee), r3 = _mm512_shuffle_f32x4(q[2], q[3], 0xee);
+    const __m512 natural[] = {_mm512_shuffle_f32x4(r0, r1, 0x88), _mm512_shuffle_f32x4(r0, r1, 0xdd),
+                              _mm512_shuffle_f32x4(r2, r3, 0x88), _mm512_shuffle_f32x4(r2, r3, 0xdd)};
+    const __mmask64 mask = first_bytes(n);
+    for (int k = 0; k < 4; ++k) {
+      const __mmask16 part = static_cast<__mmask16>(mask >> (16 * k));
+      const __m512 old = _mm512_maskz_loadu_ps(part, out + 16 * k);
+      _mm512_mask_storeu_ps(out + 16 * k, part, _mm512_fmadd_ps(natural[k], _mm512_set1_ps(scale), old));
+    }
+  }
+};
+
+// 64 pixels of four frames, a pixel's four bytes side by side.
+struct Quad {
+  __m512i bytes[4];
+
+  Quad(const uint8_t* const* x, int64_t i, __mmask64 mask) {
+    const auto load = [&](int t) { return _mm512_maskz_loadu_epi8(mask, x[t] + i); };
+    const __m512i x0 = load(0), x1 = load(1), x2 = load(2), x3 = load(3);
+    const __m512i low01 = _mm512_unpacklo_epi8(x0, x1), high01 = _mm512_unpackhi_epi8(x0, x1);
+    const __m512i low23 = _mm512_unpacklo_epi8(x2, x3), high23 = _mm512_unpackhi_epi8(x2, x3);
+    bytes[0] = _mm512_unpacklo_epi16(low01, low23);
+    bytes[1] = _mm512_unpackhi_epi16(low01, low23);
+    bytes[2] = _mm512_unpacklo_epi16(high01, high23);
+    bytes[3] = _mm512_unpackhi_epi16(high01, high23);
+  }
+};
+
+// √ of bytes as 16 bits, within 2^-13.
+class RootTable {
+ public:
+  RootTable() {
+    for (int v = 0; v < 256; ++v) {
+      const auto root = static_cast<uint16_t>(std::sqrt(static_cast<float>(v)) * kScale + 0.5f);
+      low_[v] = static_cast<uint8_t>(root);
+      high_[v] = static_cast<uint8_t>(root >> 8);
+    }
+  }
+  ByteTable low() const { return ByteTable(low_); }
+  ByteTable high() const { return ByteTable(high_); }
+
+  static constexpr float kScale = 4096;  // √255 fills 16 bits
+
+ private:
+  alignas(64) uint8_t low_[256], high_[256];
+};
+
+// out[i] += Σ_t a[t] ψ(x[t][begin + i]) for i < n. There is an x of every frame of a quad.
+template <Nonlinearity psi>
+void sum_bytes(float* out, const uint8_t* const* x, int64_t begin, const DigitWeights& weights, int64_t n) {
+  constexpr bool rooted = psi == Nonlinearity::sqrt;
+  static const RootTable roots;
+  const ByteTable low(roots.low()), high(roots.high());
+  const float scale = rooted ? weights.scale() * (256 / RootTable::kScale) : weights.scale();
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const __mmask64 mask = first_bytes(n - i);
+    DigitSums sums;
+    for (int64_t t = weights.first(); t < weights.end(); t += kQuad) {
+      const Quad quad(x + t, begin + i, mask);
+      const __m512i digit[kDigits] = {weights.digit(t, 0), weights.digit(t, 1), weights.digit(t, 2)};
+      for (int k = 0; k < 4; ++k) {
+        const __m512i bytes = quad.bytes[k];
+        if constexpr (rooted) {
+          const __mmask64 upper = _mm512_movepi8_mask(bytes);
+          const __m512i h = high(bytes, upper), l = low(bytes, upper);
+          for (int d = 0; d < kDigits; ++d) sums.add(d, k, h, digit[d]);
+          for (int d = 1; d < kDigits; ++d) sums.add(d - 1, k, l, digit[d]);
+        } else {
+          for (int d = 0; d < kDigits; ++d) sums.add(d, k, bytes, digit[d]);
+        }
+      }
+    }
+    sums.add_to(out + i, scale, n - i);
+  }
+}
+
+}  // namespace
+}  // namespace DYNPOOL_ISA
+}  // namespace dynpool
+#endif
