@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "../pixel.h"
+
 namespace dynpool {
 inline namespace DYNPOOL_ISA {
 namespace {

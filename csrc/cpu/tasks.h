@@ -91,7 +91,7 @@ struct Kernels {
   void (*forward)(const TemporalPoolParams& p, int64_t begin, int64_t end);
   void (*backward)(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial);
   bool (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
-  void (*planes)(const PlanesParams& p, int64_t begin, int64_t end);
+  void (*planes)(const PlanesParams& p, int64_t begin, int64_t end) = nullptr;
 };
 
 }  // namespace dynpool
