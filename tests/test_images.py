@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynpool import approx_rank_pool
+from dynpool import ops
 from dynpool.images import _covering_starts, dynamic_image, dynamic_images, to_image
 from dynpool.video import VideoError
 
@@ -216,6 +217,16 @@ def test_nothing_to_scale_is_mid_grey():
 def test_the_largest_floats_do_not_overflow():
     pooled = torch.tensor([[[-3e38, 0.0, 3e38]]])
     assert to_image(pooled).tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 7, 5), (2, 3, 37, 41)])
+def test_the_kernel_scales_to_the_bit_as_torch_does(shape, monkeypatch):
+    whole = torch.randn(*shape[:-1], shape[-1] + 3) * 1e3
+    for pooled in (whole, whole[..., 2:-1], whole.transpose(-1, -2), whole.clone().requires_grad_()):
+        found = to_image(pooled)
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "extension", None)
+            assert torch.equal(found, to_image(pooled))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
