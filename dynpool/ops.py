@@ -730,7 +730,7 @@ def pool_planes(
     mix: Sequence[Sequence[float]] | None,
     rows: Sequence[Tensor],
 ) -> None:
-    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, or rows[r] += Σ_k mix[r][k] Σ_t … in float64; contiguous."""
+    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, or rows[r] += Σ_k mix[r][k] Σ_t … in float64."""
     flat = [weight for row in weights for weight in row]
     mixed = [factor for row in mix or () for factor in row]
     dtype = torch.float32 if mix is None else torch.float64

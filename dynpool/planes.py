@@ -120,7 +120,7 @@ class Pool(ABC):
 
     @abstractmethod
     def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
-        """rows[k] += Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; or, where float64 rows are to be mixed of
+        """rows[k] += Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; or, of float64 rows that are mixed of
         these sums, rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]).
         """
 

@@ -12,8 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynpool import approx_rank_pool
-from dynpool import ops
+from dynpool import approx_rank_pool, ops
 from dynpool.images import _covering_starts, dynamic_image, dynamic_images, to_image
 from dynpool.video import VideoError
 
