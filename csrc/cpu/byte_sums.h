@@ -8,6 +8,7 @@
 #pragma once
 #include <cmath>
 
+#include "../planes.h"
 #include "lookup.h"
 
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
@@ -18,7 +19,6 @@ inline namespace DYNPOOL_ISA {
 namespace {
 
 constexpr int kDigits = 3, kQuad = 4;
-constexpr int64_t kMostBytes = 32;  // frames of a sum
 
 // Weights of frames [first, end), whole quads, each quad's digits side by side. All others are 0.
 class DigitWeights {
@@ -52,7 +52,7 @@ class DigitWeights {
  private:
   int64_t first_ = 0, end_ = 0;
   float scale_ = 0;
-  int8_t digits_[kMostBytes / kQuad][kDigits][kQuad] = {};
+  int8_t digits_[kMaxFrames / kQuad][kDigits][kQuad] = {};
 };
 
 // Sums of 64 pixels. Vector k has pixels 16 j + 4 k … of lane j, an accumulator a power of 256.
