@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import warnings
 
@@ -428,6 +429,27 @@ def test_the_number_of_packets_may_be_wrong(expected, method, time_average, monk
     monkeypatch.setattr(Decoder, "expected", expected)
     found = dynamic_image(video, method=method, time_average=time_average)
     assert (found.int() - right.int()).abs().max() <= 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("way", [{}, {"method": "max"}, {"window": 5, "stride": 3}], ids=str)
+def test_no_more_frames_are_held_than_are_pooled_at_once(way, monkeypatch):
+    held = []
+
+    def counted(pooling):
+        def count_and_pool(pool, frames, *rest):
+            held.append(sum(type(thing) is av.VideoFrame for thing in gc.get_objects()))
+            return pooling(pool, frames, *rest)
+
+        return count_and_pool
+
+    for name in ("add", "take_largest"):
+        monkeypatch.setattr(ColourPlanes, name, counted(getattr(ColourPlanes, name)))
+    video = clips.encoded([*moving(), *moving(), *moving()], codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    gc.collect()
+    before = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    make_images(video, Recipe(**way))
+    assert 16 <= max(held) - before <= 18  # a batch, the last of the batch before, and the one that is being decoded
 
 
 @pytest.mark.parametrize("method", ["approx", "mean", "max"])
