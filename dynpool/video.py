@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ _KINDS = (
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
 _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
+_DELAY = 64  # packets that a decoder may want before it hands out a frame
 _PLACEHOLDER_BYTES = 8
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
@@ -429,27 +431,33 @@ def _opened(file: Any, source: str, timeout: float | None) -> Any:
 class Decoder:
     """The first video stream of a container.
 
-    Its packets, which are small, are read ahead and kept, up to a limit: their number tells how many frames there will
-    be, and the frames can be decoded once more if it does not.
+    Its packets, which are small, are read ahead as far as the chosen frames go, and kept, up to a limit: their number
+    tells how many frames there will be, and the frames can be decoded once more if it does not.
     """
 
     def __init__(self, container: Any, source: str, chosen: slice, timeout: float | None) -> None:
         self.source = source
-        self.damage: list[Exception] = []  # packets that could not be read or decoded
+        self._unreadable: list[Exception] = []
+        self._undecodable: list[Exception] = []
         self._container, self._chosen = container, chosen
         self._stream = _video_stream(container, source)
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._packets = self._demux()
         self._kept: list[Any] = []
+        self._kept_bytes = 0
         self.repeatable = self._read_ahead()
-        self._unreadable = len(self.damage)
         self._decoded = False
+
+    @property
+    def damage(self) -> list[Exception]:
+        """Why packets so far could not be read or decoded."""
+        return self._unreadable + self._undecodable
 
     @property
     def expected(self) -> int | None:
         """How many frames there will probably be; None where nothing tells."""
-        sizes = [packet.size for packet in self._kept if packet is not None and packet.size and not packet.is_discard]
+        sizes = [packet.size for packet in self._kept if _shows(packet)]
         # Old MPEG-4 encoders put two frames in a packet, and next to nothing in the one that follows.
         packed = self._stream.codec_context.name == "mpeg4" and min(sizes, default=0) <= _PLACEHOLDER_BYTES
         return None if packed or not self.repeatable else len(range(len(sizes))[self._chosen])
@@ -471,39 +479,59 @@ class Decoder:
     def _decode(self) -> Iterator[Any]:
         if self._decoded:
             self._stream.codec_context.flush_buffers()
-            del self.damage[self._unreadable :]
+            self._undecodable.clear()
         self._decoded = True
-        for packet in itertools.chain(self._kept, self._packets):
+        for packet in self._stored():
             try:
                 yield from self._stream.decode(packet)
             except EOFError:
                 return
             except FFmpegError as error:
-                self.damage.append(error)
+                self._undecodable.append(error)
             self._check_time()
 
     def _read_ahead(self) -> bool:
-        """Fill `_kept`; whether all packets went into it."""
-        size = 0
+        """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""
+        frames = 0
+        enough = sys.maxsize if self._chosen.stop is None else self._chosen.stop + _DELAY
         for packet in self._packets:
-            self._kept.append(packet)
-            size += packet.size if packet is not None else 0
-            if size > _KEPT_BYTES:
+            if not self._keep(packet):
                 return False
+            frames += _shows(packet)
+            if frames >= enough:
+                break
             self._check_time()
         return True
+
+    def _keep(self, packet: Any) -> bool:
+        self._kept.append(packet)
+        self._kept_bytes += 0 if packet is None else packet.size
+        return self._kept_bytes <= _KEPT_BYTES
+
+    def _stored(self) -> Iterator[Any]:
+        """The packets that are kept, then those that are not; if frames may be wanted again, they are kept from now."""
+        yield from self._kept
+        for packet in self._packets:
+            if self.repeatable and not self._keep(packet):
+                raise VideoError(self.source, f"{_KEPT_BYTES >> 20} MB of it hold too few frames that can be decoded")
+            yield packet
 
     def _demux(self) -> Iterator[Any]:
         """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
         try:
             yield from self._container.demux(self._stream)
         except (FFmpegError, IndexError) as error:  # PyAV's, for a stream that appears midway
-            self.damage.append(error)
+            self._unreadable.append(error)
             yield None
 
     def _check_time(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise VideoError(self.source, f"takes longer than timeout = {self._timeout:g} s")
+
+
+def _shows(packet: Any) -> bool:
+    """Whether a packet holds a frame that will be shown."""
+    return packet is not None and packet.size > 0 and not packet.is_discard
 
 
 def _video_stream(container: Any, source: str) -> Any:

@@ -129,6 +129,49 @@ def test_file_objects_need_not_seek(mkv):
     np.testing.assert_array_equal(pixels(io.BufferedReader(Pipe())), FRAMES)
 
 
+class Counting(io.BytesIO):
+    taken = 0
+
+    def read(self, count=-1):
+        data = super().read(count)
+        self.taken += len(data)
+        return data
+
+
+def test_files_are_read_no_further_than_asked():
+    """A film, or a URL, of which the beginning is wanted."""
+    film = clips.encoded(clips.random_frames(400, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="matroska")
+    for read in (read_clip, dynamic_image):
+        file = Counting(film)
+        read(file, max_frames=5)
+        assert file.taken < len(film) / 3
+    assert torch.equal(read_clip(film, max_frames=5).frames, read_clip(film).frames[:5])
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_frames_that_take_more_packets_than_were_read_ahead(delay, monkeypatch):
+    film = clips.encoded(clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
+    right, whole = dynamic_image(film, start=2, max_frames=5), read_clip(film).frames
+    monkeypatch.setattr("dynpool.video._DELAY", delay)
+    assert torch.equal(dynamic_image(film, start=2, max_frames=5), right)
+    for expected in (4, 9):  # wrong: decoded again
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "expected", expected)
+            found = dynamic_image(film, start=2, max_frames=5)
+        assert (found.int() - right.int()).abs().max() <= 1
+    assert torch.equal(read_clip(film, start=2, max_frames=5).frames, whole[2:7])
+
+
+def test_packets_without_end_are_not_kept(monkeypatch):
+    film = clips.encoded(clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
+    monkeypatch.setattr("dynpool.video._DELAY", 0)
+    with av.open(io.BytesIO(film)) as container:
+        first = next(container.demux(video=0)).size
+    monkeypatch.setattr("dynpool.video._KEPT_BYTES", first)
+    with pytest.raises(VideoError, match="of it hold too few frames that can be decoded"):
+        dynamic_image(film, max_frames=1)
+
+
 def test_errors_of_a_file_object_are_its_own():
     class Broken(io.RawIOBase):
         def read(self, count=-1):
