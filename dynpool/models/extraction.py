@@ -36,7 +36,7 @@ def extract_features(
 
     Args:
         model: a model of `build`; or an image network, which sees each of the T images of a video by itself (dynamic
-            images of its windows, or frames), and whose maps are pooled by their maximum over the video.
+            images of its windows, or frames) up to that layer, where the maximum over the video is taken.
         batches: mappings with video [B, T, 3, H, W] and, if there are, lengths [B], label [B] and name, B strings; such
             as a DataLoader of `dynpool.data` gives.
         layer: a named layer; None: what enters the last linear layer. See `VideoNetwork.features`.
@@ -45,7 +45,7 @@ def extract_features(
     Raises:
         ValueError: there is no such layer, or there are no batches.
     """
-    network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model)
+    network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model, layer)
     device = next(network.parameters()).device if device is None else torch.device(device)
     network.to(device)
     values, labels, names = [], [], []
@@ -61,8 +61,9 @@ def extract_features(
     return Features(torch.cat(values), torch.cat(labels) if labels else None, names)
 
 
-def _of_images(backbone: Backbone | nn.Module) -> VideoNetwork | TwoNetworks:
+def _of_images(backbone: Backbone | nn.Module, layer: str | None) -> VideoNetwork | TwoNetworks:
     base = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
     classes = base.module.get_submodule(base.classifier).out_features
     assert isinstance(classes, int)
-    return build(ModelConfig("dynamic", classes, CUSTOM, pool="none"), backbone=base)
+    config = ModelConfig("dynamic", classes, CUSTOM, pool="none", video_layer=layer or base.classifier)
+    return build(config, backbone=base)
