@@ -9,7 +9,7 @@ import torch
 from networks import SIZE, tiny, tiny_model, videos
 from torch import nn
 
-from dynpool.models import CaffeNet, ModelConfig, build, export, export_onnx, load, read_config, save
+from dynpool.models import Backbone, CaffeNet, ModelConfig, build, export, export_onnx, load, read_config, save
 
 EXPORTED = {
     "dynamic image": {},
@@ -50,6 +50,17 @@ def test_saved_models_come_back(tmp_path, options):
     assert not again.training
     video = videos(7, 4, dtype=torch.uint8)
     assert torch.equal(again(video, [7, 4]), model(video, [7, 4]))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "two_stream"])
+def test_what_a_backbone_said_of_its_input_comes_back(tmp_path, kind):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    base = Backbone(tiny(), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), size=SIZE)
+    model = build(ModelConfig(kind, 6, "custom"), backbone=base).eval()
+    save(model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors", backbone=tiny())
+    video = videos(4, dtype=torch.uint8)
+    assert torch.equal(again(video), model(video))
 
 
 def test_a_model_by_name_needs_nothing_but_its_file(tmp_path):

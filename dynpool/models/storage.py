@@ -8,15 +8,18 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from .backbones import Backbone
 from .building import VideoModel, build
 from .config import ModelConfig
+from .network import TwoNetworks
 from .weights import lines_of, safetensors_torch
 
 METADATA_KEY = "dynpool.model"
+_INPUT_KEY = "dynpool.input"  # what a backbone that was passed as an object says of its input, beside the configuration
 
 
 def save(model: VideoModel, path: str | Path) -> None:
@@ -28,7 +31,8 @@ def save(model: VideoModel, path: str | Path) -> None:
     """
     library = safetensors_torch()
     with temporary_beside(Path(path)) as temporary:
-        library.save_model(model, str(temporary), {METADATA_KEY: json.dumps(model.config.to_dict())})
+        about = {METADATA_KEY: model.config.to_dict(), _INPUT_KEY: _input_of(model)}
+        library.save_model(model, str(temporary), {key: json.dumps(value) for key, value in about.items()})
         os.replace(temporary, path)
 
 
@@ -37,7 +41,8 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
 
     Args:
         path: the file.
-        backbone: what `build` got, for a model whose backbone was passed as an object.
+        backbone: what `build` got, for a model whose backbone was passed as an object. Of a bare module, the file
+            knows mean, std, size and classifier.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,6 +50,8 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
         ImportError: the backbone's library or safetensors is not there.
     """
     config = read_config(path)
+    if isinstance(backbone, nn.Module):
+        backbone = Backbone(backbone, **_metadata(path, _INPUT_KEY))
     model = build(config, backbone=backbone, pretrained=False)
     try:
         safetensors_torch().load_model(model, str(path))
@@ -55,6 +62,16 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
 
 def read_config(path: str | Path) -> ModelConfig:
     """The configuration in a file that `save` wrote."""
+    return ModelConfig.from_dict(_metadata(path, METADATA_KEY))
+
+
+def _input_of(model: VideoModel) -> dict[str, Any]:
+    network = model.dynamic if isinstance(model, TwoNetworks) else model
+    mean, std = (values.flatten().tolist() for values in (network.mean, network.std))
+    return {"mean": mean, "std": std, "size": network.size, "head": network.head}
+
+
+def _metadata(path: str | Path, key: str) -> dict[str, Any]:
     library = safetensors_torch()
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -63,9 +80,10 @@ def read_config(path: str | Path) -> ModelConfig:
             metadata = file.metadata() or {}
     except Exception as error:  # SafetensorError, which older versions do not export here
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if METADATA_KEY not in metadata:
-        raise ValueError(f"{path} holds no model of dynpool: its metadata has no {METADATA_KEY!r}")
-    return ModelConfig.from_dict(json.loads(metadata[METADATA_KEY]))
+    if key not in metadata:
+        raise ValueError(f"{path} holds no model of dynpool: its metadata has no {key!r}")
+    values: dict[str, Any] = json.loads(metadata[key])
+    return values
 
 
 @contextmanager
