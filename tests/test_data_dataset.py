@@ -325,6 +325,29 @@ def test_what_cannot_be_read_is_skipped_and_said(broken, source):
     assert collate([dataset[2]])["video"].shape[0] == 0
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(3, jitter=True)], ids=str)
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_of_a_damaged_video_every_run_is_told(broken, source, sampling, tmp_path):
+    options = {"source": source, "sampling": sampling, "cache": tmp_path / "cache"}
+    for _ in range(2):
+        dataset = plain(broken, **options)
+        assert [["1 damaged packet skipped" in n.reason for n in dataset[1]["notices"]] for _ in range(2)] == [
+            [True]
+        ] * 2
+        assert not dataset[0]["notices"]
+
+
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_a_picture_is_no_video_of_one_frame(source, tmp_path):
+    for name in ("train/run/a.png", "test/run/a_0000.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(clips.random_frames(1)[0]).save(tmp_path / name)
+    for subset in ("train", "test"):
+        item = plain(class_folders(tmp_path, subset=subset), source=source)[0]
+        assert item["video"] is None
+        assert "is a picture, and no video; source 'images' wants those" in item["notices"][0].reason
+
+
 def test_batches_stay_full_where_others_replace_what_cannot_be_read(broken):
     dataset = VideoDataset(broken, size=8, on_error="replace")
     batches = list(loader(dataset, 2, num_workers=1))

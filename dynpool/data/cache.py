@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +15,9 @@ from torch import Tensor
 class Cache(Protocol):
     """Tensors by key."""
 
-    def get(self, key: str, make: Callable[[], Tensor]) -> Tensor: ...
+    def get(self, key: str) -> Tensor | None: ...
+
+    def put(self, key: str, value: Tensor) -> None: ...
 
 
 class MemoryCache:
@@ -27,10 +28,11 @@ class MemoryCache:
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
 
-    def get(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+    def get(self, key: str) -> Tensor | None:
+        return self._kept.get(key)
+
+    def put(self, key: str, value: Tensor) -> None:
+        self._kept[key] = value
 
 
 class FolderCache:
@@ -40,21 +42,24 @@ class FolderCache:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npy"
+    def get(self, key: str) -> Tensor | None:
         try:
-            return torch.from_numpy(np.load(path))
+            return torch.from_numpy(np.load(self._path(key)))
         except (OSError, ValueError, EOFError):  # not there, or left by another programme
-            pass
-        made = make().contiguous()
+            return None
+
+    def put(self, key: str, value: Tensor) -> None:
+        path = self._path(key)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as file:
-                np.save(file, made.numpy())
+                np.save(file, value.contiguous().numpy())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        return made
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npy"
 
 
 def make_cache(where: str | os.PathLike[str] | None) -> Cache | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..images import Method, dynamic_image, dynamic_images
 from ..pooling import Nonlinearity
-from ..video import VideoError, damaged_packets, read_clip
+from ..video import IMAGE_SUFFIXES, VideoError, damaged_packets, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
@@ -60,6 +60,7 @@ class Frames:
     cache: Cache | None = None
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        _check_no_picture(path)
         if self.cache is None:
             frames = _frames(path)
             used, places = np.unique(sampling.indices(len(frames), random), return_inverse=True)
@@ -83,6 +84,7 @@ class DynamicImages:
     flow: bool = False
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
+        _check_no_picture(path)
         frames = functools.cache(lambda: _frames(path))
         backwards, offset = sampling.backwards(random), 0
         if sampling.jitter:
@@ -157,6 +159,11 @@ def _frames(path: str) -> Tensor:
     return clip.frames
 
 
+def _check_no_picture(path: str) -> None:
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        raise VideoError(path, "is a picture, and no video; source 'images' wants those")
+
+
 def _played(frames: Tensor, backwards: bool) -> Tensor:
     return frames.flip(0) if backwards else frames
 
@@ -179,7 +186,18 @@ def _picture(path: Path) -> Image.Image:
 
 
 def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-    """From the cache, under the key with the version of the file, key[1]; or made."""
+    """From the cache, under the key with the version of the file, key[1]; or made. What was made with a warning is not
+    kept: of a damaged file, every run is told.
+    """
     if cache is None:
         return make()
-    return cache.get("|".join(map(str, (key[0], file_version(str(key[1])), *key[2:]))), make)
+    name = "|".join(map(str, (key[0], file_version(str(key[1])), *key[2:])))
+    if (kept := cache.get(name)) is not None:
+        return kept
+    with warnings.catch_warnings(record=True) as caught:
+        made = make()
+    if not caught:
+        cache.put(name, made)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return made
