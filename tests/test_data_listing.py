@@ -214,6 +214,7 @@ def test_folders_named_train_and_test(tmp_path):
     touch(tmp_path, "train/run/a.avi", "train/jump/b.avi", "test/run/c.avi")
     assert [(v.name, v.label) for v in class_folders(tmp_path, 1, "train")] == [("jump/b", 0), ("run/a", 1)]
     assert [(v.name, v.label) for v in class_folders(tmp_path, 1, "test")] == [("run/c", 1)]
+    assert splits("folders", tmp_path) == splits("folders", tmp_path, "(.)") == [1]
 
 
 def test_a_class_of_one_video_is_for_training(tmp_path):

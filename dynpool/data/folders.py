@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all
 
@@ -50,7 +51,7 @@ def class_folders(
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
     tree = Tree(root)
-    if all((tree.root / name).is_dir() for name in ("train", "test")):
+    if is_given(root):
         return _given(Tree(tree.root / subset), tree, dataset, subset)
     classes = _classes(tree)
     entries = [entry for label, name in enumerate(classes) for entry in _entries(tree, name, label)]
@@ -84,6 +85,11 @@ def groups(root: PathLike, group: str) -> list[str]:
     tree = Tree(root)
     entries = (entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label))
     return sorted({_group(entry, group) for entry in entries})
+
+
+def is_given(root: PathLike) -> bool:
+    """Whether a folder says itself what is for training and what for testing."""
+    return all((Path(root) / name).is_dir() for name in ("train", "test"))
 
 
 def divide(listing: Listing, fraction: float, group: str | None = None, draw: int = 0) -> tuple[Listing, Listing]:

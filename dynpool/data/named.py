@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .folders import class_folders, groups, people, weizmann
+from .folders import class_folders, groups, is_given, people, weizmann
 from .listing import Listing, PathLike, Subset
 from .official import hmdb51, ucf101
 
@@ -27,10 +27,14 @@ def make_listing(dataset: str, root: PathLike, split: int | str, subset: Subset,
 
 
 def splits(dataset: str, root: PathLike, group: str | None = None) -> list[int | str]:
-    """All splits: 1 to 3, or the people of Weizmann. Folders have the groups of `group`, else their draws 1 to 3."""
+    """All splits: 1 to 3, or the people of Weizmann. Folders have the groups of `group`, else their draws 1 to 3; those
+    of train and test have one.
+    """
     _check(dataset)
     if dataset == "weizmann":
         return [*people(root)]
+    if dataset == "folders" and is_given(root):
+        return [1]
     if dataset == "folders" and group is not None:
         return [*groups(root, group)]
     return [1, 2, 3]
