@@ -216,6 +216,23 @@ def test_a_backbone_says_what_its_input_is():
     assert (model.size, model.head, model.backbone.fc1.out_features) == (SIZE, "fc1", 6)
 
 
+def test_dropout_of_a_backbone_without_stands_before_its_last_layer():
+    model = tiny_model(dropout=0.5).eval()
+    assert list(model.state_dict()) == list(tiny_model().state_dict())
+    video = videos(5, dtype=torch.uint8)
+    kept = model.features(video)
+    for module in model.modules():
+        module.training = not isinstance(module, nn.BatchNorm2d)
+    dropped = torch.cat([model.features(video) for _ in range(200)])
+    assert ((dropped == 0) | torch.isclose(dropped, 2 * kept)).all()
+    shares = (dropped == 0).double().mean(0)[kept[0] > 0]
+    assert len(shares) > 3
+    assert (shares - 0.5).abs().max() < 5 * 0.5 / 200**0.5
+    fork = tiny_model("two_stream", branch="relu1", dropout=0.5)
+    inputs = torch.ones(1, 11)
+    assert all((head(inputs) != head(inputs)).any() for head in heads_of(fork))
+
+
 @each_model
 def test_copies_and_pickles_are_models_of_their_own(options):
     model = different(tiny_model(**options)).eval()
@@ -285,6 +302,19 @@ class Remembers(nn.Module):
         return self.fc(self.pool(self.conv(x)).view(x.shape[0], -1))
 
 
+class Skips(nn.Module):
+    """Adds the input of `inner` to its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3, 1, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.fc(self.pool(x + self.inner(x)).flatten(1))
+
+
 class Odd(nn.Module):
     """Has layers after which nothing can be pooled."""
 
@@ -314,12 +344,16 @@ class Pair(nn.Module):
         (tiny, {"layer": "relu1", "mean": [0] * 4, "std": [1] * 4}, "cannot take images of 16 × 16"),
         (Remembers, {"layer": "conv"}, "cannot be pooled inside, perhaps because its forward keeps to the batch"),
         (Remembers, {"window": 3}, "cannot be pooled inside"),
+        (Remembers, {"window": 2, "stride": 3}, "cannot be pooled inside"),
+        (Skips, {"layer": "inner"}, "cannot be pooled inside"),
+        (Skips, {"kind": "two_stream", "branch": "inner"}, "cannot be pooled inside"),
+        (Skips, {"kind": "two_stream", "branch": "inner", "frames": "middle"}, "cannot be pooled inside"),
+        (Skips, {"kind": "two_stream", "branch": "inner", "every": 2}, "cannot be pooled inside"),
         (Odd, {"layer": "pair"}, "must put out maps .* 'pair' puts out tuple"),
         (Odd, {"layer": "unused"}, "must run once in an image, but 'unused' runs 0 times"),
         (Odd, {"window": 3}, "video_layer must be given: Odd has no spatial pooling layer"),
         (lambda: nn.Conv2d(3, 4, 3), {}, "must have a linear layer"),
         (lambda: Backbone(tiny(), head="conv1"), {}, "head must be a linear layer, got 'conv1', a Conv2d"),
-        (tiny, {"dropout": 0.5}, "has no dropout layer"),
         (tiny, {"checkpointing": True}, "needs a backbone with blocks"),
         (tiny, {"weights": "default"}, "load the module's own beforehand"),
         (lambda: None, {}, "'custom' stands for a module"),

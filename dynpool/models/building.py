@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace as changed
 from typing import Any
 
@@ -61,7 +62,7 @@ def _network(config: ModelConfig, base: Backbone) -> VideoNetwork:
     module, head, route = base.module, base.classifier, Route()
     _classify(module, head, config.num_classes)
     if config.dropout is not None:
-        _drop(module, config.dropout)
+        _drop(module, head, config.dropout)
     layer, windows = pools_at(config), config.window is not None or config.pool == "none"
     windows = windows and config.kind != "static"
     runs = _trial(base) if layer is not None or windows else []
@@ -100,12 +101,17 @@ def _classify(module: nn.Module, head: str, num_classes: int) -> None:
     replace(module, head, new.to(layer.weight))
 
 
-def _drop(module: nn.Module, probability: float) -> None:
+def _drop(module: nn.Module, head: str, probability: float) -> None:
+    """Set the probability of the dropout layers; where there are none, as in a ResNet, drop what enters the head."""
     layers = [m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout1d | nn.Dropout2d)]
-    if not layers:
-        raise ValueError(f"dropout = {probability}, but {type(module).__name__} has no dropout layer")
     for layer in layers:
         layer.p = probability
+    if not layers:
+        named_layer(module, head, "head").register_forward_pre_hook(functools.partial(_dropped, probability))
+
+
+def _dropped(probability: float, layer: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (nn.functional.dropout(args[0], probability, layer.training),)
 
 
 def _trial(base: Backbone) -> list[Run]:
@@ -148,14 +154,18 @@ def _video_layer(module: nn.Module, runs: list[Run], name: str | None, layer: st
 def _check_rows(model: VideoNetwork) -> None:
     """A network whose forward remembers how many images came in cannot have some of them pooled on the way."""
     config, size = model.config, model.size
-    frames = config.window + 1 if config.window is not None and pools_at(config) is None else 2
+    two_windows = 1 + max(config.window or 1, config.stride or 1)
+    frames = two_windows if pools_at(config) is None else 2
     parameter = next(model.parameters())
     video = torch.zeros(1, frames, len(model.mean), size, size, dtype=torch.uint8, device=parameter.device)
+    model.config = changed(config, frames="all", every=1)  # fewer, and the rows might by chance be as many as before
     try:
         with evaluating(model), torch.no_grad():
             shape = list(model(video).shape)
     except Exception as error:
         raise ValueError(f"{_FIXED}: {error}") from error
+    finally:
+        model.config = config
     if shape != [1, config.num_classes]:
         raise ValueError(f"{_FIXED}: scores of one video have shape {shape}")
 

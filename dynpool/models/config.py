@@ -55,7 +55,8 @@ class ModelConfig:
         mean, std: of the backbone's input, in pixel units 0 … 255, one number a channel; None: the backbone's own.
         size: height and width of the images that the backbone will see, where it has to be known beforehand; None: the
             backbone's own.
-        dropout: probability for all dropout layers; None: the backbone's own.
+        dropout: probability for all dropout layers, or, of a backbone without any, before its last layer; None: the
+            backbone's own.
         checkpointing: blocks of the backbone keep no activations but compute them again in backward.
 
     Raises:
