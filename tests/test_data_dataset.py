@@ -70,11 +70,9 @@ def test_dynamic_images_with_jitter_and_backwards(listing):
     sampling = Sampling(5, 3, jitter=True, reverse=0.5, max_windows=2)
     dataset = plain(listing, source="dynamic_images", sampling=sampling)
     frames = plain(listing)[1]["video"]
-    possible = [
-        dynpool.dynamic_images(played[offset:], window=5, stride=3)
-        for played in (frames, frames.flip(0))
-        for offset in range(3)
-    ]
+    windows = {"window": 5, "stride": 3}
+    possible = [dynpool.dynamic_images(listing[1].path, start=offset, **windows) for offset in range(3)]
+    possible += [dynpool.dynamic_images(frames.flip(0)[offset:], **windows) for offset in range(3)]
     seen = set()
     for epoch in range(40):
         dataset.set_epoch(epoch)
@@ -89,6 +87,17 @@ def test_dynamic_images_with_jitter_and_backwards(listing):
         assert matches
         seen.update(way for way, _, _ in matches)
     assert seen == set(range(6))
+
+
+def test_videos_that_are_played_forward_need_no_frames(listing, broken, monkeypatch):
+    sampling = Sampling(5, 3, jitter=True)
+    want = [plain(videos, source="dynamic_images", sampling=sampling)[1] for videos in (listing, broken)]
+    monkeypatch.setattr("dynpool.data.sources.read_clip", lambda *a, **k: pytest.fail("decoded to RGB"))
+    for videos, expected in zip((listing, broken), want, strict=True):
+        item = plain(videos, source="dynamic_images", sampling=sampling)[1]
+        assert torch.equal(item["video"], expected["video"])
+        assert item["notices"] == expected["notices"]
+    assert "1 damaged packet skipped" in item["notices"][0].reason
 
 
 def test_pictures_made_before(listing, root, tmp_path):

@@ -5,7 +5,6 @@ Every source turns (path, sampling, random) into uint8 [T, 3, H, W], scaled but 
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from ..images import Method, dynamic_image, dynamic_images
 from ..pooling import Nonlinearity
-from ..video import IMAGE_SUFFIXES, VideoError, damaged_packets, read_clip
+from ..video import IMAGE_SUFFIXES, VideoError, damaged_packets, numbered_images, open_video, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
@@ -75,7 +74,7 @@ class DynamicImages:
     """A dynamic image of every window, [W, 3, H, W], made from the frames as the video has them and then scaled.
 
     With `flow`, it is one of the optical flow from frame to frame (`dynpool.models.optical_flow`), without ψ. Otherwise
-    a file that is played as it is goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
+    a file that is not played backwards goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
     """
 
     geometry: Geometry
@@ -85,33 +84,29 @@ class DynamicImages:
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
         _check_no_picture(path)
-        frames = functools.cache(lambda: _frames(path))
         backwards, offset = sampling.backwards(random), 0
         if sampling.jitter:
-            count = _kept(self.cache, ("count", path), lambda: torch.tensor(len(frames())))
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(_count(path)))
             offset = sampling.offset(int(count) - self.flow, random)
-
-        def make() -> Tensor:
-            if self.flow:
-                video: Tensor | str = _flow(_played(frames(), backwards), path)[offset:]
-            else:
-                video = _played(frames(), backwards)[offset:] if sampling.jitter or backwards else path
-            return self.geometry.scale(self._pool(video, sampling))
-
-        images = _kept(self.cache, ("dynamic images", path, *self._key(sampling), offset, backwards), make)
+        windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
+        key = ("dynamic images", path, *windows)
+        images = _kept(self.cache, key, lambda: self.geometry.scale(self._pool(path, sampling, offset, backwards)))
         return images[sampling.kept(len(images), random)]
 
-    def _pool(self, video: Tensor | str, sampling: Sampling) -> Tensor:
+    def _pool(self, path: str, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
         options = self.pooling.options()
+        video: Tensor | str = path
+        if self.flow or backwards:
+            frames = _frames(path)
+            video = frames.flip(0) if backwards else frames
+            video = (_flow(video, path) if self.flow else video)[offset:]
+        else:
+            options["start"] = offset
         if self.flow:
             options["nonlinearity"] = "identity"
         if sampling.window is None:
             return dynamic_image(video, **options)[None]
         return dynamic_images(video, window=sampling.window, stride=sampling.step, **options)
-
-    def _key(self, sampling: Sampling) -> tuple[object, ...]:
-        # Drawn or not says which of two ways the frames took: they may differ by a rounding.
-        return self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, sampling.jitter
 
 
 @dataclass(frozen=True)
@@ -164,8 +159,13 @@ def _check_no_picture(path: str) -> None:
         raise VideoError(path, "is a picture, and no video; source 'images' wants those")
 
 
-def _played(frames: Tensor, backwards: bool) -> Tensor:
-    return frames.flip(0) if backwards else frames
+def _count(path: str) -> int:
+    """How many frames a video has: by its packets, which are quickly counted, or, where they do not tell, decoded."""
+    if os.path.isdir(path):
+        return len(numbered_images(path))
+    with open_video(path, slice(0, None, 1)) as decoder:
+        expected = decoder.expected
+    return expected or len(_frames(path))
 
 
 def _flow(frames: Tensor, path: str) -> Tensor:
