@@ -55,6 +55,26 @@ def test_windows_of_frames_lie_behind_one_another(listing):
     assert dataset.clip_frames == 4
 
 
+@pytest.mark.parametrize("sampling", [Sampling(frames=2), Sampling(3, 7, max_windows=1), Sampling(2, 6, jitter=True)])
+def test_only_frames_that_are_used_are_converted(listing, sampling, tmp_path, monkeypatch):
+    cached = plain(listing, sampling=sampling, cache="memory")
+    with monkeypatch.context() as patch:
+        patch.setattr("dynpool.data.reading.read_clip", lambda *a, **k: pytest.fail("all of it was read"))
+        videos = [plain(listing, sampling=sampling)[index]["video"] for index in range(3)]
+    assert all(torch.equal(video, cached[index]["video"]) for index, video in enumerate(videos))
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_of_what_is_damaged_all_frames_are_read(broken, frames):
+    dataset = plain(broken, sampling=Sampling(frames=frames))
+    all_frames = read_clip(broken[1].path).frames
+    assert len(all_frames) == 5  # of six
+    assert torch.equal(dataset[1]["video"], all_frames[[[2], [1, 3]][frames - 1]])
+    assert "1 damaged packet skipped" in dataset[1]["notices"][0].reason
+    assert dataset[2]["video"] is None
+    assert "Invalid data" in dataset[2]["notices"][0].reason
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"method": "max"}, {"method": "exact"}, {"nonlinearity": "identity", "time_average": False}]
 )
@@ -92,7 +112,7 @@ def test_dynamic_images_with_jitter_and_backwards(listing):
 def test_videos_that_are_played_forward_need_no_frames(listing, broken, monkeypatch):
     sampling = Sampling(5, 3, jitter=True)
     want = [plain(videos, source="dynamic_images", sampling=sampling)[1] for videos in (listing, broken)]
-    monkeypatch.setattr("dynpool.data.sources.read_clip", lambda *a, **k: pytest.fail("decoded to RGB"))
+    monkeypatch.setattr("dynpool.data.reading.read_clip", lambda *a, **k: pytest.fail("decoded to RGB"))
     for videos, expected in zip((listing, broken), want, strict=True):
         item = plain(videos, source="dynamic_images", sampling=sampling)[1]
         assert torch.equal(item["video"], expected["video"])
@@ -271,7 +291,7 @@ def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, 
     for _ in range(2):
         got = all_batches(cached, 0)
         assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
-    monkeypatch.setattr("dynpool.data.sources.read_clip", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr("dynpool.data.reading.read_clip", lambda *a, **k: pytest.fail("read again"))
     again = cached if where == "memory" else random_dataset(listing, source=source, cache=tmp_path / "cache")
     got = all_batches(again, 0)
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..images import Method, dynamic_image, dynamic_images
 from ..pooling import Nonlinearity
-from ..video import IMAGE_SUFFIXES, VideoError, damaged_packets, numbered_images, open_video, read_clip
+from ..video import VideoError, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
-from .sampling import Random, Sampling
+from .reading import check_no_picture, frame_count, read_chosen, read_frames
+from .sampling import Indices, Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
 
@@ -59,14 +60,18 @@ class Frames:
     cache: Cache | None = None
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        _check_no_picture(path)
+        check_no_picture(path)
+        seed = int(random.integers(1 << 62))
+
+        def choose(count: int) -> Indices:
+            return sampling.indices(count, np.random.default_rng(seed)).reshape(-1)
+
         if self.cache is None:
-            frames = _frames(path)
-            used, places = np.unique(sampling.indices(len(frames), random), return_inverse=True)
-            return self.geometry.scale(frames[torch.from_numpy(used)])[torch.from_numpy(places.reshape(-1))]
+            frames, places = read_chosen(path, choose)
+            return self.geometry.scale(frames)[places]
         key = ("frames", path, self.geometry.scaled)
-        frames = _kept(self.cache, key, lambda: self.geometry.scale(_frames(path)))
-        return frames[torch.from_numpy(sampling.indices(len(frames), random).reshape(-1))]
+        frames = _kept(self.cache, key, lambda: self.geometry.scale(read_frames(path)))
+        return frames[torch.from_numpy(choose(len(frames)))]
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,14 @@ class DynamicImages:
     flow: bool = False
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        _check_no_picture(path)
+        check_no_picture(path)
         backwards, offset = sampling.backwards(random), 0
         if sampling.jitter:
-            count = _kept(self.cache, ("count", path), lambda: torch.tensor(_count(path)))
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(frame_count(path)))
             offset = sampling.offset(int(count) - self.flow, random)
+        if self.cache is None:
+            images = self._pool(path, sampling, offset, backwards)
+            return self.geometry.scale(images[sampling.kept(len(images), random)])
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
         key = ("dynamic images", path, *windows)
         images = _kept(self.cache, key, lambda: self.geometry.scale(self._pool(path, sampling, offset, backwards)))
@@ -97,7 +105,7 @@ class DynamicImages:
         options = self.pooling.options()
         video: Tensor | str = path
         if self.flow or backwards:
-            frames = _frames(path)
+            frames = read_frames(path)
             video = frames.flip(0) if backwards else frames
             video = (_flow(video, path) if self.flow else video)[offset:]
         else:
@@ -144,28 +152,6 @@ def make_source(
     if name == "flow" and geometry.flip:
         raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
     return DynamicImages(geometry, cache, pooling, flow=name == "flow")
-
-
-def _frames(path: str) -> Tensor:
-    """All frames of a video; what was damaged is warned of."""
-    clip = read_clip(path)
-    if clip.damaged:
-        warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
-    return clip.frames
-
-
-def _check_no_picture(path: str) -> None:
-    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
-        raise VideoError(path, "is a picture, and no video; source 'images' wants those")
-
-
-def _count(path: str) -> int:
-    """How many frames a video has: by its packets, which are quickly counted, or, where they do not tell, decoded."""
-    if os.path.isdir(path):
-        return len(numbered_images(path))
-    with open_video(path, slice(0, None, 1)) as decoder:
-        expected = decoder.expected
-    return expected or len(_frames(path))
 
 
 def _flow(frames: Tensor, path: str) -> Tensor:

@@ -1,0 +1,76 @@
+"""Frames of a video on disk: how many there are, all of them, or some, without RGB pixels of the others."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..video import (
+    IMAGE_SUFFIXES,
+    RgbConverter,
+    VideoError,
+    damaged_packets,
+    is_file,
+    numbered_images,
+    open_video,
+    read_clip,
+)
+from .sampling import Indices
+
+_ALL = slice(0, None, 1)
+
+
+def check_no_picture(path: str) -> None:
+    """Raise VideoError for a picture, which FFmpeg would play as a video of one frame."""
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+        raise VideoError(path, "is a picture, and no video; source 'images' wants those")
+
+
+def frame_count(path: str) -> int:
+    """How many frames a video has: by its packets, which are quickly counted, or, where they do not tell, decoded."""
+    if not is_file(path):
+        return len(numbered_images(path))
+    with open_video(path, _ALL) as decoder:
+        expected = decoder.expected
+    return expected or len(read_frames(path))
+
+
+def read_frames(path: str) -> Tensor:
+    """All frames of a video, uint8 [T, 3, H, W]; what was damaged is warned of."""
+    clip = read_clip(path)
+    if clip.damaged:
+        warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
+    return clip.frames
+
+
+def read_chosen(path: str, choose: Callable[[int], Indices]) -> tuple[Tensor, Tensor]:
+    """Frames of a video and, of those that `choose` wants of so many as it has, the places among them."""
+    if is_file(path):
+        count = frame_count(path)
+        used, places = np.unique(choose(count), return_inverse=True)
+        if 2 * len(used) <= count and (frames := _converted(path, set(used.tolist()), count)) is not None:
+            return frames, torch.from_numpy(places.reshape(-1))
+    frames = read_frames(path)
+    used, places = np.unique(choose(len(frames)), return_inverse=True)
+    return frames[torch.from_numpy(used)], torch.from_numpy(places.reshape(-1))
+
+
+def _converted(path: str, used: set[int], count: int) -> Tensor | None:
+    """These frames of a file; None unless it has as many as were counted, and all of them whole."""
+    frames, decoded, convert = [], 0, RgbConverter()
+    try:
+        with open_video(path, _ALL) as decoder:
+            for number, frame in decoder.frames():
+                decoded += 1
+                pixels = convert(frame) if number in used or number == 0 else None  # the first says the size of all
+                if number in used and pixels is not None:
+                    frames.append(torch.from_numpy(pixels.copy()))
+    except Exception:  # whatever it is, reading all of it will say it
+        return None
+    whole = decoded == count and not decoder.damage
+    return torch.stack(frames).permute(0, 3, 1, 2) if whole else None
