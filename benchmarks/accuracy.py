@@ -1,6 +1,6 @@
 """Tables 1, 3, 4 and 5 of the paper, on Weizmann (leave one person out), UCF101, HMDB51 or any folder of classes.
 
-    python benchmarks/accuracy.py [--quick] [--data [NAME:]FOLDER] [--splits S,S,...] [--out FOLDER] [--json FILE]
+    python benchmarks/accuracy.py [--quick] [--frozen] [--data [NAME:]FOLDER] [--splits S,S,...] [--out FOLDER]
 
 Frozen features: what enters the last layer of a network trained on ImageNet, for every frame, image or window, averaged
 over a video (or, "max", their maximum), standardised, and classified by logistic regression (C = 0.01) or a linear SVM
@@ -220,9 +220,9 @@ def fold(stream: Stream, learner: str, features: dict[str, np.ndarray], train: L
     inputs = [np.stack([pool(features[video.name]) for video in half]) for half in (known, asked)]
     labels = [np.array([video.label for video in half]) for half in (known, asked)]
     values = learn(inputs[0], labels[0], inputs[1], len(test.classes))
-    about = About(
-        test.dataset, test.split, f"{stream.name}, {learner}", "ImageNet (efficientnet_lite0)", stream.windows
-    )
+    modality, left_out = f"{stream.name}, {learner}", len(test) - len(asked) + len(test.missing)
+    pretraining = "ImageNet (efficientnet_lite0)"
+    about = About(test.dataset, test.split, modality, pretraining, stream.windows, skipped=left_out)
     return Scores(about, test.classes, tuple(video.name for video in asked), labels[1], values)
 
 
