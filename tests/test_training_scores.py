@@ -139,6 +139,13 @@ def test_comparison_by_hand():
     ]
 
 
+def test_comparison_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="agree on their split, got 1 and 2"):
+        report.compare([RGB], [stream(MOTION.values, split="2")])
+    with pytest.raises(ValueError, match="disagree on the labels"):
+        report.compare([RGB], [stream(MOTION.values, labels=(0, 0, 1, 2))])
+
+
 def test_logarithms_of_probabilities():
     values = log_probabilities(np.array([[1000.0, 999.0], [0.0, 0.0]]))
     assert np.allclose(values, [[-np.log1p(np.exp(-1)), -1 - np.log1p(np.exp(-1))], [-np.log(2)] * 2])
@@ -208,6 +215,10 @@ def test_the_command_fuse(files):
     assert weighted.splitlines()[-1].split()[2] == "50.0"
     wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", "1", code=2)
     assert "dynpool fuse: weights must be 2 numbers" in wrong
+    wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", "1;2", code=2)
+    assert "dynpool fuse: --weights must be numbers, W,W,..., got '1;2'" in wrong
+    (files / "folder.npz").mkdir()
+    assert "dynpool compare: " in run("compare", files / "rgb.scores", files / "folder.npz", code=2)
     assert "No such file" in run("fuse", files / "rgb.scores", files / "none.scores", code=2)
 
 
@@ -225,12 +236,17 @@ def test_the_command_fuse_on_all_splits(tmp_path):
 def test_the_command_compare(files):
     out = run("compare", files / "rgb.scores", files / "motion.scores", "-o", files / "classes.csv")
     assert "dynamic images is better" in out
+    assert "left out" not in out
     assert (files / "classes.csv").read_text().splitlines() == [
         "class,videos,first,second,difference",
         "walk,1,0.00,100.00,100.00",
         '"run, fast",2,50.00,100.00,50.00',
         "jump,1,100.00,0.00,-100.00",
     ]
+    write(stream(MOTION.values[:3]), files / "part.scores")
+    assert "1 videos that only one of them has are left out" in run(
+        "compare", files / "rgb.scores", files / "part.scores"
+    )
 
 
 def test_results_as_files(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .scores import About, Matrix, Scores, log_probabilities
+from .scores import About, Matrix, Scores, in_common, log_probabilities
 
 PathLike = str | os.PathLike[str]
 
@@ -25,22 +25,9 @@ def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> S
             no sense.
     """
     shares = _shares(weights, len(streams))
-    first = streams[0]
-    _check_same(streams)
-    common = [name for name in first.names if all(name in stream.names for stream in streams[1:])]
-    if not common:
-        raise ValueError("the streams have no video in common")
-    chosen = [_rows(stream, common) for stream in streams]
-    labels = first.labels[_rows(first, common)]
-    for stream, rows in zip(streams, chosen, strict=True):
-        if not np.array_equal(stream.labels[rows], labels):
-            raise ValueError("the streams disagree on the labels of videos")
-    mean = sum(
-        share * np.exp(log_probabilities(stream.values[rows]))
-        for share, stream, rows in zip(shares, streams, chosen, strict=True)
-    )
-    left_out = len(set().union(*(stream.names for stream in streams))) - len(common)
-    return Scores(_about(streams, shares, left_out), first.classes, tuple(common), labels, np.log(mean + 1e-300))
+    kept, left_out = in_common(streams)
+    mean = sum(share * np.exp(log_probabilities(stream.values)) for share, stream in zip(shares, kept, strict=True))
+    return replace(kept[0], about=_about(streams, shares, left_out), values=np.log(mean + 1e-300))
 
 
 def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -> Scores:
@@ -121,21 +108,6 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
         raise ValueError(f"weights must be {count} numbers, not negative and not all zero, got {list(weights)}")
     return [weight / sum(weights) for weight in weights]
-
-
-def _check_same(streams: Sequence[Scores]) -> None:
-    for what, values in (
-        ("classes", {stream.classes for stream in streams}),
-        ("dataset", {stream.about.dataset for stream in streams} - {"unknown"}),
-        ("split", {stream.about.split for stream in streams} - {"?"}),
-    ):
-        if len(values) > 1:
-            raise ValueError(f"streams must agree on their {what}, got {' and '.join(map(str, sorted(values)))}")
-
-
-def _rows(stream: Scores, names: Sequence[str]) -> list[int]:
-    places = {name: row for row, name in enumerate(stream.names)}
-    return [places[name] for name in names]
 
 
 def _about(streams: Sequence[Scores], shares: Sequence[float], left_out: int) -> About:

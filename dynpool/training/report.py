@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from .scores import Matrix, Scores, class_accuracies, in_words
+from .scores import Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
 
@@ -55,7 +55,8 @@ def confusion(streams: Sequence[Scores]) -> Counts:
     Raises:
         ValueError: classes differ.
     """
-    _check_classes(streams)
+    if len({stream.classes for stream in streams}) > 1:
+        raise ValueError("scores must be of the same classes")
     total: Counts = np.sum([stream.confusion() for stream in streams], 0)
     return total
 
@@ -96,27 +97,13 @@ def compare(first: Sequence[Scores], second: Sequence[Scores]) -> list[ClassDiff
     (Table 5 of the paper). Only videos that both have count.
 
     Raises:
-        ValueError: classes differ, or there is no video in common.
+        ValueError: the two of a split disagree (`in_common`), or classes differ from split to split.
     """
-    _check_classes([*first, *second])
-    kept = [_common(a, b) for a, b in zip(first, second, strict=True)]
+    kept = [in_common(pair).streams for pair in zip(first, second, strict=True)]
     a, b = (confusion([pair[side] for pair in kept]) for side in (0, 1))
     names = first[0].classes
     made = map(ClassDifference, names, a.sum(1).tolist(), class_accuracies(a).tolist(), class_accuracies(b).tolist())
     return sorted((row for row in made if row.videos), key=lambda row: (-row.difference, row.name))
-
-
-def _common(a: Scores, b: Scores) -> tuple[Scores, Scores]:
-    names = sorted(set(a.names) & set(b.names))
-    if not names:
-        raise ValueError("the two have no video in common")
-    return _only(a, names), _only(b, names)
-
-
-def _only(stream: Scores, names: Sequence[str]) -> Scores:
-    places = {name: row for row, name in enumerate(stream.names)}
-    rows = [places[name] for name in names]
-    return Scores(stream.about, stream.classes, tuple(names), stream.labels[rows], stream.values[rows])
 
 
 def show_differences(rows: Sequence[ClassDifference], labels: tuple[str, str], console: Console, most: int) -> None:
@@ -201,8 +188,3 @@ def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) 
         table.writerow(header)
         table.writerows(rows)
     os.replace(temporary, path)
-
-
-def _check_classes(streams: Sequence[Scores]) -> None:
-    if len({stream.classes for stream in streams}) > 1:
-        raise ValueError("scores must be of the same classes")

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,46 @@ def log_probabilities(values: Matrix) -> Matrix:
     """Logarithm of the softmax of each row."""
     shifted = values - values.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+class Common(NamedTuple):
+    """Streams of the same videos, in the same order, and how many videos some stream lacks."""
+
+    streams: list[Scores]
+    left_out: int
+
+
+def in_common(streams: Sequence[Scores]) -> Common:
+    """The streams without the videos that some of them lack.
+
+    Raises:
+        ValueError: they have no video in common, or disagree on classes, labels, dataset or split.
+    """
+    _check_same(streams)
+    known = [set(stream.names) for stream in streams]
+    names = [name for name in streams[0].names if all(name in other for other in known)]
+    if not names:
+        raise ValueError("the streams have no video in common")
+    kept = [_only(stream, names) for stream in streams]
+    if any(not np.array_equal(stream.labels, kept[0].labels) for stream in kept):
+        raise ValueError("the streams disagree on the labels of videos")
+    return Common(kept, len(set().union(*known)) - len(names))
+
+
+def _check_same(streams: Sequence[Scores]) -> None:
+    for what, values in (
+        ("classes", {stream.classes for stream in streams}),
+        ("dataset", {stream.about.dataset for stream in streams} - {"unknown"}),
+        ("split", {stream.about.split for stream in streams} - {"?"}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"streams must agree on their {what}, got {' and '.join(map(str, sorted(values)))}")
+
+
+def _only(stream: Scores, names: Sequence[str]) -> Scores:
+    places = {name: row for row, name in enumerate(stream.names)}
+    rows = [places[name] for name in names]
+    return replace(stream, names=tuple(names), labels=stream.labels[rows], values=stream.values[rows])
 
 
 def write(scores: Scores, path: PathLike) -> None:
