@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
 pytest.importorskip("lightning", reason="needs Lightning: pip install dynpool[train]")
 from dynpool.data import Sampling, recipe
+from dynpool.models import build
+from dynpool.training import commands
 from dynpool.training.config import Config, OptimiserConfig, load, read, shipped, write
 from dynpool.training.module import rate
 from dynpool.training.values import ConfigError
@@ -53,14 +57,25 @@ def test_a_configuration_is_what_was_written(tmp_path):
         ("trainer.patience=3", "trainer.patience needs training videos set aside"),
         ("trainer.epochs=0", "trainer: epochs must be at least 1, got 0"),
         ("data=3", "data must be keys and values, got 3"),
+        ("seed=-1", "seed must not be negative, got -1"),
         ("seed", "an override must be key=value, such as optimiser.lr=0.01, got 'seed'"),
         ("seed=[", "seed must be given in YAML"),
+        ("model.kind=two_stream", "model.kind = 'two_stream' needs data.source = 'frames', got 'dynamic_images'"),
+        ("data.frames=3", "data: frames = 3 thins the frames of source 'frames'"),
         ("model.pool=approx", "model.pool = 'approx' needs data.source = 'frames', got 'dynamic_images'"),
     ],
 )
 def test_what_is_refused_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
         load([], [override])
+
+
+def test_options_of_the_command_are_overrides():
+    given = commands._given("it's \\ here: yes", commands.Kind.static, "03")
+    data = load(["weizmann"], given).data
+    assert (data.dataset, data.root, data.split, data.source) == ("folders", "it's \\ here: yes", "03", "frames")
+    data = load(["weizmann"], commands._given("ucf101:UCF-101", commands.Kind.dynamic, "3")).data
+    assert (data.dataset, data.root, data.split, data.source) == ("ucf101", "UCF-101", 3, "dynamic_images")
 
 
 def test_files_that_are_none(tmp_path):
@@ -86,6 +101,15 @@ def test_shipped_configurations_are_the_recipes():
     assert paper.data.windows_in_words() == "25 every 20"
     assert release.data.windows_in_words() == "10 every 6, at most 20"
     assert load().data.windows_in_words() == "whole video"
+    assert load([], ["data.source=images"]).data.windows_in_words() == "those of the pictures"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configurations_fit_a_network(name):
+    config = load([name], ["model.backbone=custom", "model.weights=null"]).model_config(4)
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
+    scores = build(config, backbone=backbone)(torch.zeros(1, 2, 3, 8, 8))
+    assert scores.shape == (1, 4)
 
 
 def test_the_model_pools_windows_of_frames():

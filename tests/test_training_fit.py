@@ -19,13 +19,14 @@ pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install dynpoo
 pytest.importorskip("safetensors", reason="needs safetensors: pip install dynpool[train]")
 import tiny
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dynpool import cli
-from dynpool.training.config import load
+from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
-from dynpool.training.run import fit, saved_config
+from dynpool.training.run import fit, runs_in, saved_config
 from dynpool.training.scores import read
 
 
@@ -91,14 +92,17 @@ def test_four_clips_are_learnt_by_heart(root, tmp_path, capsys):
     scores, notices = evaluate(tmp_path, backbone=tiny.network(), device="cpu")
     assert scores.accuracy() == scores.mean_class_accuracy() == 1
     assert scores.about.clip_accuracy >= 0.5
+    whole, _ = evaluate(tmp_path, overrides=("data.window=null", "data.stride=null"), backbone=tiny.network())
+    assert whole.about.clip_accuracy is None  # the one window is the video
     assert (
         scores.about.in_words() == "folders split given, dynamic images, pretraining: none (custom), windows: 8 every 4"
     )
     assert notices.summary() is None
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "folders split given train: 4 videos of 2 classes"
-    assert lines[1].startswith("epoch 1/30: loss ")
-    assert len(lines) == 31
+    assert lines[0] == scores.about.in_words()
+    assert lines[1] == "folders split given train: 4 videos of 2 classes"
+    assert lines[2].startswith("epoch 1/30: loss ")
+    assert len(lines) == 32
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,55 @@ def test_a_killed_run_goes_on_to_the_same_weights(every, redone, more, tmp_path)
     assert (first.values == second.values).all()
 
 
+class StopMeasuring(Callback):
+    """Raises when validation begins behind a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_validation_start(self, trainer, module):
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def test_a_run_stopped_while_it_is_measured_misses_no_measurement(more, tmp_path, capsys):
+    """Two steps an epoch, a checkpoint after each; stopped when the second epoch is measured."""
+    options = [*AUGMENTED, "data.validation=0.34", "trainer.epochs=3", "trainer.checkpoint_steps=1"]
+    with pytest.raises(InterruptedError):
+        fit(
+            tiny.config(more, *options),
+            tmp_path / "stopped",
+            backbone=tiny.network(),
+            callbacks=[StopMeasuring(4)],
+        )
+    capsys.readouterr()
+    fit(saved_config(tmp_path / "stopped"), tmp_path / "stopped", resume=True, backbone=tiny.network())
+    epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line[:9] for line in epochs] == ["epoch 2/3", "epoch 3/3"]
+    assert all("validation loss" in line for line in epochs)
+    fit(tiny.config(more, *options), tmp_path / "whole", backbone=tiny.network())
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+    bests = [best_in(tmp_path / name / "last.ckpt") for name in ("stopped", "whole")]
+    assert bests[0] == bests[1] == max(accuracies(tmp_path / "whole"))
+
+
+def best_in(checkpoint):
+    """The best validation accuracy that a checkpoint knows of."""
+    callbacks = torch.load(checkpoint, weights_only=True)["callbacks"].values()
+    return next(float(state["best_model_score"]) for state in callbacks if state.get("monitor") == "val/accuracy")
+
+
+def accuracies(folder):
+    with (folder / "logs" / "version_0" / "metrics.csv").open() as file:
+        return [float(row["val/accuracy"]) for row in csv.DictReader(file) if row["val/accuracy"]]
+
+
+def test_the_latest_checkpoint_knows_the_best(more, tmp_path):
+    options = ["data.validation=0.34", "trainer.epochs=1"]
+    fit(tiny.config(more, *options), tmp_path, backbone=tiny.network())
+    assert [best_in(tmp_path / "last.ckpt")] == accuracies(tmp_path)
+
+
 def test_two_runs_are_the_same_with_any_number_of_workers(more, tmp_path):
     for workers in (0, 2):
         fit(tiny.config(more, *AUGMENTED, f"data.workers={workers}"), tmp_path / str(workers), backbone=tiny.network())
@@ -170,11 +223,16 @@ def test_progress_is_measured_on_videos_set_aside(more, tmp_path, capsys):
     ]
     fit(tiny.config(more, *options), tmp_path, backbone=tiny.network())
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "folders split given train: 4 videos of 2 classes"
-    assert lines[1] == "folders split given train: 2 videos of 2 classes"
-    assert "validation loss" in lines[2]
+    assert lines[1] == "folders split given train: 4 videos of 2 classes"
+    assert lines[2] == "folders split given train: 2 videos of 2 classes"
+    assert "validation loss" in lines[3]
     assert len(lines) < 40  # such a rate improves nothing for long
     best = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(best["model.backbone.0.weight"], weights(tmp_path)["backbone.0.weight"])
+    (tmp_path / "model.safetensors").unlink()  # as if killed before it was written
+    steps = Steps()
+    fit(saved_config(tmp_path), tmp_path, resume=True, backbone=tiny.network(), callbacks=[steps])
+    assert steps.seen == []
     assert torch.equal(best["model.backbone.0.weight"], weights(tmp_path)["backbone.0.weight"])
 
 
@@ -203,6 +261,46 @@ def test_a_run_is_not_overwritten(root, tmp_path):
         saved_config(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         evaluate(tmp_path / "nothing")
+
+
+def test_only_the_first_process_looks_for_a_run(root, tmp_path, monkeypatch):
+    """Others may come when the first has written its configuration; here, by srun."""
+    (tmp_path / "config.yaml").write_text("{}")
+    options = ["trainer.devices=2", "trainer.strategy=ddp", f"data.root={tmp_path / 'none'}"]
+    slurm = {
+        "NTASKS": "2",
+        "NTASKS_PER_NODE": "2",
+        "JOB_NAME": "train",
+        "LOCALID": "1",
+        "NODEID": "0",
+        "PROCID": "1",
+        "JOB_ID": "1",
+    }
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(FileNotFoundError, match="root must be a folder"):
+        fit(tiny.config(root, *options), tmp_path, backbone=tiny.network())
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        fit(tiny.config(root, *options), tmp_path, backbone=tiny.network())
+
+
+def test_results_on_other_classes_are_refused(root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1"), tmp_path / "run", backbone=tiny.network())
+    (tmp_path / "videos").mkdir()
+    for label, name in (("left", "back"), ("right", "forth")):
+        (tmp_path / "videos" / name).symlink_to(root / "train" / label)
+    with pytest.raises(ValueError, match=r"classes\.txt has other classes, left, right, …, than folders split 1 test"):
+        evaluate(tmp_path / "run", overrides=(f"data.root={tmp_path / 'videos'}", "data.split=1"))
+
+
+def test_splits_that_are_not_trained_are_named(tmp_path):
+    for name in ("split-1/model.safetensors", "split-2/config.yaml", "split-3/logs/x", "notes"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.warns(RuntimeWarning, match="split-2, split-3 not trained yet, and left out"):
+        assert runs_in(tmp_path) == [tmp_path / "split-1"]
 
 
 def test_unreadable_videos_are_left_out_and_counted(tmp_path, capsys):
@@ -236,8 +334,13 @@ def test_the_command_says_what_is_wrong(root, tmp_path):
     assert "root must be a folder" in dynpool("train", "--data", tmp_path / "none", "-o", tmp_path / "run", code=2)
     assert "holds no run to resume" in dynpool("train", "--resume", "-o", tmp_path / "run", code=2)
     assert "holds no trained model" in dynpool("evaluate", tmp_path, code=2)
+    nonsense = dynpool("train", "--data", root, "-o", tmp_path / "run", "trainer.accelerator=abacus", code=2)
+    assert "dynpool train: trainer: You selected an invalid accelerator name" in nonsense
     assert "one of authors_release, paper, weizmann" in dynpool("train", "--config", "mine", "--data", root, code=2)
     assert list(tmp_path.iterdir()) == []
+    write(tiny.config(root), tmp_path / "config.yaml")
+    resumed = dynpool("train", "--resume", "-o", tmp_path, "--data", tmp_path / "none", code=2)
+    assert f"root must be a folder of videos, got '{tmp_path / 'none'}'" in resumed
 
 
 @efficientnet

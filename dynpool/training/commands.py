@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,13 @@ def train(
             metavar="[NAME:]FOLDER", help="Videos: ucf101:, hmdb51: or weizmann: and their folder, or one of classes."
         ),
     ] = None,
-    model: Annotated[Kind | None, typer.Option(help="Kind of network.  [default: as configured, else dynamic]")] = None,
+    model: Annotated[
+        Kind | None,
+        typer.Option(
+            help="Kind of network; static and two_stream read data.source=frames.  "
+            "[default: as configured, else dynamic]"
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option(help="1, 2, 3; who is left out; or all, one after the other.  [default: 1]")
     ] = None,
@@ -56,8 +63,8 @@ def train(
 ) -> None:
     """Train a network.
 
-    FOLDER gets the configuration, checkpoints, logs (CSV, TensorBoard) and model.safetensors; with --split all, a
-    folder for every split. A run that was stopped, or killed, goes on with --resume, to the same result.
+    The folder --out gets the configuration, checkpoints, logs (CSV, TensorBoard) and model.safetensors; with --split
+    all, a folder for every split. A run that was stopped, or killed, goes on with --resume, to the same result.
 
     Examples:
 
@@ -70,10 +77,10 @@ def train(
       dynpool train --resume -o runs/weizmann
     """
     with _said("train", "train"):
-        from .run import is_main, train_splits
+        from .run import is_main, saved_config, train_splits
 
-        made = _resumed(out, config or [], overrides or []) if resume else None
-        chosen = made or _configured(config or [], _given(data, model, split) + (overrides or []))
+        given = _given(data, model, split) + (overrides or [])
+        chosen = saved_config(out, config or [], given) if resume else _configured(config or [], given)
         for path in train_splits(chosen, out, resume=resume):
             if is_main():
                 typer.echo(f"wrote {path}")
@@ -149,7 +156,7 @@ def fuse(
         from .report import show
         from .scores import write
 
-        shares = None if weights is None else [float(weight) for weight in weights.split(",")]
+        shares = None if weights is None else _numbers(weights)
         read = [_streams(path, C) for path in streams]
         _check_splits(streams, read)
         console = _console()
@@ -178,6 +185,7 @@ def compare(
     """
     with _said("compare", "train"):
         from . import report
+        from .scores import in_common
 
         read = [_streams(path, 1.0) for path in (first, second)]
         _check_splits([first, second], read)
@@ -185,6 +193,8 @@ def compare(
         for stream in read:
             report.show(stream, console)
         rows = report.compare(*read)
+        if left_out := sum(in_common(pair).left_out for pair in zip(*read, strict=True)):
+            typer.echo(f"{left_out} videos that only one of them has are left out")
         labels = read[0][0].about.modality, read[1][0].about.modality
         if labels[0] == labels[1]:
             labels = str(first), str(second)
@@ -198,17 +208,26 @@ def compare(
 
 
 def _given(data: str | None, model: Kind | None, split: str | None) -> list[str]:
-    """Options as overrides."""
+    """Options as overrides; text in quotes, so that YAML takes 03 for no number and no for no truth value."""
     from ..data.named import DATASETS
 
     given: list[str] = []
     if data is not None:
         name, colon, root = data.partition(":")
         known = bool(colon) and name in DATASETS
-        given += [f"data.dataset={name if known else 'folders'}", f"data.root={root if known else data!r}"]
+        given += [f"data.dataset={name if known else 'folders'}", f"data.root={_quoted(root if known else data)}"]
     if model is not None:
         given.append(f"model.kind={model.value}")
-    return given if split is None else [*given, f"data.split={split}"]
+    if model in (Kind.static, Kind.two_stream):
+        given.append("data.source=frames")
+    if split is not None:
+        number = split.isdecimal() and str(int(split)) == split
+        given.append(f"data.split={split if number else _quoted(split)}")
+    return given
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _configured(files: list[str], overrides: list[str]) -> Config:
@@ -221,10 +240,11 @@ def _configured(files: list[str], overrides: list[str]) -> Config:
     return config
 
 
-def _resumed(out: Path, files: list[str], overrides: list[str]) -> Config:
-    from .run import saved_config
-
-    return saved_config(out, files, overrides)
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--weights must be numbers, W,W,..., got {text!r}") from None
 
 
 def _streams(path: Path, C: float) -> list[Scores]:
@@ -266,7 +286,7 @@ def _said(command: str, extra: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = warn
             yield
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         text = str(error)
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
             text = f"{text}: pip install dynpool[{extra}]"

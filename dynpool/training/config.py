@@ -15,8 +15,9 @@ from ..data import Listing, Sampling, VideoDataset, make_listing, splits
 from ..data.folders import divide
 from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
-from ..data.sources import Pooling, SourceName
+from ..data.sources import Pooling, SourceName, make_source
 from ..models import ModelConfig
+from ..models.storage import temporary_beside
 from .values import ConfigError, assign, make, merge, plain
 
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
@@ -67,9 +68,9 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        self.sampling(train=True), self.sampling(train=False)
-        self.geometry(train=True)
-        Pooling(self.method, self.nonlinearity, self.time_average)
+        for train in (True, False):
+            pooling = Pooling(self.method, self.nonlinearity, self.time_average)
+            make_source(self.source, self.geometry(train), self.sampling(train), None, pooling)
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -127,6 +128,8 @@ class DataConfig:
         """Such as "10 every 6, at most 20"."""
         sampling = self.sampling(train)
         thinned = f", {sampling.frames} frame{'' if sampling.frames == 1 else 's'} of each" if sampling.frames else ""
+        if sampling.window is None and self.source == "images":
+            return "those of the pictures"
         if sampling.window is None:
             return f"whole video{thinned}"
         most = f", at most {sampling.max_windows}" if sampling.max_windows else ""
@@ -208,6 +211,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self.model_config(2)
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
         if self.trainer.patience is not None and not isinstance(self.data.validation, float):
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
 
@@ -219,6 +224,8 @@ class Config:
         """
         given = {"kind": "dynamic", **self.model, "num_classes": num_classes}
         data = self.data
+        if data.source != "frames" and given["kind"] == "two_stream":
+            raise ConfigError(f"model.kind = 'two_stream' needs data.source = 'frames', got {data.source!r}")
         if data.source != "frames" and given["kind"] != "static":
             if given.get("pool") not in (None, "none"):
                 raise ConfigError(f"model.pool = {given['pool']!r} needs data.source = 'frames', got {data.source!r}")
@@ -290,5 +297,7 @@ def _folder() -> Any:
 
 
 def write(config: Config, path: Path) -> None:
-    """As YAML that `load` reads."""
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    """As YAML that `load` reads, whole or not at all."""
+    with temporary_beside(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+        os.replace(temporary, path)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
-from ..models import ModelConfig, load
-from .config import Config
+from ..models import load
 from .config import load as load_config
-from .run import CONFIG, MODEL
+from .describe import describe
+from .run import CLASSES, CONFIG, MODEL
 from .scores import About, Scores, log_probabilities
 
 PathLike = str | os.PathLike[str]
@@ -54,6 +54,7 @@ def evaluate(
         raise FileNotFoundError(f"{folder} has no {MODEL}: train the model first")
     config = load_config([folder / CONFIG], overrides)
     listing = config.data.listing("test")
+    _check_classes(folder / CLASSES, listing)
     model = load(folder / MODEL, backbone=backbone)
     about = describe(config, listing, model.config)
     dataset = config.data.videos(listing, train=False, seed=config.seed)
@@ -70,6 +71,12 @@ def evaluate(
     )
 
 
+def _check_classes(path: Path, listing: Listing) -> None:
+    if path.is_file() and (known := tuple(path.read_text(encoding="utf-8").split("\n")[:-1])) != listing.classes:
+        there = ", ".join(listing.classes[:5])
+        raise ValueError(f"{path} has other classes, {', '.join(known[:5])}, …, than {listing.name}: {there}, …")
+
+
 def score(
     model: nn.Module,
     dataset: VideoDataset,
@@ -82,7 +89,8 @@ def score(
 ) -> Evaluation:
     """Log-probabilities of every video of a dataset by a model [B, T, 3, H, W], lengths -> scores [B, C].
 
-    Where `clip_frames` is given, every so many entries of T are shown alone, too, for the accuracy of single clips.
+    Where `clip_frames` is given and some video has more, every so many entries of T are shown alone, too, for the
+    accuracy of single clips.
     """
     notices = Notices(dataset.listing.name)
     model = model.to(device).eval()
@@ -97,12 +105,12 @@ def score(
             values = model(video, batch["lengths"]).double().cpu()
             rows.update(zip(batch["index"].tolist(), values, strict=True))
             if clip_frames is not None:
-                for scores, label in _clip_scores(model, batch, clip_frames, device):
+                for scores, label in _clip_scores(model, batch, values, clip_frames, device):
                     hits, shown = hits + int((scores.argmax(1) == label).sum()), shown + len(scores)
     if not rows:
         raise ValueError(f"none of the {len(dataset)} videos of {dataset.listing.name} could be read")
     left_out = len(dataset) - len(rows) + len(dataset.listing.missing)
-    about = replace(about, clip_accuracy=hits / shown if shown else None, skipped=left_out)
+    about = replace(about, clip_accuracy=hits / shown if shown > len(rows) else None, skipped=left_out)
     return Evaluation(_scores(dataset.listing, rows, about), notices)
 
 
@@ -115,55 +123,10 @@ def _scores(listing: Listing, rows: dict[int, Tensor], about: About) -> Scores:
 
 
 def _clip_scores(
-    model: nn.Module, batch: Batch, frames: int, device: torch.device | str
+    model: nn.Module, batch: Batch, values: Tensor, frames: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores [n, C] of every window of each video by itself, and the video's label."""
-    for video, length, label in zip(batch["video"], batch["lengths"].tolist(), batch["label"], strict=True):
+    """Scores [n, C] of every window of each video by itself, and the video's label; of a single one, the video's."""
+    rows = zip(batch["video"], batch["lengths"].tolist(), batch["label"], values, strict=True)
+    for video, length, label, scores in rows:
         windows = video[:length].unflatten(0, (-1, frames))
-        yield model(windows.to(device)).cpu(), label
-
-
-# --- what a result is of ---------------------------------------------------------------------------------------------
-
-
-def describe(config: Config, listing: Listing, model: ModelConfig) -> About:
-    """What results of this model on these videos are of."""
-    return About(
-        dataset=listing.dataset,
-        split=listing.split,
-        modality=modality(config, model),
-        pretraining=pretraining(model, config),
-        windows=config.data.windows_in_words() if model.window is None else _model_windows(model, config),
-    )
-
-
-def modality(config: Config, model: ModelConfig) -> str:
-    """What the network sees, in words."""
-    data = config.data
-    if data.source == "flow":
-        return "flow dynamic images"
-    if data.source == "images":
-        return "pictures made before"
-    if data.source == "dynamic_images":
-        return {"approx": "dynamic images", "exact": "dynamic images, exact"}.get(data.method, f"{data.method} images")
-    if model.kind == "static":
-        return "RGB frames"
-    if model.kind == "two_stream":
-        return f"RGB frames and dynamic images, branch at {model.branch or 'input'}"
-    what = f"dynamic maps after {model.layer}" if model.layer else "dynamic images"
-    return {"approx": what, "exact": f"{what}, exact"}.get(str(model.pool), f"{model.pool} of frames")
-
-
-def pretraining(model: ModelConfig, config: Config) -> str:
-    """Where the weights began."""
-    weights = config.model.get("weights") or model.weights
-    if weights is None:
-        return f"none ({model.backbone})"
-    named = "ImageNet" if weights in ("default", "imagenet") else os.path.basename(str(weights))
-    return f"{named} ({model.backbone})"
-
-
-def _model_windows(model: ModelConfig, config: Config) -> str:
-    if config.data.window is not None:
-        return config.data.windows_in_words()
-    return f"{model.window} every {model.stride or model.window}"
+        yield scores[None] if length == frames else model(windows.to(device)).cpu(), label

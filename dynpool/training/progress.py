@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from ..models import VideoModel
+from .describe import describe
 from .module import VideoClassifier
 
 _SHOWN = {"train/loss_epoch": "loss {:.4f}", "train/accuracy": "accuracy {:.1%}"}
@@ -14,12 +17,15 @@ _MEASURED = {"val/loss": "loss {:.4f}", "val/accuracy": "accuracy {:.1%}", "val/
 
 
 class EpochLines(Callback):
-    """Prints what is trained on, every epoch's figures, and which files were left out."""
+    """Prints what is trained, and on what, every epoch's figures, and which files were left out."""
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        videos = trainer.datamodule  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or not isinstance(module, VideoClassifier):
+            return
+        videos, model = trainer.datamodule, cast("VideoModel", module.model)  # type: ignore[attr-defined]
+        print(describe(videos.config, videos.train, model.config, train=True).in_words(), flush=True)
         for listing in (videos.train, videos.validation):
-            if listing is not None and trainer.is_global_zero:
+            if listing is not None:
                 print(listing.summary(), flush=True)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

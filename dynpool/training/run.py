@@ -14,8 +14,10 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from ..models import VideoModel, build, save
@@ -23,8 +25,10 @@ from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
 from .progress import EpochLines
+from .values import ConfigError
 
-CONFIG, CHECKPOINT, BEST, MODEL = "config.yaml", "last.ckpt", "best.ckpt", "model.safetensors"
+CONFIG, CLASSES, MODEL = "config.yaml", "classes.txt", "model.safetensors"
+CHECKPOINT, BEST = "last.ckpt", "best.ckpt"
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -50,9 +54,9 @@ def fit(
 
     Args:
         config: what, on which data, and how.
-        out: the folder of the run. It gets config.yaml; last.ckpt after every epoch; best.ckpt, where progress is
-            measured on videos set aside; logs/version_N/metrics.csv, another N for every start, and tensorboard/; and
-            at the end model.safetensors, which `dynpool.models.load` reads.
+        out: the folder of the run. It gets config.yaml and classes.txt; last.ckpt after every epoch; best.ckpt, where
+            progress is measured on videos set aside; logs/version_N/metrics.csv, another N for every start, and
+            tensorboard/; and at the end model.safetensors, which `dynpool.models.load` reads.
         resume: go on where the run in `out` was stopped, however it was: on the same machine and settings, the result
             is that of a run that was not.
         backbone: a network of your own, where model.backbone is "custom"; see `dynpool.models.build`.
@@ -67,7 +71,8 @@ def fit(
     """
     folder = Path(out)
     checkpoint = folder / CHECKPOINT
-    if not resume and (folder / CONFIG).exists() and is_main():
+    trainer = make_trainer(config, folder, callbacks)
+    if not resume and trainer.is_global_zero and (folder / CONFIG).exists():
         raise FileExistsError(f"{folder} holds a run already: resume it, or choose another folder")
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -75,19 +80,19 @@ def fit(
     torch.manual_seed(config.seed)
     model = build(config.model_config(len(train.classes)), backbone=backbone)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(config, folder / CONFIG)
+        (folder / CLASSES).write_text("\n".join(train.classes) + "\n", encoding="utf-8")
+    found = str(checkpoint) if resume and checkpoint.exists() else None
     with _quiet():
-        trainer = make_trainer(config, folder, callbacks, validates=validation is not None)
-        if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(config, folder / CONFIG)
-        found = str(checkpoint) if checkpoint.exists() else None
         trainer.fit(module, Videos(config, train, validation), ckpt_path=found)
     return _finish(trainer, module, folder)
 
 
 def is_main() -> bool:
-    """Whether this is the first process of the run, which writes and prints."""
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+    """Whether this is the first process of the run, which prints, as Lightning counts them."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def _finish(trainer: L.Trainer, module: VideoClassifier, folder: Path) -> Path:
@@ -116,8 +121,20 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback], validates: bool) -> L.Trainer:
-    """Lightning's Trainer for a run."""
+def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> L.Trainer:
+    """Lightning's Trainer for a run.
+
+    Raises:
+        ConfigError: there is no such accelerator here, or Lightning refuses an option.
+    """
+    try:
+        with _quiet():
+            return _trainer(config, folder, callbacks)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def _trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> L.Trainer:
     options = config.trainer
     return L.Trainer(
         default_root_dir=folder,
@@ -136,7 +153,7 @@ def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback], va
         plugins=[WholeFiles()],
         use_distributed_sampler=False,  # the loaders deal out the videos
         num_sanity_val_steps=0,
-        limit_val_batches=1.0 if validates else 0,
+        limit_val_batches=0 if config.data.validation is None else 1.0,
         enable_progress_bar=_shows_bar(config),
         enable_model_summary=False,
     )
@@ -145,15 +162,14 @@ def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback], va
 def _checkpoints(config: Config, folder: Path) -> list[Callback]:
     every = config.trainer.checkpoint_steps
     latest: dict[str, Any] = {"dirpath": folder, "filename": Path(CHECKPOINT).stem, "enable_version_counter": False}
-    made: list[Callback] = [ModelCheckpoint(**latest, save_on_train_epoch_end=True)]
-    if every is not None:
-        made.append(ModelCheckpoint(**latest, every_n_train_steps=every))
-    if isinstance(config.data.validation, float):
+    made: list[Callback] = []
+    if config.trainer.patience is not None:
+        made.append(Patience("val/accuracy", mode="max", patience=config.trainer.patience))
+    if isinstance(config.data.validation, float):  # before the latest, which holds what the best was
         best = {**latest, "filename": Path(BEST).stem}
         made.append(ModelCheckpoint(**best, monitor="val/accuracy", mode="max"))
-    if config.trainer.patience is not None:
-        made.append(EarlyStopping("val/accuracy", mode="max", patience=config.trainer.patience))
-    return made
+    made.append(ModelCheckpoint(**latest, save_on_train_epoch_end=True))
+    return made if every is None else [*made, StepCheckpoint(**latest, every_n_train_steps=every)]
 
 
 def _progress(config: Config) -> list[Callback]:
@@ -162,6 +178,23 @@ def _progress(config: Config) -> list[Callback]:
 
 def _shows_bar(config: Config) -> bool:
     return config.trainer.progress and sys.stderr.isatty()
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Every so many steps, but for the last of an epoch: the epoch's own comes when it has been measured, and a run
+    that goes on behind the last step would leave that out.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *rest)
+
+
+class Patience(EarlyStopping):
+    """A run that had stopped does not train on when it is resumed."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -182,11 +215,12 @@ def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = 
     if config.data.split != "all":
         yield _train_one(config, folder, resume)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    inner = {split: folder / f"split-{split}" for split in config.data.splits()}
+    for path in inner.values():
+        path.mkdir(parents=True, exist_ok=True)
     write(config, folder / CONFIG)
-    for split in config.data.splits():
-        inner = folder / f"split-{split}"
-        yield _train_one(config.with_split(split), inner, resume)
+    for split, path in inner.items():
+        yield _train_one(config.with_split(split), path, resume)
 
 
 def _train_one(config: Config, folder: Path, resume: bool) -> Path:
@@ -199,13 +233,19 @@ def runs_in(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is none.
+
+    Warns:
+        RuntimeWarning: some splits are not trained yet.
     """
     if (folder / MODEL).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"split-*/{MODEL}"))
-    if not found:
+    runs = sorted(path for path in folder.glob("split-*") if path.is_dir())
+    trained = [run for run in runs if (run / MODEL).is_file()]
+    if not trained:
         raise FileNotFoundError(f"{folder} holds no trained model ({MODEL}), nor split-*/{MODEL}")
-    return found
+    if rest := [run.name for run in runs if run not in trained]:
+        warnings.warn(f"{folder}: {', '.join(rest)} not trained yet, and left out", RuntimeWarning, stacklevel=2)
+    return trained
 
 
 def saved_config(folder: Path, files: Sequence[str] = (), overrides: Sequence[str] = ()) -> Config:
