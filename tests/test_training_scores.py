@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
+import typer
 from typer.testing import CliRunner
 
 from dynpool import cli
-from dynpool.training import report
+from dynpool.training import commands, report
 from dynpool.training.fusion import fuse, svm, svm_scores
 from dynpool.training.scores import About, Scores, in_words, log_probabilities, read, write
 
@@ -220,6 +222,24 @@ def test_the_command_fuse(files):
     (files / "folder.npz").mkdir()
     assert "dynpool compare: " in run("compare", files / "rgb.scores", files / "folder.npz", code=2)
     assert "No such file" in run("fuse", files / "rgb.scores", files / "none.scores", code=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("weights could not be downloaded"), "dynpool fuse: weights could not be downloaded"),
+        (
+            ModuleNotFoundError("No module named 'x'"),
+            r"dynpool fuse: No module named 'x': pip install dynpool\[train\]",
+        ),
+        (RuntimeError("operator torchvision::nms does not exist"), "dynpool fuse: torchvision, .* does not fit this"),
+        (RuntimeError("a mistake of ours"), None),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_a_line(capsys, error, message):
+    with pytest.raises(RuntimeError if message is None else typer.Exit), commands._said("fuse", "train"):
+        raise error
+    assert re.match(message or "$", capsys.readouterr().err)
 
 
 def test_the_command_fuse_on_all_splits(tmp_path):

@@ -286,8 +286,12 @@ def _said(command: str, extra: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = warn
             yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         text = str(error)
+        if isinstance(error, RuntimeError):
+            if "torchvision::" not in text:
+                raise
+            text = f"torchvision, which Lightning imports, does not fit this torch ({error}): remove or replace it"
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
             text = f"{text}: pip install dynpool[{extra}]"
         typer.echo(f"dynpool {command}: {text}", err=True)
