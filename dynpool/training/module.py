@@ -50,7 +50,8 @@ class VideoClassifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._prepare()
-        self.log("train/lr", rate(self.optimiser_config, self.current_epoch, int(self.trainer.max_epochs or 1)))
+        now = rate(self.optimiser_config, self.current_epoch, int(self.trainer.max_epochs or 1))
+        self.log("train/lr", now, sync_dist=True)
 
     def _prepare(self) -> None:
         self._set_rate()
@@ -69,9 +70,10 @@ class VideoClassifier(L.LightningModule):
         scores = self(batch["video"], batch["lengths"])
         loss: Tensor = self.loss(scores, batch["label"])
         self.train_accuracy(scores, batch["label"])
-        size = len(batch["label"])
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=size)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, batch_size=size)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch["label"])}
+        self.log("train/loss_step", loss)  # of the first process; that of the epoch is of all
+        self.log("train/loss_epoch", loss, sync_dist=True, **options)
+        self.log("train/accuracy", self.train_accuracy, **options)
         return loss
 
     # --- validation ------------------------------------------------------------------------------------------------
