@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def fit(
         write(config, folder / CONFIG)
         (folder / CLASSES).write_text("\n".join(train.classes) + "\n", encoding="utf-8")
     found = str(checkpoint) if resume and checkpoint.exists() else None
-    with _quiet():
+    with _quiet(), _stopping(folder):
         trainer.fit(module, Videos(config, train, validation), ckpt_path=found)
     return _finish(trainer, module, folder)
 
@@ -119,6 +120,17 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def _stopping(folder: Path) -> Iterator[None]:
+    """A run that is stopped says how it goes on, and its exit code is no success."""
+    try:
+        yield
+    except SystemExit as stop:  # so Lightning ends: by SIGTERM without a code, by SIGINT with 1
+        if is_main():
+            print(f"stopped; to go on: dynpool train --resume -o {folder}", file=sys.stderr)
+        raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
 
 
 def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> L.Trainer:
