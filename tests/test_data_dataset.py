@@ -383,7 +383,7 @@ def test_batches_stay_full_where_others_replace_what_cannot_be_read(broken):
     assert [batch["name"] for batch in batches] == [["run/a", "run/b"], ["run/a", "run/a"]]
     names = [notice.name for batch in batches for notice in batch["notices"] if notice.skipped]
     assert names == ["run/c", "run/d", "run/d"]
-    with pytest.raises(VideoError, match=r"2 videos in a row cannot be read"):
+    with pytest.raises(VideoError, match=r"2 videos in a row cannot be read, the first: .*c\.avi"):
         VideoDataset(broken.subset_of([2, 3]), on_error="replace")[0]
     with pytest.raises(VideoError, match=r"c\.avi"):
         VideoDataset(broken, on_error="raise")[2]

@@ -135,7 +135,8 @@ class VideoDataset(Dataset[Item]):
             if item["video"] is not None:
                 item["notices"] = notices
                 return item
-        raise VideoError(self.listing.name, f"{len(notices)} videos in a row cannot be read, the first: {notices[0]}")
+        first = notices[0].reason
+        raise VideoError(self.listing.name, f"{len(notices)} videos in a row cannot be read, the first: {first}")
 
     def _item(self, draw: Draw) -> Item:
         video = self.listing[draw.item]
