@@ -152,6 +152,7 @@ def _half_a_batch(rank, folder, models, video, lengths):
             parallel(video[mine], lengths[mine]).square().mean().backward()
         found.append([p.grad for p in model.parameters()])
     torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # or the first one's end may be the other's lost connection
     torch.distributed.destroy_process_group()
 
 
