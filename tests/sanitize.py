@@ -3,7 +3,8 @@
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitize.py
 
 Every dtype, aligned, odd, cropped and strided frames, one row and several, forward and backward, with and without
-normalisation; exact rank pooling with every objective. Results are compared with others: the script fails without the tool, too.
+normalisation; exact rank pooling with every objective. Results are compared with others: the script fails without the
+tool, too.
 """
 
 import itertools
