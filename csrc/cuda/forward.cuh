@@ -175,12 +175,16 @@ struct Walk {
 
   // Normalisation where it may wait until after the sum (pixel.h).
   __device__ __forceinline__ void normalize(Acc (&value)[V], Acc weights_of_value) const {
-    if (inside || (!p.mean && !p.std)) return;
-    for_each_channel<V>(p, place, [&](int j, int64_t channel) {
-      const Normalization<Acc> n = normalization_of<Acc>(p, channel);
-      if constexpr (mode == Mode::identity) value[j] = (value[j] - n.mean * weights_of_value) * n.inverse_std;
-      if constexpr (mode == Mode::root) value[j] *= apply_psi<Nonlinearity::sqrt>(n.inverse_std);
-    });
+    if (inside) return;
+    if (mode == Mode::identity && p.mean)
+      for_each_channel<V>(p, place, [&](int j, int64_t channel) {
+        value[j] -= weights_of_value * static_cast<const Acc*>(p.mean)[channel];
+      });
+    if (p.std)
+      for_each_channel<V>(p, place, [&](int j, int64_t channel) {
+        const Acc inverse = reciprocal(static_cast<const Acc*>(p.std)[channel]);
+        value[j] *= mode == Mode::root ? apply_psi<Nonlinearity::sqrt>(inverse) : inverse;
+      });
   }
 };
 
