@@ -119,7 +119,13 @@ DYNPOOL_HOST_DEVICE float square_root(float v) {
 #endif
 }
 DYNPOOL_HOST_DEVICE double square_root(double v) { return std::sqrt(v); }
-DYNPOOL_HOST_DEVICE float magnitude(float v) { return bit_cast<float>(bit_cast<uint32_t>(v) & 0x7fffffffu); }
+DYNPOOL_HOST_DEVICE float magnitude(float v) {
+#ifdef __CUDA_ARCH__
+  return fabsf(v);  // free as an operand's modifier
+#else
+  return bit_cast<float>(bit_cast<uint32_t>(v) & 0x7fffffffu);
+#endif
+}
 DYNPOOL_HOST_DEVICE double magnitude(double v) { return bit_cast<double>(bit_cast<uint64_t>(v) & 0x7fffffffffffffffull); }
 // v ≥ 0 with the sign of another
 DYNPOOL_HOST_DEVICE float with_sign(float v, float sign) {
@@ -147,12 +153,24 @@ DYNPOOL_HOST_DEVICE Acc apply_psi(Acc z) {
   return with_sign(square_root(magnitude(z)), z);
 }
 
+// 1 / (2√v), v ≥ 0
+DYNPOOL_HOST_DEVICE float half_over_root(float v) {
+#ifdef __CUDA_ARCH__
+  float reciprocal;  // within 2^-22: one instruction for a root and a division
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(reciprocal) : "f"(v));
+  return 0.5f * reciprocal;
+#else
+  return 0.5f / std::sqrt(v);
+#endif
+}
+DYNPOOL_HOST_DEVICE double half_over_root(double v) { return 0.5 / std::sqrt(v); }
+
 // ψ'(z): 1, or 1 / (2√|z|), which is taken as 0 at z = 0.
 template <Nonlinearity psi, class Acc>
 DYNPOOL_HOST_DEVICE Acc apply_dpsi(Acc z) {
   if constexpr (psi == Nonlinearity::identity) return Acc(1);
-  const Acc root = square_root(magnitude(z));
-  return z == Acc(0) ? Acc(0) : Acc(0.5) / root;
+  const Acc slope = half_over_root(magnitude(z));
+  return z == Acc(0) ? Acc(0) : slope;
 }
 
 // Normalisation. ψ is multiplicative and the signed root of a product is the product of signed roots, so that without a
@@ -169,10 +187,21 @@ struct Normalization {
   Acc mean, inverse_std;
 };
 
+DYNPOOL_HOST_DEVICE float reciprocal(float v) {
+#ifdef __CUDA_ARCH__
+  float inverse;  // within 2^-23, in one instruction for the twenty of a division
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
+  return inverse;
+#else
+  return 1.0f / v;
+#endif
+}
+DYNPOOL_HOST_DEVICE double reciprocal(double v) { return 1.0 / v; }
+
 template <class Acc>
 DYNPOOL_HOST_DEVICE Normalization<Acc> normalization_of(const TemporalPoolParams& p, int64_t channel) {
   return {p.mean ? static_cast<const Acc*>(p.mean)[channel] : Acc(0),
-          p.std ? Acc(1) / static_cast<const Acc*>(p.std)[channel] : Acc(1)};
+          p.std ? reciprocal(static_cast<const Acc*>(p.std)[channel]) : Acc(1)};
 }
 
 }  // namespace DYNPOOL_ISA

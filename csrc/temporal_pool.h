@@ -85,6 +85,9 @@ struct Row {
 
 DYNPOOL_HOST_DEVICE Row locate_row(const TemporalPoolParams& p, int64_t outer) {
   Row row;
+#ifdef __CUDACC__
+#pragma unroll 1
+#endif
   for (int a = p.num_axes - 2; a >= 0; --a) {
     const Axis& axis = p.axes[a];
     const int64_t i = outer % axis.size;

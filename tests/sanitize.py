@@ -2,8 +2,9 @@
 
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 python tests/sanitize.py
 
-Every dtype, aligned, odd and strided frames, one row and several, forward and backward, with and without normalisation;
-exact rank pooling with every objective. Results are compared with others: the script fails without the tool, too.
+Every dtype, aligned, odd, cropped and strided frames, one row and several, forward and backward, with and without
+normalisation; exact rank pooling with every objective. Results are compared with others: the script fails without the
+tool, too.
 """
 
 import itertools
@@ -18,7 +19,9 @@ device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
 dtypes = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 layouts = {
     "aligned": lambda x: x,
-    "sliced": lambda x: x[..., 1:, 3:],
+    "odd": lambda x: x[..., :13, :29].contiguous(),
+    "cropped": lambda x: torch.cat([x[:, :1], x], 1)[:, 1:, :, 1:, 3:],
+    "strided": lambda x: x[..., ::2],
     "channels last": lambda x: x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),
 }
 rows = ({}, {"window": 5, "stride": 2}, {"lengths": [11, 4]})
@@ -33,7 +36,7 @@ for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.ite
         x = x.detach().requires_grad_()
     y = dynpool.approx_rank_pool(x, **options)
     inputs = [t for t in (x, options.get("mean")) if t is not None and t.requires_grad]
-    grads = torch.autograd.grad(y.sum(), inputs) if inputs else ()
+    grads = torch.autograd.grad(y, inputs, torch.rand_like(y)) if inputs else ()
     A = torch.rand(2, 3, 11, device=device, requires_grad=True)
     grads += torch.autograd.grad(dynpool.temporal_pool(x.detach(), A, nonlinearity=psi).sum(), A)
     expected = reference.temporal_pool(x.detach(), A.detach(), None, None, None, 1, None, psi, torch.float64)

@@ -34,8 +34,12 @@ template <class Acc, int V>
 struct Statistics {
   Acc mean[V], inverse_std[V];
 
-  template <bool vector>
-  __device__ __forceinline__ Statistics(const TemporalPoolParams& p, const Place<vector>& place) {
+  template <Access access>
+  __device__ __forceinline__ Statistics(const TemporalPoolParams& p, const Place<access>& place) {
+    read(p, place);
+  }
+  template <Access access>
+  __device__ __forceinline__ void read(const TemporalPoolParams& p, const Place<access>& place) {
 #pragma unroll
     for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
     if (!p.mean && !p.std) return;
@@ -49,14 +53,14 @@ struct Statistics {
 };
 
 // ψ and ψ' are known to the compiler in the word path, and read from the parameters in the scalar one.
-template <Nonlinearity psi, bool vector, class Acc>
+template <Nonlinearity psi, Access access, class Acc>
 __device__ __forceinline__ Acc psi_of(const TemporalPoolParams& p, Acc z) {
-  if (!vector && p.nonlinearity == Nonlinearity::identity) return z;
+  if (access == Access::single && p.nonlinearity == Nonlinearity::identity) return z;
   return apply_psi<psi>(z);
 }
-template <Nonlinearity psi, bool vector, class Acc>
+template <Nonlinearity psi, Access access, class Acc>
 __device__ __forceinline__ Acc dpsi_of(const TemporalPoolParams& p, Acc z) {
-  if (!vector && p.nonlinearity == Nonlinearity::identity) return Acc(1);
+  if (access == Access::single && p.nonlinearity == Nonlinearity::identity) return Acc(1);
   return apply_dpsi<psi>(z);
 }
 
@@ -68,50 +72,65 @@ struct Shares {
   Acc *mean, *std;
 };
 
-template <class X, Nonlinearity psi, bool vector>
-__global__ void __launch_bounds__(kThreads, vector ? 4 : 3)
-    frames_kernel(const TemporalPoolParams p, const Tiling tiling, const int slice,
+// Frames whose G a thread holds in registers. Shifted frames of ∂L/∂x are cut up each by its own words, so that a thread
+// has other columns in each.
+template <Access access>
+constexpr int frames_at_once = access == Access::shifted ? 1 : kGradientFrames;
+
+template <class X, Nonlinearity psi, Access access>
+__global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : access == Access::shifted ? 5 : 3)
+    frames_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const int slice,
                   const Shares<typename Accumulate<X>::type> shares) {
   using Acc = typename Accumulate<X>::type;
-  using Frame = Patch<X, vector>;
-  constexpr int V = Frame::V, N = kGradientFrames;
+  using Frame = Patch<X, access>;
+  constexpr int V = Frame::V, N = frames_at_once<access>;
 
   // 1. Elements and frames of this thread.
-  const Place<vector> place = place_of_thread<vector, V>(p, tiling);
-  if (place.empty()) return;
-  const int64_t clip = place.row.clip;
+  int64_t outer, piece;
+  if (!find_piece(tiling, outer, piece)) return;
+  const Row row = locate_row(p, outer);
+  Place<access> place = place_of<access, V>(p, row, outer, piece, tiling.pieces);
   const int slice_begin = static_cast<int>(blockIdx.y) * slice;
   const int slice_end = min(static_cast<int>(p.T), slice_begin + slice);
-  const Statistics<Acc, V> normalize(p, place);
+  Statistics<Acc, V> normalize(p, place);
 
   // 2. The rows that weigh any of them are among [w_begin, w_end).
   int w_begin = static_cast<int>(p.W), w_end = 0;
+#pragma unroll 1
   for (int w = 0; w < p.W; ++w) {
-    if (span_of(band_of(p, clip, w), slice_begin, slice_end).empty()) continue;
+    if (span_of(band_of(p, row.clip, w), slice_begin, slice_end).empty()) continue;
     w_begin = min(w_begin, w);
     w_end = w + 1;
   }
 
   Acc mean_share[V] = {}, std_share[V] = {};
   for (int t = slice_begin; t < slice_end; t += N) {
+    if constexpr (access == Access::shifted) {
+      const uint64_t begin = reinterpret_cast<uint64_t>(static_cast<X*>(p.dx) + row.dx + t * p.dx_t);
+      const int skew = static_cast<int>(begin % 16 / sizeof(X));
+      place = place_of<access, V, true>(p, row, outer, piece, tiling.pieces, skew);
+      if (place.empty()) continue;
+      normalize.read(p, place);
+    }
     const int t_end = min(t + N, slice_end);
     Frame frame[N] = {};
 #pragma unroll
     for (int u = 0; u < N; ++u) {
       if (p.x && t + u < t_end)
-        frame[u].load(static_cast<const X*>(p.x) + place.row.x + (t + u) * p.x_t, place, p.inner().x);
+        load_within(frame[u], p, static_cast<const X*>(p.x) + row.x + (t + u) * p.x_t, place, extent);
     }
 
     // 3. G[u] = Σ_w A[w, t + u] g[w]
     Acc G[N][V] = {};
     bool weighed[N] = {};  // a frame outside every band may be NaN
+#pragma unroll 1
     for (int w = w_begin; w < w_end; ++w) {
-      const Band band = band_of(p, clip, w);
+      const Band band = band_of(p, row.clip, w);
       const Span span = span_of(band, t, t_end);
       if (span.empty()) continue;
       Acc g[V];
-      load_row(p.g, p.y_dtype, place.row.y + w * p.y_w, p.inner().y, place, g);
-      const Acc* weights = weights_of<Acc>(p, clip, w, band);
+      load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, place, g);
+      const Acc* weights = weights_of<Acc>(p, row.clip, w, band);
 #pragma unroll
       for (int u = 0; u < N; ++u) {
         if (!span.has(t + u)) continue;
@@ -126,27 +145,28 @@ __global__ void __launch_bounds__(kThreads, vector ? 4 : 3)
 #pragma unroll
     for (int u = 0; u < N; ++u) {
       if (t + u >= t_end) break;
+      frame[u].align();
       Acc dx[V] = {};
       if (weighed[u]) {
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const Acc z = normalize(frame[u][j], j);
-          dx[j] = G[u][j] * dpsi_of<psi, vector>(p, z) * normalize.inverse_std[j];
-          if constexpr (!vector) {
+          dx[j] = G[u][j] * dpsi_of<psi, access>(p, z) * normalize.inverse_std[j];
+          if constexpr (access == Access::single) {
             mean_share[j] -= dx[j];
             std_share[j] -= dx[j] * z;
           }
         }
       }
       if constexpr (sizeof(X) > 1) {
-        if (p.dx) store_as<X>(p.dx, place.row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
+        if (p.dx) store_as<X>(p.dx, row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
       }
     }
   }
 
   // 5. The shares of these frames.
-  if constexpr (!vector) {
-    const int64_t begin = (blockIdx.y * tiling.outer + place.outer) * p.inner().size;
+  if constexpr (access == Access::single) {
+    const int64_t begin = (blockIdx.y * tiling.outer + outer) * p.inner().size;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (!place.owns(j)) continue;
@@ -233,18 +253,19 @@ __global__ void __launch_bounds__(kThreads)
 // How ∂L/∂A is cut up: blocks are [clips, parts, chunks of N frames, groups of R rows], groups running fastest, so that
 // blocks side by side read the same frames and pooled rows.
 struct Reduction {
-  int64_t patches_per_row, patches;  // of one clip
-  int64_t patches_per_part;
+  int64_t pieces_per_row, pieces;  // of one clip
+  int64_t pieces_per_part;
   int64_t rows_per_clip;
   int parts, chunks, groups;
 };
 
 // partials[part, clip, w, k] = Σ g[w, i] ψ(z[first + k, i]) over the part's elements, for R rows and N frames.
-template <class X, Nonlinearity psi, bool vector, int R, int N>
+template <class X, Nonlinearity psi, Access access, int R, int N>
 __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
-    weights_kernel(const TemporalPoolParams p, const Reduction reduction, double* __restrict__ partials) {
+    weights_kernel(const TemporalPoolParams p, const Reduction reduction, const Extent extent,
+                   double* __restrict__ partials) {
   using Acc = typename Accumulate<X>::type;
-  using Frame = Patch<X, vector>;
+  using Frame = Patch<X, access>;
   constexpr int V = Frame::V;
   __shared__ BlockSums<R * N> sums;
 
@@ -261,36 +282,37 @@ __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
     wanted = wanted || !span_of(band_of(p, clip, w_begin + r), t_begin, t_begin + frames).empty();
   if (!wanted) return;
 
-  // 2. Sums of this thread, over every kThreads-th patch.
+  // 2. Sums of this thread, over every kThreads-th piece.
   Acc sum[R * N] = {};
-  const int64_t patches_end = min((part + 1) * reduction.patches_per_part, reduction.patches);
-  for (int64_t n = part * reduction.patches_per_part + threadIdx.x; n < patches_end; n += kThreads) {
-    Place<vector> place;
-    const int64_t row = n / reduction.patches_per_row;
-    place.outer = clip * reduction.rows_per_clip + row;
-    place.first = (n - row * reduction.patches_per_row) * V;
-    place.end = p.inner().size;
-    place.step = 1;
-    place.row = locate_row(p, place.outer);
+  const int64_t patches_end = min((part + 1) * reduction.pieces_per_part, reduction.pieces);
+  for (int64_t n = part * reduction.pieces_per_part + threadIdx.x; n < patches_end; n += kThreads) {
+    const int64_t row = n / reduction.pieces_per_row, outer = clip * reduction.rows_per_clip + row;
+    const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, n - row * reduction.pieces_per_row,
+                                                  reduction.pieces_per_row);
     const Statistics<Acc, V> normalize(p, place);
 
-    Frame frame[N] = {};
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      if (u < frames)
-        frame[u].load(static_cast<const X*>(p.x) + place.row.x + (t_begin + u) * p.x_t, place, p.inner().x);
-    }
     Acc g[R][V] = {};
 #pragma unroll
     for (int r = 0; r < R; ++r)
       if (r < rows) load_row(p.g, p.y_dtype, place.row.y + (w_begin + r) * p.y_w, p.inner().y, place, g[r]);
+    const X* x = static_cast<const X*>(p.x) + place.row.x + t_begin * p.x_t;
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int begin = 0; begin < N; begin += kGradientFrames) {
+      Frame frame[kGradientFrames];
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const Acc value = psi_of<psi, vector>(p, normalize(frame[u][j], j));
+      for (int u = 0; u < kGradientFrames; ++u)
+        if (begin + u < frames) load_within(frame[u], p, x + (begin + u) * p.x_t, place, extent);
 #pragma unroll
-        for (int r = 0; r < R; ++r) sum[r * N + u] += g[r][j] * value;
+      for (int u = 0; u < kGradientFrames; ++u) {
+        if (begin + u >= frames) break;
+        frame[u].align();
+        if (!place.template whole<V>()) frame[u].clear_outside(place);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const Acc value = psi_of<psi, access>(p, normalize(frame[u][j], j));
+#pragma unroll
+          for (int r = 0; r < R; ++r) sum[r * N + begin + u] += g[r][j] * value;
+        }
       }
     }
   }
@@ -334,10 +356,11 @@ void launch_add_channels(const TemporalPoolParams& p, const Acc* shares, int sli
   launch_add_parts<Acc>(p, partials, static_cast<int>(parts), false, p.channels, out, context);
 }
 
-template <class X, Nonlinearity psi, bool vector>
+template <class X, Nonlinearity psi, Access access>
 void launch_frames(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
-  const Tiling tiling = make_tiling(p, patch_size<X, vector>);
+  constexpr int V = patch_size<X, access>;
+  const Tiling tiling = make_tiling(p, V, access == Access::shifted ? V - 1 : 0);
   const int64_t elements = tiling.outer * p.inner().size;
   // Long slices spare the shares' memory; short ones fill the card.
   const int64_t wanted = elements * p.T == 0 ? 0 : ceil_div(context.blocks_wanted(), tiling.tiles);
@@ -349,72 +372,78 @@ void launch_frames(const TemporalPoolParams& p, const Context& context) {
   shares.mean = context.memory<Acc>(p.dmean ? slices * elements : 0);
   shares.std = context.memory<Acc>(p.dstd ? slices * elements : 0);
   if (slices > 0) {
-    launch(frames_kernel<X, psi, vector>, dim3(grid_size(tiling.tiles), slices), tiling.block, context.stream, p,
-           tiling, static_cast<int>(frames), shares);
+    launch(frames_kernel<X, psi, access>, dim3(grid_size(tiling.tiles), slices), dim3(kThreads), context.stream, p,
+           tiling, extent_of(p), static_cast<int>(frames), shares);
   }
   if (p.dmean) launch_add_channels<Acc>(p, shares.mean, slices, p.dmean, context);
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
 }
 
 inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
-  constexpr int64_t kLongest = 64;  // patches summed in float32 by one thread
+  constexpr int64_t kLongest = 64;  // pieces summed in float32 by one thread
   Reduction reduction;
   reduction.rows_per_clip = p.num_outer() / p.clips;
-  reduction.patches_per_row = ceil_div(p.inner().size, patch);
-  reduction.patches = reduction.rows_per_clip * reduction.patches_per_row;
+  reduction.pieces_per_row = ceil_div(p.inner().size, patch);
+  reduction.pieces = reduction.rows_per_clip * reduction.pieces_per_row;
   reduction.chunks = static_cast<int>(ceil_div(p.T, frames));
   reduction.groups = static_cast<int>(ceil_div(p.W, rows));
   const int64_t blocks = std::max<int64_t>(1, p.clips * reduction.chunks * reduction.groups);
-  const int64_t rounds = ceil_div(reduction.patches, kThreads);
+  const int64_t rounds = ceil_div(reduction.pieces, kThreads);
   const int64_t parts = std::min(rounds, std::max(ceil_div(wanted, blocks), ceil_div(rounds, kLongest)));
-  reduction.patches_per_part = parts == 0 ? 0 : kThreads * ceil_div(rounds, parts);
-  reduction.parts = parts == 0 ? 0 : static_cast<int>(ceil_div(reduction.patches, reduction.patches_per_part));
+  reduction.pieces_per_part = parts == 0 ? 0 : kThreads * ceil_div(rounds, parts);
+  reduction.parts = parts == 0 ? 0 : static_cast<int>(ceil_div(reduction.pieces, reduction.pieces_per_part));
   return reduction;
 }
 
-template <class X, Nonlinearity psi, bool vector, int R, int N>
+template <class X, Nonlinearity psi, Access access, int R, int N>
 void launch_weights(const TemporalPoolParams& p, const Context& context) {
-  const Reduction reduction = make_reduction(p, patch_size<X, vector>, R, N, context.blocks_wanted());
+  const Reduction reduction = make_reduction(p, patch_size<X, access>, R, N, context.blocks_wanted());
   const int64_t size = p.clips * p.W * p.K;
   const int64_t blocks = p.clips * reduction.parts * reduction.chunks * reduction.groups;
   double* partials = context.memory<double>(size * reduction.parts);
   if (blocks > 0) {
-    launch(weights_kernel<X, psi, vector, R, N>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, p, reduction,
-           partials);
+    launch(weights_kernel<X, psi, access, R, N>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, p, reduction,
+           extent_of(p), partials);
   }
   launch_add_parts<typename Accumulate<X>::type>(p, partials, reduction.parts, true, size, p.dweights, context);
 }
 
-template <class X, Nonlinearity psi, bool vector>
+template <class X, Nonlinearity psi>
+void launch_dx(const TemporalPoolParams& p, const Context& context) {
+  if constexpr (has_word_path<X>) {
+    if (in_words(p, p.g)) return launch_frames<X, psi, Access::aligned>(p, context);
+    if (p.inner().dx == 1 && (!p.x || p.inner().x == 1)) return launch_frames<X, psi, Access::shifted>(p, context);
+  }
+  launch_frames<X, Nonlinearity::sqrt, Access::single>(p, context);
+}
+
+template <class X, Nonlinearity psi>
+void launch_dweights(const TemporalPoolParams& p, const Context& context) {
+  if constexpr (has_word_path<X>) {
+    if (p.inner().x == 1)
+      return p.W == 1 ? launch_weights<X, psi, Access::shifted, 1, 8>(p, context)
+                      : launch_weights<X, psi, Access::shifted, 4, 4>(p, context);
+  }
+  launch_weights<X, Nonlinearity::sqrt, Access::single, 2, 4>(p, context);
+}
+
+template <class X, Nonlinearity psi>
 void launch_backward(const TemporalPoolParams& p, const Context& context) {
   // ∂L/∂mean and ∂L/∂std are rarely wanted: the scalar path has them, and words are for ∂L/∂x alone.
   if (p.dmean || p.dstd) {
-    launch_frames<X, Nonlinearity::sqrt, false>(p, context);
+    launch_frames<X, Nonlinearity::sqrt, Access::single>(p, context);
   } else if constexpr (sizeof(X) > 1) {
-    if (p.dx) launch_frames<X, psi, vector>(p, context);
+    if (p.dx) launch_dx<X, psi>(p, context);
   }
-  if (!p.dweights) return;
-  if constexpr (!vector) {
-    launch_weights<X, psi, vector, 2, 4>(p, context);
-  } else if (p.W == 1) {
-    launch_weights<X, psi, vector, 1, 8>(p, context);
-  } else {
-    launch_weights<X, psi, vector, 4, 4>(p, context);
-  }
+  if (p.dweights) launch_dweights<X, psi>(p, context);
 }
 
 }  // namespace
 
 template <class X>
 void backward(const TemporalPoolParams& p, const Context& context) {
-  if constexpr (has_word_path<X>) {
-    if (in_words(p, p.g)) {
-      return p.nonlinearity == Nonlinearity::identity
-                 ? launch_backward<X, Nonlinearity::identity, true>(p, context)
-                 : launch_backward<X, Nonlinearity::sqrt, true>(p, context);
-    }
-  }
-  launch_backward<X, Nonlinearity::sqrt, false>(p, context);
+  return p.nonlinearity == Nonlinearity::identity ? launch_backward<X, Nonlinearity::identity>(p, context)
+                                                  : launch_backward<X, Nonlinearity::sqrt>(p, context);
 }
 
 }  // namespace dynpool::cuda

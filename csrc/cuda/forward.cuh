@@ -38,16 +38,19 @@ __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mea
 }
 
 // Rows of a walk, in registers: every index is known when loops are unrolled.
-template <class X, Mode mode, bool vector, int R>
+template <class X, Mode mode, Access access, int R>
 struct Walk {
   using Acc = typename Accumulate<X>::type;
-  using Frame = Patch<X, vector>;
+  using Frame = Patch<X, access>;
   static constexpr int V = Frame::V;
 
   const TemporalPoolParams& p;
-  const Place<vector>& place;
+  const Place<access>& place;
+  const Extent& extent;
   const X* x;                      // frame 0 of this inner row
+  const int at_once;               // frames; 1 where some must be read by single pixels
   static constexpr bool inside = mode == Mode::normalized_root || mode == Mode::any;
+  static constexpr bool weights_ahead = R == 1 && !(inside && access == Access::shifted);  // where registers suffice
   Acc mean[V], inverse_std[V];     // used inside only
   int row[R], first[R], end[R];    // frames [first, end) of row; a free slot has row < 0
   bool active[R];                  // whether the frames being added belong to the row
@@ -55,14 +58,17 @@ struct Walk {
   Acc weight_sum[R];
   Acc sum[R][V];
 
-  __device__ __forceinline__ Walk(const TemporalPoolParams& p, const Place<vector>& place)
-      : p(p), place(place), x(static_cast<const X*>(p.x) + place.row.x) {
+  __device__ __forceinline__ Walk(const TemporalPoolParams& p, const Place<access>& place, const Extent& extent)
+      : p(p), place(place), extent(extent), x(static_cast<const X*>(p.x) + place.row.x),
+        at_once(access != Access::shifted || all_fit(p, x, place.first, extent) ? kFrames : 1) {
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       row[r] = -1;
       clear(r);
     }
     if constexpr (inside) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
       for_each_channel<V>(p, place, [&](int j, int64_t channel) {
         const Normalization<Acc> n = normalization_of<Acc>(p, channel);
         mean[j] = n.mean;
@@ -119,24 +125,34 @@ struct Walk {
     return any;
   }
 
-  // sum[r] += Σ_u A[r, t + u] ψ(z[t + u]) for u < N and the active rows.
-  template <int N>
-  __device__ __forceinline__ void add_frames(int t) {
-    Frame frame[N];
+  // sum[r] += Σ_u A[r, t + u] ψ(z[t + u]) for u < count <= at_once and the active rows.
+  __device__ __forceinline__ void add_frames(int t, int count) {
+    Frame frame[kFrames];
+    Acc weight[kFrames];
+    const X* from = x + t * p.x_t;
 #pragma unroll
-    for (int u = 0; u < N; ++u) frame[u].load(x + (t + u) * p.x_t, place, p.inner().x);
+    for (int u = 0; u < kFrames; ++u) {
+      if (u < count) {
+        if (u == 0) load_within(frame[u], p, from, place, extent);
+        if (u > 0) frame[u].load(p, from, place);
+        if constexpr (weights_ahead) weight[u] = __ldg(weights[0] + t + u);
+      }
+      from += p.x_t;
+    }
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
+    for (int u = 0; u < kFrames; ++u) {
+      if (u >= count) break;
+      frame[u].align();
       Acc value[V];
 #pragma unroll
       for (int j = 0; j < V; ++j) value[j] = pixel<mode, X>(p, frame[u][j], mean[j], inverse_std[j]);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         if (R > 1 && !active[r]) continue;
-        const Acc weight = __ldg(weights[r] + t + u);
-        if constexpr (mode == Mode::identity) weight_sum[r] += weight;
+        if constexpr (!weights_ahead) weight[u] = __ldg(weights[r] + t + u);
+        if constexpr (mode == Mode::identity) weight_sum[r] += weight[u];
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[r][j] += weight * value[j];
+        for (int j = 0; j < V; ++j) sum[r][j] += weight[u] * value[j];
       }
     }
   }
@@ -159,39 +175,56 @@ struct Walk {
 
   // Normalisation where it may wait until after the sum (pixel.h).
   __device__ __forceinline__ void normalize(Acc (&value)[V], Acc weights_of_value) const {
-    if (inside || (!p.mean && !p.std)) return;
-    for_each_channel<V>(p, place, [&](int j, int64_t channel) {
-      const Normalization<Acc> n = normalization_of<Acc>(p, channel);
-      if constexpr (mode == Mode::identity) value[j] = (value[j] - n.mean * weights_of_value) * n.inverse_std;
-      if constexpr (mode == Mode::root) value[j] *= apply_psi<Nonlinearity::sqrt>(n.inverse_std);
-    });
+    if (inside) return;
+    if (mode == Mode::identity && p.mean)
+      for_each_channel<V>(p, place, [&](int j, int64_t channel) {
+        value[j] -= weights_of_value * static_cast<const Acc*>(p.mean)[channel];
+      });
+    if (p.std)
+      for_each_channel<V>(p, place, [&](int j, int64_t channel) {
+        const Acc inverse = reciprocal(static_cast<const Acc*>(p.std)[channel]);
+        value[j] *= mode == Mode::root ? apply_psi<Nonlinearity::sqrt>(inverse) : inverse;
+      });
   }
 };
 
+// Row w of a thread's elements: to y, or to the partial sums of its slice.
+template <int V, Access access, class Acc>
+__device__ __forceinline__ void write_row(const TemporalPoolParams& p, const Tiling& tiling, const Split& split, int w,
+                                          const Place<access>& place, const Acc (&value)[V]) {
+  if (split.slices > 1) {
+    const int64_t row = (blockIdx.z * p.W + w) * tiling.outer + place.outer;
+    store_as<Acc>(split.partials, row * p.inner().size, 1, place, value);
+  } else {
+    store_row(p.y, p.y_dtype, place.row.y + w * p.y_w, p.inner().y, place, value);
+  }
+}
+
 // Blocks that share a multiprocessor's registers: as many as need no spills.
-template <class X, Mode mode, int R>
+template <class X, Mode mode, Access access, int R>
 constexpr int forward_blocks() {
   if (sizeof(X) == 8) return 3;
   if (R > 1) return sizeof(X) == 1 ? 2 : 3;
-  if (mode == Mode::normalized_root || mode == Mode::any) return 4;
-  return sizeof(X) == 1 ? 5 : 6;
+  if (mode == Mode::normalized_root || mode == Mode::any) return access == Access::shifted ? 3 : 4;
+  return access == Access::shifted ? (sizeof(X) == 4 ? 5 : 4) : sizeof(X) == 1 ? 5 : 6;
 }
 
-template <class X, Mode mode, bool vector, int R>
-__global__ void __launch_bounds__(kThreads, (forward_blocks<X, mode, R>()))
-    forward_kernel(const TemporalPoolParams p, const Tiling tiling, const Split split) {
+template <class X, Mode mode, Access access, int R>
+__global__ void __launch_bounds__(kThreads, (forward_blocks<X, mode, access, R>()))
+    forward_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const Split split) {
   using Acc = typename Accumulate<X>::type;
-  constexpr int V = patch_size<X, vector>;
+  constexpr int V = patch_size<X, access>;
 
   // 1. Elements, rows and frames of this thread.
-  const Place<vector> place = place_of_thread<vector, V>(p, tiling);
-  if (place.empty()) return;
+  int64_t outer, piece;
+  if (!find_piece(tiling, outer, piece)) return;
+  const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, piece, tiling.pieces);
   const int slice_begin = static_cast<int>(blockIdx.z) * split.frames;
   const int slice_end = min(static_cast<int>(p.T), slice_begin + split.frames);
   int next = static_cast<int>(blockIdx.y) * split.rows;
   const int last = min(static_cast<int>(p.W), next + split.rows);
 
-  Walk<X, mode, vector, R> walk(p, place);
+  Walk<X, mode, access, R> walk(p, place, extent);
   int t = slice_begin;
   while (true) {
     // 2. Rows enter at t; when the last walk is over and rows are left, a new one begins.
@@ -203,30 +236,55 @@ __global__ void __launch_bounds__(kThreads, (forward_blocks<X, mode, R>()))
 
     // 3. The frames until a row begins or ends.
     const int edge = walk.next_edge(t);
-    if (walk.any_active()) {
-      for (; t + kFrames <= edge; t += kFrames) walk.template add_frames<kFrames>(t);
-      if ((edge - t) & 2) {
-        walk.template add_frames<2>(t);
-        t += 2;
-      }
-      if (t < edge) walk.template add_frames<1>(t);
-    }
+    if (walk.any_active())
+      for (; t < edge; t += walk.at_once) walk.add_frames(t, min(edge - t, walk.at_once));
     t = edge;
 
     // 4. Rows that end at t are written.
     Acc value[V], weights_of_value;
     for (int w; (w = walk.finish_row(t, value, weights_of_value)) >= 0;) {
       walk.normalize(value, weights_of_value);
-      if (split.slices > 1) {
-        Acc* partial = static_cast<Acc*>(split.partials) +
-                       ((blockIdx.z * p.W + w) * tiling.outer + place.outer) * p.inner().size;
-#pragma unroll
-        for (int j = 0; j < V; ++j)
-          if (place.owns(j)) partial[place.column(j)] = value[j];
-      } else {
-        store_row(p.y, p.y_dtype, place.row.y + w * p.y_w, p.inner().y, place, value);
-      }
+      write_row(p, tiling, split, w, place, value);
     }
+  }
+}
+
+// Where frames of an element lie side by side, words hold those: a thread owns one element and goes through its rows.
+template <class X>
+__global__ void __launch_bounds__(kThreads)
+    series_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const Split split) {
+  using Acc = typename Accumulate<X>::type;
+  constexpr int V = patch_size<X, Access::shifted>;
+
+  // 1. Element, rows and frames of this thread.
+  int64_t outer, i;
+  if (!find_piece(tiling, outer, i)) return;
+  const Place<Access::single> place{outer, i, 1, 0, 1, locate_row(p, outer)};
+  const X* x = static_cast<const X*>(p.x) + place.row.x + i * p.inner().x;
+  const Normalization<Acc> n = normalization_of<Acc>(p, channel_of(p, place.row, i));
+  const int slice_begin = static_cast<int>(blockIdx.z) * split.frames;
+  const int slice_end = min(static_cast<int>(p.T), slice_begin + split.frames);
+  const int row_begin = static_cast<int>(blockIdx.y) * split.rows;
+  const int row_end = min(static_cast<int>(p.W), row_begin + split.rows);
+
+  for (int w = row_begin; w < row_end; ++w) {
+    const Band band = band_of(p, place.row.clip, w);
+    const int begin = max(static_cast<int>(band.first), slice_begin);
+    const int end = min(static_cast<int>(band.first + band.count), slice_end);
+    const Acc* weights = static_cast<const Acc*>(p.weights) + (place.row.clip * p.W + w) * p.K - band.first;
+
+    // 2. V frames at a time.
+    Acc sum[1] = {0};
+    for (int t = begin; t < end; t += V) {
+      const Place<Access::shifted> frames{outer, t, 1, 0, min(V, end - t), place.row};
+      Patch<X, Access::shifted> patch;
+      load_within(patch, p, x, frames, extent);
+      patch.align();
+#pragma unroll
+      for (int u = 0; u < V; ++u)
+        if (frames.owns(u)) sum[0] += __ldg(weights + t + u) * pixel<Mode::any, X>(p, patch[u], n.mean, n.inverse_std);
+    }
+    write_row(p, tiling, split, w, place, sum);
   }
 }
 
@@ -243,7 +301,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t i = n % inner, w = n / inner / outer;
   const Row row = locate_row(p, n / inner % outer);
-  const Place<false> place{0, i, inner, 1, row};
+  const Place<Access::single> place{0, i, 1, 0, 1, row};
   store_row(p.y, p.y_dtype, row.y + w * p.y_w, p.inner().y, place, value);
 }
 
@@ -264,46 +322,54 @@ inline Split make_split(const TemporalPoolParams& p, int64_t tiles, int64_t want
   return split;
 }
 
-template <class X, Mode mode, bool vector>
-void launch_mode(const TemporalPoolParams& p, const Tiling& tiling, const Split& split, cudaStream_t stream) {
-  const dim3 grid(grid_size(tiling.tiles), split.row_parts, split.slices);
-  constexpr int slots = sizeof(X) == 8 ? 1 : kSlots;  // float64 is rare: rows walk one by one
-  const bool one = vector && p.W == 1;
-  const auto kernel = one ? forward_kernel<X, mode, vector, vector ? 1 : slots> : forward_kernel<X, mode, vector, slots>;
-  launch(kernel, grid, tiling.block, stream, p, tiling, split);
+using Kernel = void (*)(TemporalPoolParams, Tiling, Extent, Split);
+
+template <class X, Access access>
+Kernel words_kernel(const TemporalPoolParams& p) {
+  const bool one = p.W == 1;
+  if (p.nonlinearity == Nonlinearity::identity)
+    return one ? forward_kernel<X, Mode::identity, access, 1> : forward_kernel<X, Mode::identity, access, kSlots>;
+  if (!normalizes_inside<Nonlinearity::sqrt>(p))
+    return one ? forward_kernel<X, Mode::root, access, 1> : forward_kernel<X, Mode::root, access, kSlots>;
+  return one ? forward_kernel<X, Mode::normalized_root, access, 1>
+             : forward_kernel<X, Mode::normalized_root, access, kSlots>;
 }
 
-template <class X, bool vector>
-void launch_forward(const TemporalPoolParams& p, const Context& context) {
-  using Acc = typename Accumulate<X>::type;
-  const Tiling tiling = make_tiling(p, patch_size<X, vector>);
-  Split split = make_split(p, tiling.tiles, context.blocks_wanted());
-  const int64_t size = p.W * tiling.outer * p.inner().size;
-  Acc* partials = context.memory<Acc>(split.slices > 1 ? split.slices * size : 0);
-  split.partials = partials;
-
-  if constexpr (!vector) {
-    launch_mode<X, Mode::any, vector>(p, tiling, split, context.stream);
-  } else if (p.nonlinearity == Nonlinearity::identity) {
-    launch_mode<X, Mode::identity, vector>(p, tiling, split, context.stream);
-  } else if (!normalizes_inside<Nonlinearity::sqrt>(p)) {
-    launch_mode<X, Mode::root, vector>(p, tiling, split, context.stream);
-  } else {
-    launch_mode<X, Mode::normalized_root, vector>(p, tiling, split, context.stream);
+// The kernel for frames laid out like these, and how many elements a thread of it owns.
+template <class X>
+Kernel choose_kernel(const TemporalPoolParams& p, int& patch) {
+  if constexpr (has_word_path<X>) {
+    patch = patch_size<X, Access::aligned>;
+    if (in_words(p, p.y)) return words_kernel<X, Access::aligned>(p);
+    if (p.inner().x == 1) return words_kernel<X, Access::shifted>(p);
+    if (p.x_t == 1 && p.T >= patch) {
+      patch = 1;
+      return series_kernel<X>;
+    }
   }
-  if (partials) {
-    launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
-           static_cast<const Acc*>(partials), split.slices, tiling.outer);
-  }
+  patch = patch_size<X, Access::single>;
+  return forward_kernel<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kSlots>;  // float64 is rare: rows one by one
 }
 
 }  // namespace
 
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
-  if constexpr (has_word_path<X>)
-    if (in_words(p, p.y)) return launch_forward<X, true>(p, context);
-  launch_forward<X, false>(p, context);
+  using Acc = typename Accumulate<X>::type;
+  int patch;
+  const Kernel kernel = choose_kernel<X>(p, patch);
+  const Tiling tiling = make_tiling(p, patch);
+  Split split = make_split(p, tiling.tiles, context.blocks_wanted());
+  const int64_t size = p.W * tiling.outer * p.inner().size;
+  Acc* partials = context.memory<Acc>(split.slices > 1 ? split.slices * size : 0);
+  split.partials = partials;
+
+  const dim3 grid(grid_size(tiling.tiles), split.row_parts, split.slices);
+  launch(kernel, grid, dim3(kThreads), context.stream, p, tiling, extent_of(p), split);
+  if (partials) {
+    launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
+           static_cast<const Acc*>(partials), split.slices, tiling.outer);
+  }
 }
 
 }  // namespace dynpool::cuda

@@ -1,5 +1,5 @@
-// What one thread reads and writes of a frame: V elements of an inner row, in 16-byte words where they are consecutive
-// and aligned, else one by one at any stride.
+// What one thread reads and writes of a frame: V elements of an inner row. Pixels side by side come as 16 bytes, out of
+// the aligned words that hold them, wherever they begin; others one by one, at any stride.
 #pragma once
 #include "launchers.h"
 
@@ -7,84 +7,131 @@ namespace dynpool::cuda {
 
 // --- who owns what ---------------------------------------------------------------------------------------------------
 
-template <class X, bool vector>
-constexpr int patch_size = vector ? static_cast<int>(16 / sizeof(X)) : 4;  // V
+// How pixels come: `aligned`, whole words that all of a launch's tensors are cut into; `shifted`, 16 bytes wherever they
+// begin, for pixels side by side; `single`, at any stride.
+enum class Access { aligned, shifted, single };
+
+template <class X, Access access>
+constexpr int patch_size = access == Access::single ? 4 : static_cast<int>(16 / sizeof(X));  // V
 
 // float64 is rare and its single elements are half a word: one path serves.
 template <class X>
 constexpr bool has_word_path = sizeof(X) < 8;
 
-// A thread's V columns of one inner row: consecutive ones, or any step apart.
-template <bool vector>
+// A thread's columns of one inner row, `step` apart: of V, those in [begin, end); the others lie outside of the row.
+template <Access access>
 struct Place {
-  int64_t outer, first, end;
-  int64_t step;  // 1 where vector
+  int64_t outer, first, step;  // step is 1 but for single elements
+  int begin, end;
   Row row;
 
-  __device__ __forceinline__ bool empty() const { return first >= end; }
-  __device__ __forceinline__ int64_t column(int j) const { return vector ? first + j : first + j * step; }
-  __device__ __forceinline__ bool owns(int j) const { return vector || column(j) < end; }
+  __device__ __forceinline__ bool empty() const { return begin >= end; }
+  __device__ __forceinline__ int64_t column(int j) const {
+    return access == Access::single ? first + j * step : first + j;
+  }
+  __device__ __forceinline__ bool owns(int j) const {
+    return access == Access::aligned || ((access == Access::single || begin <= j) && j < end);
+  }
+  template <int V>
+  __device__ __forceinline__ bool whole() const {
+    return access == Access::aligned || end - begin == V;
+  }
 };
 
-// Blocks of [rows, lanes] threads over all inner rows; a tile is what one block covers.
-struct Tiling {
-  int64_t outer, tiles_per_row, tiles;
-  dim3 block;
-};
-
-inline Tiling make_tiling(const TemporalPoolParams& p, int patch) {
-  const int64_t patches = ceil_div(p.inner().size, patch);
-  unsigned lanes = 1;
-  while (lanes < patches && lanes < kThreads) lanes *= 2;
-  Tiling tiling;
-  tiling.block = dim3(lanes, kThreads / lanes);
-  tiling.outer = p.num_outer();
-  tiling.tiles_per_row = ceil_div(patches, lanes);
-  tiling.tiles = ceil_div(tiling.outer, tiling.block.y) * tiling.tiles_per_row;
-  return tiling;
-}
-
-// Columns of one thread: lanes apart where they are single elements, so that a warp reads side by side.
-template <bool vector, int V>
-__device__ __forceinline__ Place<vector> place_of_thread(const TemporalPoolParams& p, const Tiling& tiling) {
-  const int64_t block_row = blockIdx.x / tiling.tiles_per_row, tile = blockIdx.x - block_row * tiling.tiles_per_row;
-  Place<vector> place;
-  place.outer = block_row * blockDim.y + threadIdx.y;
-  place.first = tile * blockDim.x * V + threadIdx.x * (vector ? V : 1);
-  place.end = place.outer < tiling.outer ? p.inner().size : 0;
-  place.step = vector ? 1 : blockDim.x;
-  place.row = locate_row(p, place.outer);
+// Piece number `piece` of the `pieces` of an inner row. Single elements lie `pieces` apart, so that a warp reads side by
+// side; shifted words may begin `skew` columns earlier.
+template <Access access, int V, bool skewed = false>
+__device__ __forceinline__ Place<access> place_of(const TemporalPoolParams& p, const Row& row, int64_t outer,
+                                                  int64_t piece, int64_t pieces, int skew = 0) {
+  const int64_t size = p.inner().size;
+  constexpr bool single = access == Access::single;
+  Place<access> place{outer, single ? piece : piece * V - skew, single ? pieces : 1, 0, V, row};
+  if constexpr (single) {
+#pragma unroll
+    for (int j = V - 1; j >= 0; --j)
+      if (place.column(j) >= size) place.end = j;
+  } else if constexpr (access == Access::shifted) {
+    if (skewed && place.first < 0) place.begin = static_cast<int>(-place.first);
+    if (place.first + V > size) place.end = static_cast<int>(size - place.first);
+  }
   return place;
 }
 
+// Threads over the pieces of all inner rows; a tile is what one block covers.
+struct Tiling {
+  int64_t outer, pieces, tiles;  // inner rows, pieces of one
+};
+
+inline Tiling make_tiling(const TemporalPoolParams& p, int patch, int skew = 0) {
+  const int64_t outer = p.num_outer(), pieces = ceil_div(p.inner().size + skew, patch);
+  return {outer, pieces, ceil_div(outer * pieces, kThreads)};
+}
+
+// Row and piece of a thread; false where none is left.
+__device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t& outer, int64_t& piece) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  outer = n / tiling.pieces;
+  piece = n - outer * tiling.pieces;
+  return outer < tiling.outer;
+}
+
 // Calls use(j, channel) for each of a thread's elements.
-template <int V, bool vector, class Use>
-__device__ __forceinline__ void for_each_channel(const TemporalPoolParams& p, const Place<vector>& place, Use use) {
-  int64_t channel = channel_of(p, place.row, place.first);
+template <int V, Access access, class Use>
+__device__ __forceinline__ void for_each_channel(const TemporalPoolParams& p, const Place<access>& place, Use use) {
+  int64_t channel = channel_of(p, place.row, place.column(place.begin));
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    if (!vector && j > 0 && place.owns(j)) channel = channel_of(p, place.row, place.column(j));
-    use(j, channel);
-    if (vector && p.channel_period) channel = channel + 1 == p.channel_period ? 0 : channel + 1;
-    if (vector && !p.channel_period && j + 1 < V) channel += p.inner().channel;
+    use(j, channel);  // outside of the row: of an element inside
+    if (j + 1 == V || !place.owns(j) || !place.owns(j + 1)) continue;
+    if (access == Access::single) {
+      channel = channel_of(p, place.row, place.column(j + 1));
+    } else if (p.channel_period) {
+      channel = channel + 1 == p.channel_period ? 0 : channel + 1;
+    } else {
+      channel += p.inner().channel;
+    }
   }
 }
 
 // --- frames ----------------------------------------------------------------------------------------------------------
 
-template <class X, bool vector>
+__device__ __forceinline__ uint32_t bits_of(uint8_t x) { return x; }
+__device__ __forceinline__ uint32_t bits_of(Half x) { return x.bits; }
+__device__ __forceinline__ uint32_t bits_of(BFloat16 x) { return x.bits; }
+__device__ __forceinline__ uint32_t bits_of(float x) { return bit_cast<uint32_t>(x); }
+
+// Addresses that may be read: from the first element of a tensor to the end of its last.
+struct Extent {
+  uint64_t begin, end;
+};
+
+// Whether the two words in which 16 bytes begin and end may be read.
+__device__ __forceinline__ uint64_t word_of(uint64_t address) { return address & ~uint64_t{15}; }
+__device__ __forceinline__ bool fits(uint64_t address, const Extent& extent) {
+  return word_of(address) >= extent.begin && word_of(address) + 32 <= extent.end;
+}
+
+// Whether they may be read in every frame, for columns from `first` on of rows that begin at `row` in frame 0.
+template <class X>
+__device__ __forceinline__ bool all_fit(const TemporalPoolParams& p, const X* row, int64_t first, const Extent& extent) {
+  const uint64_t begin = reinterpret_cast<uint64_t>(row + first);
+  return fits(begin, extent) && fits(begin + (p.T - 1) * p.x_t * sizeof(X), extent);
+}
+
+template <class X, Access access>
 struct Patch;
 
-// One 16-byte load.
+// A word.
 template <class X>
-struct Patch<X, true> {
-  static constexpr int V = patch_size<X, true>;
+struct Patch<X, Access::aligned> {
+  static constexpr int V = patch_size<X, Access::aligned>;
   uint32_t word[4];
 
-  __device__ __forceinline__ void load(const X* row, const Place<true>& place, int64_t) {
+  __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::aligned>& place) {
     const uint4 v = __ldg(reinterpret_cast<const uint4*>(row + place.first));
     word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
   }
+  __device__ __forceinline__ void align() {}
   __device__ __forceinline__ typename Accumulate<X>::type operator[](int j) const {
     if constexpr (sizeof(X) == 1) {
       // The byte as the last digits of 2²³, without the conversion unit, which the roots need.
@@ -97,18 +144,85 @@ struct Patch<X, true> {
   }
 };
 
+// 16 bytes at any address, out of the aligned word that they begin in and the next. The neighbour's thread reads that one
+// as its first, so that it comes from the cache. What lies outside of the row is whatever memory has there.
+template <class X>
+struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
+  using Patch<X, Access::aligned>::word;
+  using Patch<X, Access::aligned>::V;
+  uint32_t next[4];
+  uint32_t shift;  // bytes of `word` before the first pixel
+
+  __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::shifted>& place) {
+    const uint64_t address = reinterpret_cast<uint64_t>(row + place.first);
+    shift = static_cast<uint32_t>(address) & 15;
+    const uint4* words = reinterpret_cast<const uint4*>(word_of(address));
+    const uint4 v = __ldg(words), n = __ldg(words + 1);
+    word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
+    next[0] = n.x, next[1] = n.y, next[2] = n.z, next[3] = n.w;
+  }
+
+  // At the ends of the tensor: the last pixel first, each moving the others up.
+  __device__ __forceinline__ void load_singly(const X* row, const Place<Access::shifted>& place) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) word[k] = next[k] = 0;
+    shift = 0;
+#pragma unroll 1
+    for (int j = V - 1; j >= 0; --j) {
+      const uint32_t pixel = place.owns(j) ? bits_of(row[place.column(j)]) : 0;
+#pragma unroll
+      for (int k = 3; k >= 0; --k) {
+        const uint32_t below = k > 0 ? word[k - 1] : 0;
+        word[k] = sizeof(X) == 4 ? below : __funnelshift_l(below, word[k], 8 * sizeof(X));
+      }
+      word[0] |= pixel;
+    }
+  }
+
+  // Moves the pixels to the front, before they are used.
+  __device__ __forceinline__ void align() {
+    uint32_t w[8] = {word[0], word[1], word[2], word[3], next[0], next[1], next[2], next[3]};
+#pragma unroll
+    for (int k = 0; k < 6; ++k) w[k] = shift & 8 ? w[k + 2] : w[k];
+#pragma unroll
+    for (int k = 0; k < 5; ++k) w[k] = shift & 4 ? w[k + 1] : w[k];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) word[k] = sizeof(X) == 4 ? w[k] : __funnelshift_r(w[k], w[k + 1], 8 * shift);
+  }
+
+  // Makes pixels past the end of the row zero.
+  __device__ __forceinline__ void clear_outside(const Place<Access::shifted>& place) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int bytes = place.end * static_cast<int>(sizeof(X)) - 4 * k;
+      word[k] &= bytes >= 4 ? ~0u : bytes <= 0 ? 0u : (1u << 8 * bytes) - 1;
+    }
+  }
+};
+
 // Any stride; elements past the row's end are zero.
 template <class X>
-struct Patch<X, false> {
-  static constexpr int V = patch_size<X, false>;
-  X element[V];
+struct Patch<X, Access::single> {
+  static constexpr int V = patch_size<X, Access::single>;
+  X element[V] = {};
 
-  __device__ __forceinline__ void load(const X* row, const Place<false>& place, int64_t stride) {
+  __device__ __forceinline__ void load(const TemporalPoolParams& p, const X* row, const Place<Access::single>& place) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) element[j] = place.owns(j) ? row[place.column(j) * stride] : X{};
+    for (int j = 0; j < V; ++j) element[j] = place.owns(j) ? row[place.column(j) * p.inner().x] : X{};
   }
+  __device__ __forceinline__ void align() {}
+  __device__ __forceinline__ void clear_outside(const Place<Access::single>&) {}
   __device__ __forceinline__ typename Accumulate<X>::type operator[](int j) const { return dynpool::load(element[j]); }
 };
+
+// Loads a patch, single pixels where its words may not be read.
+template <class X, Access access>
+__device__ __forceinline__ void load_within(Patch<X, access>& patch, const TemporalPoolParams& p, const X* row,
+                                            const Place<access>& place, const Extent& extent) {
+  if constexpr (access == Access::shifted)
+    if (!fits(reinterpret_cast<uint64_t>(row + place.first), extent)) return patch.load_singly(row, place);
+  patch.load(p, row, place);
+}
 
 // --- pooled rows and gradients ---------------------------------------------------------------------------------------
 
@@ -121,29 +235,56 @@ struct alignas(sizeof(Y) * N) Pack {
 template <class Y, int V>
 constexpr int pack_size = V * sizeof(Y) < 16 ? V : static_cast<int>(16 / sizeof(Y));
 
-template <class Y, int V, bool vector, class Acc>
-__device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride, const Place<vector>& place,
+// Elements between the last place of a pack and an address.
+template <class Y, int V>
+__device__ __forceinline__ int past_pack(const Y* y) {
+  return static_cast<int>(reinterpret_cast<uint64_t>(y) / sizeof(Y) % pack_size<Y, V>);
+}
+
+// Packs, after `head` single elements and before the rest.
+template <int head, class Y, int V, class Acc>
+__device__ __forceinline__ void store_packs(Y* y, const Acc (&value)[V]) {
+  constexpr int N = pack_size<Y, V>, tail = head + (V - head) / N * N;
+#pragma unroll
+  for (int j = 0; j < head; ++j) y[j] = store<Y>(value[j]);
+#pragma unroll
+  for (int j = head; j < tail; j += N) {
+    Pack<Y, N> pack;
+#pragma unroll
+    for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[j + n]);
+    *reinterpret_cast<Pack<Y, N>*>(y + j) = pack;
+  }
+#pragma unroll
+  for (int j = tail; j < V; ++j) y[j] = store<Y>(value[j]);
+}
+
+template <class Y, int V, Access access, class Acc>
+__device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride, const Place<access>& place,
                                          const Acc (&value)[V]) {
-  Y* row = static_cast<Y*>(y) + offset;
-  if constexpr (vector) {
-    constexpr int N = pack_size<Y, V>;
-#pragma unroll
-    for (int j = 0; j < V; j += N) {
-      Pack<Y, N> pack;
-#pragma unroll
-      for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[j + n]);
-      *reinterpret_cast<Pack<Y, N>*>(row + place.first + j) = pack;
-    }
+  Y* to = static_cast<Y*>(y) + offset + place.first * stride;
+  if constexpr (access == Access::aligned) {
+    store_packs<0>(to, value);
   } else {
+    if (access == Access::shifted && stride == 1 && place.template whole<V>()) {
+      const int past = past_pack<Y, V>(to);
+      if (past == 0) return store_packs<0>(to, value);
+      if constexpr (pack_size<Y, V> == 4 && V > 4) {
+        if (past == 1) return store_packs<3>(to, value);
+        if (past == 2) return store_packs<2>(to, value);
+        return store_packs<1>(to, value);
+      }
+    }
 #pragma unroll
-    for (int j = 0; j < V; ++j)
-      if (place.owns(j)) row[place.column(j) * stride] = store<Y>(value[j]);
+    for (int j = 0; j < V; ++j) {
+      if (place.owns(j)) *to = store<Y>(value[j]);
+      to += place.step * stride;
+    }
   }
 }
 
-template <int V, bool vector, class Acc>
+template <int V, Access access, class Acc>
 __device__ __forceinline__ void store_row(void* y, DType dtype, int64_t offset, int64_t stride,
-                                          const Place<vector>& place, const Acc (&value)[V]) {
+                                          const Place<access>& place, const Acc (&value)[V]) {
   switch (dtype) {
     case DType::float16: return store_as<Half>(y, offset, stride, place, value);
     case DType::bfloat16: return store_as<BFloat16>(y, offset, stride, place, value);
@@ -152,28 +293,38 @@ __device__ __forceinline__ void store_row(void* y, DType dtype, int64_t offset, 
   }
 }
 
-template <class Y, int V, bool vector, class Acc>
-__device__ __forceinline__ void load_as(const void* y, int64_t offset, int64_t stride,
-                                        const Place<vector>& place, Acc (&value)[V]) {
-  const Y* row = static_cast<const Y*>(y) + offset;
-  if constexpr (vector) {
-    constexpr int N = pack_size<Y, V>;
+template <class Y, int V, class Acc>
+__device__ __forceinline__ void load_packs(const Y* y, Acc (&value)[V]) {
+  constexpr int N = pack_size<Y, V>;
 #pragma unroll
-    for (int j = 0; j < V; j += N) {
-      const Pack<Y, N> pack = *reinterpret_cast<const Pack<Y, N>*>(row + place.first + j);
+  for (int j = 0; j < V; j += N) {
+    const Pack<Y, N> pack = *reinterpret_cast<const Pack<Y, N>*>(y + j);
 #pragma unroll
-      for (int n = 0; n < N; ++n) value[j + n] = static_cast<Acc>(load(pack.element[n]));
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j)
-      value[j] = place.owns(j) ? static_cast<Acc>(load(row[place.column(j) * stride])) : Acc(0);
+    for (int n = 0; n < N; ++n) value[j + n] = static_cast<Acc>(load(pack.element[n]));
   }
 }
 
-template <int V, bool vector, class Acc>
+// Elements outside of the row are zero.
+template <class Y, int V, Access access, class Acc>
+__device__ __forceinline__ void load_as(const void* y, int64_t offset, int64_t stride,
+                                        const Place<access>& place, Acc (&value)[V]) {
+  const Y* from = static_cast<const Y*>(y) + offset + place.first * stride;
+  if constexpr (access == Access::aligned) {
+    load_packs(from, value);
+  } else {
+    if (access == Access::shifted && stride == 1 && place.template whole<V>() && past_pack<Y, V>(from) == 0)
+      return load_packs(from, value);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      value[j] = place.owns(j) ? static_cast<Acc>(load(*from)) : Acc(0);
+      from += place.step * stride;
+    }
+  }
+}
+
+template <int V, Access access, class Acc>
 __device__ __forceinline__ void load_row(const void* y, DType dtype, int64_t offset, int64_t stride,
-                                         const Place<vector>& place, Acc (&value)[V]) {
+                                         const Place<access>& place, Acc (&value)[V]) {
   switch (dtype) {
     case DType::float16: return load_as<Half>(y, offset, stride, place, value);
     case DType::bfloat16: return load_as<BFloat16>(y, offset, stride, place, value);
@@ -192,6 +343,19 @@ inline int64_t size_of(DType dtype) {
     case DType::float32: return 4;
     default: return 8;
   }
+}
+
+inline Extent extent_of(const TemporalPoolParams& p) {
+  const uint64_t x = reinterpret_cast<uint64_t>(p.x);
+  const int64_t size = size_of(p.x_dtype);
+  if (!p.x || p.T == 0) return {x, x};
+  Extent extent{x, x + size};
+  const auto widen = [&](int64_t steps, int64_t stride) {
+    (stride < 0 ? extent.begin : extent.end) += (steps - 1) * stride * size;
+  };
+  widen(p.T, p.x_t);
+  for (int a = 0; a < p.num_axes; ++a) widen(p.axes[a].size, p.axes[a].x);
+  return extent;
 }
 
 // Whether every inner row of a tensor begins on a multiple of `bytes` and walks memory element by element. `stride` is
