@@ -7,6 +7,7 @@ import importlib.util
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import clips
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dynpool import cli
+from dynpool.data.cache import MemoryCache
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
 from dynpool.training.run import fit, runs_in, saved_config
@@ -109,6 +111,21 @@ def test_four_clips_are_learnt_by_heart(root, tmp_path, capsys):
     assert lines[1] == "folders split given train: 4 videos of 2 classes"
     assert lines[2].startswith("epoch 1/30: loss ")
     assert len(lines) == 32
+
+
+def test_a_run_leaves_nothing_in_memory(root, tmp_path, monkeypatch):
+    """Or nine splits, one after the other, would hold nine times the images."""
+    caches = []
+
+    class Kept(MemoryCache):
+        def __init__(self):
+            super().__init__()
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr("dynpool.data.cache.MemoryCache", Kept)
+    fit(tiny.config(root, "data.cache=memory"), tmp_path, backbone=tiny.network())
+    assert caches
+    assert not any(cache() for cache in caches)
 
 
 @pytest.mark.parametrize(

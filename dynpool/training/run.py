@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -70,7 +71,13 @@ def fit(
         FileExistsError: `out` holds a run already, and resume is false.
         others: as `dynpool.data` and `dynpool.models`.
     """
-    folder = Path(out)
+    try:
+        return _fit(config, Path(out), resume, backbone, callbacks)
+    finally:  # Lightning's trainer and loaders refer to one another, and to the images that are cached: a gigabyte
+        gc.collect()
+
+
+def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None, callbacks: Sequence[Callback]) -> Path:
     checkpoint = folder / CHECKPOINT
     trainer = make_trainer(config, folder, callbacks)
     if not resume and trainer.is_global_zero and (folder / CONFIG).exists():
