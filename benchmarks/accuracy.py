@@ -100,13 +100,13 @@ class EndToEnd:
 
 SMALL = ("data.window=null", "data.stride=null", "data.max_windows=null", "data.jitter=false")
 END_TO_END = (
-    EndToEnd("dynamic image", "1", (*SMALL, "trainer.epochs=12")),
+    EndToEnd("dynamic image", "1", SMALL),
     EndToEnd("multiple dynamic images", "3", ("data.test_windows=20",)),
     EndToEnd(
         "dynamic maps",
         "3",
         (*SMALL, "data.source=frames", "data.frames=8", "data.size=112", "data.resize=[112,112]", "data.batch_size=4",
-         "model.layer=_blocks.4"),
+         "model.layer=_blocks.4", "trainer.epochs=8"),
     ),
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard, cast
 
@@ -379,8 +379,8 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
     if isinstance(video, (str, os.PathLike)):
         path = os.fsdecode(video)
         if "://" in path:
-            with _open_url(path) as file, _opened(file, path, timeout) as container:
-                yield Decoder(container, path, chosen, timeout)
+            with _open_url(path) as file, _decoder(file, path, chosen, timeout) as decoder:
+                yield decoder
             return
         os.stat(path)  # FileNotFoundError in the system's own words
         file = f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
@@ -388,8 +388,18 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
         file = io.BytesIO(video)
     else:
         file = _borrowed(video)
-    with _opened(file, source_name(video), timeout) as container:
-        yield Decoder(container, source_name(video), chosen, timeout)
+    with _decoder(file, source_name(video), chosen, timeout) as decoder:
+        yield decoder
+
+
+@contextmanager
+def _decoder(file: Any, source: str, chosen: slice, timeout: float | None) -> Iterator[Decoder]:
+    with _opened(file, source, timeout) as container:
+        decoder = Decoder(container, source, chosen, timeout)
+        try:
+            yield decoder
+        finally:
+            decoder.close()
 
 
 def _open_url(url: str) -> Any:
@@ -468,6 +478,11 @@ class Decoder:
         """
         return itertools.islice(enumerate(self._decode()), self._chosen.start, self._chosen.stop, self._chosen.step)
 
+    def close(self) -> None:
+        """Let go of the packets, which would refer to this and be referred to."""
+        self._packets.close()
+        self._kept.clear()
+
     def check_any(self, count: int) -> None:
         """Raise VideoError if no frame was decoded."""
         if count:
@@ -516,7 +531,7 @@ class Decoder:
                 raise VideoError(self.source, f"{_KEPT_BYTES >> 20} MB of it hold too few frames that can be decoded")
             yield packet
 
-    def _demux(self) -> Iterator[Any]:
+    def _demux(self) -> Generator[Any, None, None]:
         """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
         try:
             yield from self._container.demux(self._stream)

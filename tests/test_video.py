@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
@@ -160,6 +161,18 @@ def test_frames_that_take_more_packets_than_were_read_ahead(delay, monkeypatch):
             found = dynamic_image(film, start=2, max_frames=5)
         assert (found.int() - right.int()).abs().max() <= 1
     assert torch.equal(read_clip(film, start=2, max_frames=5).frames, whole[2:7])
+
+
+def test_files_that_are_left_early_leave_nothing_behind():
+    film = clips.encoded(clips.random_frames(200, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="matroska")
+    gc.collect()
+    gc.disable()
+    try:
+        before = [thing for thing in gc.get_objects() if type(thing) is Decoder]
+        dynamic_image(film, max_frames=5)
+        assert [thing for thing in gc.get_objects() if type(thing) is Decoder] == before
+    finally:
+        gc.enable()
 
 
 def test_packets_without_end_are_not_kept(monkeypatch):
