@@ -734,7 +734,7 @@ def pool_planes(
     flat = [weight for row in weights for weight in row]
     mixed = [factor for row in mix or () for factor in row]
     dtype = torch.float32 if mix is None else torch.float64
-    sums = [row.data_ptr() for row in rows if row.dtype == dtype]
+    sums = [row.data_ptr() for row in rows if row.dtype == dtype]  # too few are refused; too narrow would be overrun
     psi = _NONLINEARITY_CODES[nonlinearity]
     _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, 0, torch.get_num_threads())
 

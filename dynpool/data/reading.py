@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..video import (
     IMAGE_SUFFIXES,
+    DecodingError,
     RgbConverter,
     VideoError,
     damaged_packets,
@@ -70,7 +71,7 @@ def _converted(path: str, used: set[int], count: int) -> Tensor | None:
                 pixels = convert(frame) if number in used or number == 0 else None  # the first says the size of all
                 if number in used and pixels is not None:
                     frames.append(torch.from_numpy(pixels.copy()))
-    except Exception:  # whatever it is, reading all of it will say it
+    except (DecodingError, OSError, ValueError):  # whatever it is, reading all of it will say it
         return None
     whole = decoded == count and not decoder.damage
     return torch.stack(frames).permute(0, 3, 1, 2) if whole else None
