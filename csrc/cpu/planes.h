@@ -1,127 +1,24 @@
-// Pooling of decoded frames (csrc/planes.h): lines of Y, U, V to lines of R, G, B bytes, and ψ and the sums by the loops
-// that pool uint8 tensors.
+// Pooling of decoded frames (csrc/planes.h): lines of Y, U, V to lines of R, G, B bytes (colour.h), and ψ and the sums by
+// the loops that pool uint8 tensors.
 #pragma once
 #include <algorithm>
 #include <vector>
 
 #include "../planes.h"
 #include "byte_sums.h"
+#include "colour.h"
 #include "kernels.h"
 
 namespace dynpool {
 inline namespace DYNPOOL_ISA {
 namespace {
 
-// Samples of a line at a time. Sixteen frames of two lines as RGB fit the first-level cache.
-constexpr int64_t kSpan = 1024, kColourSpan = 320;
-constexpr int64_t kMostLines = 2;  // of luma beside one of chroma
+constexpr int64_t kSpan = 1024;  // bytes of a line at a time
 
 // A line of `width` samples in spans of like length.
 int64_t span_of(int64_t width, int64_t most) {
   const int64_t spans = (width + most - 1) / most;
   return ((width + spans - 1) / spans + kBlock - 1) / kBlock * kBlock;
-}
-
-// --- colour --------------------------------------------------------------------------------------------------------
-
-// High halves of products of 16 bits, (sample - black) << up by a factor of 13 bits behind the point: to the bit what
-// FFmpeg's swscale makes of yuv420p, so that a file and its RGB frames pool to the same image.
-struct Factors {
-  int up;                                        // of 8-bit samples 3
-  int16_t black, middle;                         // shifted already
-  int16_t y, rv, gu, gv, bu;
-
-  explicit Factors(const Colour& c)
-      : up(11 - c.depth), black(static_cast<int16_t>(c.black << 3)), middle(128 << 3), y(fixed(c.y)), rv(fixed(c.rv)),
-        gu(fixed(c.gu)), gv(fixed(c.gv)), bu(fixed(c.bu)) {}
-  static int16_t fixed(double factor) { return static_cast<int16_t>(std::floor(factor * (1 << 13) + 0.5)); }
-};
-
-DYNPOOL_HOST_DEVICE int16_t high_half(int16_t a, int16_t b) {
-  return static_cast<int16_t>((static_cast<int32_t>(a) * b) >> 16);
-}
-DYNPOOL_HOST_DEVICE uint8_t clipped(int16_t value) {
-  return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
-}
-
-// What the chroma samples of a line add to luma.
-struct ChromaLine {
-  int16_t r[kColourSpan], g[kColourSpan], b[kColourSpan];
-};
-
-template <class Sample, int step>
-void fill_chroma(const Factors& f, const Sample* u, const Sample* v, int64_t n, ChromaLine& line) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const int16_t U = static_cast<int16_t>((u[i * step] << f.up) - f.middle);
-    const int16_t V = static_cast<int16_t>((v[i * step] << f.up) - f.middle);
-    line.r[i] = high_half(V, f.rv);
-    line.g[i] = static_cast<int16_t>(high_half(U, f.gu) + high_half(V, f.gv));
-    line.b[i] = high_half(U, f.bu);
-  }
-}
-
-// n luma samples to bytes R, G and B, `pitch` apart; a chroma sample serves 1 << shift of them.
-template <class Sample, int shift>
-void colour_line(const Factors& f, const Sample* Y, int64_t n, const ChromaLine& chroma, uint8_t* rgb, int64_t pitch) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const int16_t y = high_half(static_cast<int16_t>((Y[i] << f.up) - f.black), f.y);
-    rgb[i] = clipped(static_cast<int16_t>(y + chroma.r[i >> shift]));
-    rgb[i + pitch] = clipped(static_cast<int16_t>(y + chroma.g[i >> shift]));
-    rgb[i + 2 * pitch] = clipped(static_cast<int16_t>(y + chroma.b[i >> shift]));
-  }
-}
-
-#ifdef __AVX2__
-inline uint16_t pair_of_bytes(int low, int high) { return static_cast<uint16_t>((low & 0xff) | (high & 0xff) << 8); }
-
-// `colour_lines` of bytes with halved chroma for whole vectors; returns how many samples those are. Unpacking works within
-// 128-bit lanes, on luma and chroma alike, and packing undoes it.
-template <int lines>
-inline __attribute__((always_inline)) int64_t colour_vectors(const Factors& f, const uint8_t* const* Y, const uint8_t* u,
-                                                             const uint8_t* v, int64_t n, uint8_t* rgb, int64_t pitch) {
-  constexpr int64_t kBytes = sizeof(Words);
-  // 8 Y - 8 black and 8 U - 1024 as sums of two products of bytes.
-  const Words one = word(0x0101), luma_factors = word(pair_of_bytes(8, -f.black));
-  const Words middle = word(128 << 8), chroma_factors = word(pair_of_bytes(8, -8));
-  const Words rv = word(f.rv), gu = word(f.gu), gv = word(f.gv), bu = word(f.bu);
-  const Words factor = word(f.y);
-  int64_t i = 0;
-  for (; i + kBytes <= n; i += kBytes) {
-    const Words U = byte_products(either(words_of(u + i / 2), middle), chroma_factors);
-    const Words V = byte_products(either(words_of(v + i / 2), middle), chroma_factors);
-    const Words r = high_half(V, rv), g = sum(high_half(U, gu), high_half(V, gv)), b = high_half(U, bu);
-    const Words low[] = {twice_low(r), twice_low(g), twice_low(b)};
-    const Words high[] = {twice_high(r), twice_high(g), twice_high(b)};
-#pragma GCC unroll 2
-    for (int y = 0; y < lines; ++y) {
-      const Words luma = load_words(Y[y] + i);
-      const Words y_low = high_half(byte_products(low_bytes(luma, one), luma_factors), factor);
-      const Words y_high = high_half(byte_products(high_bytes(luma, one), luma_factors), factor);
-#pragma GCC unroll 3
-      for (int c = 0; c < 3; ++c)
-        store_words(rgb + (3 * y + c) * pitch + i, clipped(sum(y_low, low[c]), sum(y_high, high[c])));
-    }
-  }
-  return i;
-}
-#endif
-
-// n samples of `lines` lines Y beside one of U and V, as bytes R, G, B of the first, R, G, B of the second.
-template <class Sample, int step, int shift>
-inline __attribute__((always_inline)) void colour_lines(const Factors& f, const Sample* const* Y, int64_t lines, const Sample* u, const Sample* v, int64_t n,
-                  uint8_t* rgb, int64_t pitch) {
-  int64_t i = 0;
-#ifdef __AVX2__
-  if constexpr (sizeof(Sample) == 1 && step == 1 && shift == 1)
-    i = lines == 1 ? colour_vectors<1>(f, Y, u, v, n, rgb, pitch) : colour_vectors<2>(f, Y, u, v, n, rgb, pitch);
-#endif
-  if (i == n) return;
-  ChromaLine chroma;
-  fill_chroma<Sample, step>(f, u + (i >> shift) * step, v + (i >> shift) * step, (n - i + shift) >> shift, chroma);
-  for (int64_t y = 0; y < lines; ++y)
-    colour_line<Sample, shift>(f, Y[y] + i, n - i, chroma, rgb + 3 * y * pitch + i, pitch);
 }
 
 // --- sums ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 // A vector root takes 11 cycles for 16 floats, a root and a division 20. A reciprocal root of 14 bits (12 with AVX2) and
 // one Newton step, exact to 2 ulp, take 6.
 #pragma once
+#include <cstring>
 #include <type_traits>
 
 #include "../pixel.h"
@@ -106,10 +107,18 @@ Floats signed_root(Floats z);
 #ifdef __AVX512BW__
 using Words = __m512i;
 inline Words load_words(const void* x) { return _mm512_loadu_si512(x); }
+// The first bytes, zeros behind them.
+inline Words load_words(const void* x, int64_t bytes) {
+  const __mmask64 mask = bytes >= 64 ? ~__mmask64(0) : bytes > 0 ? (__mmask64(1) << bytes) - 1 : 0;
+  return _mm512_maskz_loadu_epi8(mask, x);
+}
 inline void store_words(void* x, Words a) { _mm512_storeu_si512(x, a); }
 // 32 bytes, or those of either half of each lane of 64 beside those of y.
 inline Words words_of(const uint8_t* x) {
   return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+inline Words words_of(const uint8_t* x, int64_t n) {
+  return _mm512_cvtepu8_epi16(_mm512_castsi512_si256(load_words(x, n)));
 }
 inline Words low_bytes(Words x, Words y) { return _mm512_unpacklo_epi8(x, y); }
 inline Words high_bytes(Words x, Words y) { return _mm512_unpackhi_epi8(x, y); }
@@ -119,15 +128,29 @@ inline Words word(uint16_t x) { return _mm512_set1_epi16(static_cast<short>(x));
 inline Words high_half(Words a, Words b) { return _mm512_mulhi_epi16(a, b); }
 inline Words clipped(Words low, Words high) { return _mm512_packus_epi16(low, high); }
 inline Words sum(Words a, Words b) { return _mm512_add_epi16(a, b); }
+inline Words difference(Words a, Words b) { return _mm512_sub_epi16(a, b); }
 inline Words either(Words a, Words b) { return _mm512_or_si512(a, b); }
+inline Words both(Words a, Words b) { return _mm512_and_si512(a, b); }
+inline Words shifted(Words a, int bits) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(bits)); }
+// Of 128 bits each, of a and then b.
+inline Words even_lanes(Words a, Words b) { return _mm512_shuffle_i64x2(a, b, 0x88); }
+inline Words odd_lanes(Words a, Words b) { return _mm512_shuffle_i64x2(a, b, 0xdd); }
 // Σ of the products of unsigned bytes and signed ones, in pairs.
 inline Words byte_products(Words x, Words y) { return _mm512_maddubs_epi16(x, y); }
 #else
 using Words = __m256i;
 inline Words load_words(const void* x) { return _mm256_loadu_si256(static_cast<const __m256i*>(x)); }
+inline Words load_words(const void* x, int64_t bytes) {
+  alignas(32) char first[32] = {};
+  memcpy(first, x, bytes >= 32 ? 32 : bytes > 0 ? static_cast<size_t>(bytes) : 0);
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(first));
+}
 inline void store_words(void* x, Words a) { _mm256_storeu_si256(static_cast<__m256i*>(x), a); }
 inline Words words_of(const uint8_t* x) {
   return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+inline Words words_of(const uint8_t* x, int64_t n) {
+  return _mm256_cvtepu8_epi16(_mm256_castsi256_si128(load_words(x, n)));
 }
 inline Words low_bytes(Words x, Words y) { return _mm256_unpacklo_epi8(x, y); }
 inline Words high_bytes(Words x, Words y) { return _mm256_unpackhi_epi8(x, y); }
@@ -137,7 +160,12 @@ inline Words word(uint16_t x) { return _mm256_set1_epi16(static_cast<short>(x));
 inline Words high_half(Words a, Words b) { return _mm256_mulhi_epi16(a, b); }
 inline Words clipped(Words low, Words high) { return _mm256_packus_epi16(low, high); }
 inline Words sum(Words a, Words b) { return _mm256_add_epi16(a, b); }
+inline Words difference(Words a, Words b) { return _mm256_sub_epi16(a, b); }
 inline Words either(Words a, Words b) { return _mm256_or_si256(a, b); }
+inline Words both(Words a, Words b) { return _mm256_and_si256(a, b); }
+inline Words shifted(Words a, int bits) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(bits)); }
+inline Words even_lanes(Words a, Words b) { return _mm256_permute2x128_si256(a, b, 0x20); }
+inline Words odd_lanes(Words a, Words b) { return _mm256_permute2x128_si256(a, b, 0x31); }
 // Σ of the products of unsigned bytes and signed ones, in pairs.
 inline Words byte_products(Words x, Words y) { return _mm256_maddubs_epi16(x, y); }
 #endif
