@@ -225,10 +225,11 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     require(sums && rgb, kNull);
     (doubles ? make_rgb<double> : make_rgb<float>)(layout, sums, total, rgb);
   });
-  cpu.def("stretch", [](Address x, int64_t n, Address out) {
+  cpu.def("stretch", [](Address x, int64_t n, float least_span, Address out) {
     require(n > 0 && x && out, kNull);
     const py::gil_scoped_release unlocked;
-    return dynpool::cpu::stretch(static_cast<const float*>(pointer(x)), n, static_cast<uint8_t*>(pointer(out)));
+    const auto values = static_cast<const float*>(pointer(x));
+    return dynpool::cpu::stretch(values, n, least_span, static_cast<uint8_t*>(pointer(out)));
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));

@@ -21,9 +21,9 @@ namespace cpu {
 void make_rgb(const PlaneSums<float>& p);
 void make_rgb(const PlaneSums<double>& p);
 
-// out[i] = 255 (x[i] - low) / (high - low), rounded to nearest, ties to even; 128 where all are equal. False, and nothing
-// written, unless all differences are finite.
-bool stretch(const float* x, int64_t n, uint8_t* out);
+// out[i] = 255 (x[i] - low) / (high - low), rounded to nearest, ties to even. False, and nothing written, unless all
+// differences are finite and high - low > least_span ≥ 0.
+bool stretch(const float* x, int64_t n, float least_span, uint8_t* out);
 }  // namespace cpu
 
 }  // namespace dynpool

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,6 +39,7 @@ Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
 
 MID_GREY = 128
+_SHORT = 4096  # frames of a video whose weights are kept
 _ROUNDING = {"sqrt": 4e-5, "identity": 1e-3}  # of a decoder's pixels that stay the same, pooled in float32
 _NEARLY_STILL = 1e-2  # a third of what one step of one bright pixel, 255 to 254, changes under the square root
 
@@ -236,11 +238,11 @@ class Recipe:
         _check_device(self.device)
         return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
 
-    def weights(self, count: int) -> list[float]:
+    def weights(self, count: int) -> Sequence[float]:
         """Of `count` frames; not of a maximum."""
         if self.method == "mean":
             return [1 / count] * count
-        return rank_weights(count, time_average=self.time_average, normalize=True).tolist()
+        return (_short_alpha if count <= _SHORT else _alpha)(count, self.time_average)
 
     def picture(self, pooled: Tensor) -> Tensor:
         """uint8 [3, H, W] of what was pooled: a maximum as it is, of a mean ψ⁻¹, else the values stretched."""
@@ -266,6 +268,14 @@ def make_images(video: Video, recipe: Recipe) -> Made:
         with open_video(video, chosen, recipe.timeout) as decoder:
             return _of_decoder(decoder, recipe)
     return _of_frames(video, recipe)
+
+
+def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
+    return tuple(rank_weights(count, time_average=time_average, normalize=True).tolist())
+
+
+# The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
+_short_alpha = functools.lru_cache(maxsize=256)(_alpha)
 
 
 def _warn(video: Video, made: Made) -> None:
@@ -296,11 +306,11 @@ def _of_decoder(decoder: Decoder, recipe: Recipe) -> Made:
     feed = _Feed(decoder, recipe)
     if recipe.window is None or recipe.stride is None:
         pooled, count = _whole(feed)
-        images = [recipe.picture(_quiet(pooled, recipe))]
+        images = [_picture(pooled, recipe)]
     else:
         weights = None if recipe.method == "max" else recipe.weights(recipe.window)
         windows = _windows(feed, recipe.window, recipe.stride, weights)
-        images, count = [recipe.picture(_quiet(image, recipe)) for image in windows], feed.count
+        images, count = [_picture(pooled, recipe) for pooled in windows], feed.count
     return Made(torch.stack(images), count, len(decoder.damage))
 
 
@@ -365,9 +375,9 @@ def _whole(feed: _Feed) -> tuple[Tensor, int]:
     return _endless(feed), feed.count
 
 
-def _windows(feed: _Feed, window: int, stride: int, weights: list[float] | None) -> Iterator[Tensor]:
+def _windows(feed: _Feed, window: int, stride: int, weights: Sequence[float] | None) -> Iterator[Tensor]:
     sums: Windows | None = None
-    total = math.fsum(weights or [])
+    total = math.fsum(weights or ())
     for batch in feed:
         sums = sums or Windows(feed.pool, window, stride, weights)
         yield from (feed.pool.image(row, total) for row in sums.take(batch))
@@ -389,13 +399,20 @@ def _endless(feed: _Feed) -> Tensor:
     return feed.pool.image(sums.ranked() / scale, 0.0).float()
 
 
-def _quiet(pooled: Tensor, recipe: Recipe) -> Tensor:
-    """Pixels that never change pool to zero, but for rounding, which min-max would blow up into a picture of noise."""
+def _picture(pooled: Tensor, recipe: Recipe) -> Tensor:
+    """As `Recipe.picture`. Pixels that never change pool to zero, but for rounding, which min-max would blow up into a
+    picture of noise.
+    """
     if recipe.method != "approx":
-        return pooled
+        return recipe.picture(pooled)
+    if recipe.size is None and (image := ops.stretch(pooled, _NEARLY_STILL)) is not None:
+        return image
+    return recipe.picture(pooled if _moves(pooled) else pooled.where(pooled.abs() > _ROUNDING[recipe.nonlinearity], 0))
+
+
+def _moves(pooled: Tensor) -> bool:
     low, high = pooled.aminmax()
-    noise = _ROUNDING[recipe.nonlinearity]
-    return pooled if high - low > _NEARLY_STILL else pooled.where(pooled.abs() > noise, 0)
+    return bool(high - low > _NEARLY_STILL)
 
 
 # --- from frames in memory ------------------------------------------------------------------------------------------
@@ -446,8 +463,7 @@ def _folded(weights: Tensor, count: int) -> Tensor:
 
 
 def _stilled(pooled: Tensor, frames: Tensor) -> Tensor:
-    """As `_quiet`, where the frames tell."""
-    low, high = pooled.aminmax()
-    if high - low > _NEARLY_STILL:
+    """As in `_picture`, where the frames tell."""
+    if _moves(pooled):
         return pooled
     return pooled.where(frames.amax(0) != frames.amin(0), 0)

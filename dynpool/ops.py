@@ -752,9 +752,9 @@ def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> T
     return rgb
 
 
-def stretch(values: Tensor) -> Tensor | None:
+def stretch(values: Tensor, least_span: float = 0.0) -> Tensor | None:
     """Each image [C, H, W] of the last dimensions scaled from [min, max] to 0 … 255, as uint8; None where it is for
-    torch: on other devices, in other dtypes, or where a difference is not finite.
+    torch: on other devices, in other dtypes, or where a difference is not finite; and where max - min ≤ least_span.
     """
     ordinary = type(values) is Tensor and values.is_cpu and values.dtype == torch.float32
     if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
@@ -762,7 +762,7 @@ def stretch(values: Tensor) -> Tensor | None:
     images = torch.empty(values.shape, dtype=torch.uint8)
     size = math.prod(values.shape[-3:])
     for first in range(0, values.numel(), size):
-        if not extension.cpu.stretch(values.data_ptr() + 4 * first, size, images.data_ptr() + first):
+        if not extension.cpu.stretch(values.data_ptr() + 4 * first, size, least_span, images.data_ptr() + first):
             return None
     return images
 

@@ -50,6 +50,7 @@ _KINDS = (
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
 _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
+_SCALED_BYTES = 1 << 26  # of frames that are scaled at once
 _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _PLACEHOLDER_BYTES = 8
 _MOST_THREADS = 4
@@ -59,7 +60,10 @@ _LARGE_FRAME = 1280 * 720
 class VideoError(ValueError):
     """A video that cannot be read: `source` names it, `reason` says why, `frame` at which frame, if at one."""
 
-    def __init__(self, source: str, reason: str, frame: int | None = None) -> None:
+    def __init__(self, source: str, reason: str | None = None, frame: int | None = None) -> None:
+        if reason is None:  # torch's copy of a worker's error, made of a traceback, which ends in our words
+            last = source.rstrip().rpartition("\n")[2]
+            source, _, reason = last.rpartition("VideoError: ")[2].partition(": ")
         super().__init__(source, reason, frame)
         self.source, self.reason, self.frame = source, reason, frame
 
@@ -293,11 +297,16 @@ class _FrameBuffer:
 
 def resized(image: Tensor, size: Size | None) -> Tensor:
     """uint8 or float [3, H, W] scaled to a short side of `size`, or to (height, width): bilinear, antialiased."""
-    return image if size is None else _interpolate(image, _target_size(image.shape[1], image.shape[2], size))
+    return image if size is None else _interpolate(image[None], _target_size(image.shape[1], image.shape[2], size))[0]
 
 
 def _resized_clip(frames: Tensor, size: Size | None) -> Tensor:
-    return frames if size is None else torch.stack([resized(frame, size) for frame in frames])
+    target = None if size is None else _target_size(frames.shape[2], frames.shape[3], size)
+    if target is None or target == tuple(frames.shape[2:]):
+        return frames
+    at_once = max(1, _SCALED_BYTES // frames[0].numel())
+    parts = [_interpolate(part, target) for part in frames.split(at_once)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _resized(frame: Pixels, size: Size | None) -> Pixels:
@@ -313,12 +322,14 @@ def _target_size(height: int, width: int, size: Size) -> tuple[int, int]:
     return max(1, round(height * size / short)), max(1, round(width * size / short))
 
 
-def _interpolate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """[3, H, W] scaled to `size`. One memory layout for all, since torch rounds differently in another."""
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    if image.is_floating_point() or not image.is_cuda:
-        return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
-    scaled = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)[0]
+def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """[N, 3, H, W] scaled to `size`, in the memory layout that torch is fastest in."""
+    if images.is_floating_point():
+        return F.interpolate(images.contiguous(), size, mode="bilinear", antialias=True)
+    batch = images.contiguous(memory_format=torch.channels_last)
+    if not images.is_cuda:
+        return F.interpolate(batch, size, mode="bilinear", antialias=True)
+    scaled = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)
     return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
@@ -456,6 +467,7 @@ class Decoder:
         self._packets = self._demux()
         self._kept: list[Any] = []
         self._kept_bytes = 0
+        self._sizes: list[int] = []  # of those that hold a frame that will be shown
         self.repeatable = self._read_ahead()
         self._decoded = False
 
@@ -467,10 +479,9 @@ class Decoder:
     @property
     def expected(self) -> int | None:
         """How many frames there will probably be; None where nothing tells."""
-        sizes = [packet.size for packet in self._kept if _shows(packet)]
         # Old MPEG-4 encoders put two frames in a packet, and next to nothing in the one that follows.
-        packed = self._stream.codec_context.name == "mpeg4" and min(sizes, default=0) <= _PLACEHOLDER_BYTES
-        return None if packed or not self.repeatable else len(range(len(sizes))[self._chosen])
+        packed = self._stream.codec_context.name == "mpeg4" and min(self._sizes, default=0) <= _PLACEHOLDER_BYTES
+        return None if packed or not self.repeatable else len(range(len(self._sizes))[self._chosen])
 
     def frames(self) -> Iterator[tuple[int, Any]]:
         """The chosen frames with their numbers, in display order; what cannot be decoded is skipped and noted in
@@ -507,20 +518,21 @@ class Decoder:
 
     def _read_ahead(self) -> bool:
         """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""
-        frames = 0
         enough = sys.maxsize if self._chosen.stop is None else self._chosen.stop + _DELAY
         for packet in self._packets:
             if not self._keep(packet):
                 return False
-            frames += _shows(packet)
-            if frames >= enough:
+            if len(self._sizes) >= enough:
                 break
             self._check_time()
         return True
 
     def _keep(self, packet: Any) -> bool:
         self._kept.append(packet)
-        self._kept_bytes += 0 if packet is None else packet.size
+        size = 0 if packet is None else packet.size
+        self._kept_bytes += size
+        if size and not packet.is_discard:
+            self._sizes.append(size)
         return self._kept_bytes <= _KEPT_BYTES
 
     def _stored(self) -> Iterator[Any]:
@@ -542,11 +554,6 @@ class Decoder:
     def _check_time(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise VideoError(self.source, f"takes longer than timeout = {self._timeout:g} s")
-
-
-def _shows(packet: Any) -> bool:
-    """Whether a packet holds a frame that will be shown."""
-    return packet is not None and packet.size > 0 and not packet.is_discard
 
 
 def _video_stream(container: Any, source: str) -> Any:

@@ -251,6 +251,7 @@ def test_batches_are_padded(listing):
     assert batch["lengths"].tolist() == [7, 12]
     assert torch.equal(batch["video"][0, :7], dataset[0]["video"])
     assert not batch["video"][0, 7:].any()
+    assert batch["video"].permute(0, 1, 3, 4, 2).is_contiguous()  # as decoders write it, and convolutions like it
     assert (batch["label"].tolist(), batch["name"], batch["index"].tolist()) == ([0, 0], ["run/0", "run/1"], [0, 1])
 
 
@@ -385,8 +386,17 @@ def test_batches_stay_full_where_others_replace_what_cannot_be_read(broken):
     assert names == ["run/c", "run/d", "run/d"]
     with pytest.raises(VideoError, match=r"2 videos in a row cannot be read, the first: .*c\.avi"):
         VideoDataset(broken.subset_of([2, 3]), on_error="replace")[0]
-    with pytest.raises(VideoError, match=r"c\.avi"):
-        VideoDataset(broken, on_error="raise")[2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_workers_are_those_of_one_process(broken, workers):
+    dataset = VideoDataset(broken, size=8, on_error="raise")
+    with pytest.raises(VideoError, match=r"^[^\n]*c\.avi: [^\n]*$") as raised:
+        list(loader(dataset, 1, num_workers=workers))
+    path = broken[2].path
+    with pytest.raises(VideoError) as expected:
+        dataset[2]
+    assert (raised.value.source, raised.value.reason) == (path, expected.value.reason)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,19 @@ def test_shipped_configurations_fit_a_network(name):
     assert scores.shape == (1, 4)
 
 
+def test_the_backbone_is_made_for_the_size_of_the_data():
+    options = ["model.backbone=caffenet", "model.weights=null"]
+    model = build(load(["paper"], [*options, "data.size=83", "data.resize=90"]).model_config(4))
+    assert model.size == 83
+    assert model(torch.zeros(1, 1, 3, 83, 83)).shape == (1, 4)
+    assert load([], ["data.size=null"]).model_config(4).size is None
+    assert load([], ["data.size=83", "model.size=100"]).model_config(4).size == 100
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    config = load(["paper"], ["data.size=9", "model.backbone=custom", "model.weights=null"]).model_config(4)
+    with pytest.raises(ValueError, match=r"backbone cannot take images of 9 × 9 \(size of the configuration\)"):
+        build(config, backbone=fixed)
+
+
 def test_the_model_pools_windows_of_frames():
     config = load([], ["data.source=frames", "data.window=10", "data.stride=6"]).model_config(4)
     assert (config.pool, config.window, config.stride, config.num_classes) == ("approx", 10, 10, 4)

@@ -77,6 +77,16 @@ def test_size_is_the_short_side_or_height_and_width(size, expected):
     assert pixels(FRAMES, size=size).shape[1:3] == expected
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_frames_are_scaled_each_by_itself(contiguous, monkeypatch):
+    frames = torch.from_numpy(FRAMES).permute(0, 3, 1, 2)
+    frames = frames.contiguous() if contiguous else frames
+    one_by_one = torch.cat([read_clip(frame[None], size=9).frames for frame in frames])
+    for limit in (1, 2 * frames[0].numel(), 1 << 30):
+        monkeypatch.setattr("dynpool.video._SCALED_BYTES", limit)
+        assert torch.equal(read_clip(frames, size=9).frames, one_by_one)
+
+
 def test_scaling_averages_what_it_shrinks():
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
     stripes[:, ::4] = 200

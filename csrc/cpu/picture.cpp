@@ -58,7 +58,7 @@ void make_rgb_of(const PlaneSums<T>& p) {
 void make_rgb(const PlaneSums<float>& p) { make_rgb_of(p); }
 void make_rgb(const PlaneSums<double>& p) { make_rgb_of(p); }
 
-bool stretch(const float* x, int64_t n, uint8_t* out) {
+bool stretch(const float* x, int64_t n, float least_span, uint8_t* out) {
   constexpr int64_t kLanes = 64;  // independent, so that they may be vectors
   float low[kLanes], high[kLanes], wrong[kLanes];
   for (int64_t k = 0; k < kLanes; ++k) {
@@ -80,11 +80,7 @@ bool stretch(const float* x, int64_t n, uint8_t* out) {
     wrong[0] += wrong[k];
   }
   const float least = low[0], span = high[0] - least;
-  if (!std::isfinite(span + wrong[0])) return false;
-  if (span == 0) {
-    for (int64_t i = 0; i < n; ++i) out[i] = 128;
-    return true;
-  }
+  if (!std::isfinite(span + wrong[0]) || span <= least_span) return false;
   for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(static_cast<int>(std::rint((x[i] - least) / span * 255)));
   return true;
 }

@@ -249,16 +249,17 @@ void test_stretch() {
     for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(random() % 511) - 200;
     values[0] = -200;
     if (n > 1) values[n - 1] = 310;
-    CHECK(cpu::stretch(values, n, image), "stretch of %d", int(n));
-    for (int64_t i = 0; i < n; ++i) {
-      const int want = n == 1 ? 128 : static_cast<int>(std::nearbyint((values[i] + 200) / 510 * 255));
+    CHECK(!cpu::stretch(values, n, 510, image), "stretch of %d, too narrow", int(n));
+    CHECK(cpu::stretch(values, n, 509, image) == (n > 1), "stretch of %d", int(n));
+    for (int64_t i = 0; n > 1 && i < n; ++i) {
+      const int want = static_cast<int>(std::nearbyint((values[i] + 200) / 510 * 255));
       CHECK(image[i] == want, "stretch of %d, at %d: %d, want %d", int(n), int(i), image[i], want);
     }
     for (int64_t i : {int64_t{0}, n / 2, n - 1})
       for (float wrong : {NAN, INFINITY, -INFINITY}) {
         const float right = values[i];
         values[i] = wrong;
-        CHECK(!cpu::stretch(values, n, image), "stretch of %d: %g at %d went unseen", int(n), double(wrong), int(i));
+        CHECK(!cpu::stretch(values, n, 0, image), "stretch of %d: %g at %d went unseen", int(n), double(wrong), int(i));
         values[i] = right;
       }
   }

@@ -45,7 +45,9 @@ class Item(TypedDict):
 
 
 class Batch(TypedDict):
-    """Videos padded with zeros to the longest: uint8 [B, T, 3, H, W]; `lengths`, `label` and `index` are int64 [B]."""
+    """Videos padded with zeros to the longest: uint8 [B, T, 3, H, W], in the memory layout of frames [B, T, H, W, 3];
+    `lengths`, `label` and `index` are int64 [B].
+    """
 
     video: Tensor
     lengths: Tensor
@@ -185,9 +187,12 @@ def _padded(videos: Sequence[Tensor]) -> Tensor:
     sizes = {tuple(video.shape[1:]) for video in videos}
     if len(sizes) > 1:
         raise ValueError(f"videos of a batch must have frames of one size, got {sorted(sizes)}: set size")
-    batch = torch.zeros(len(videos), max(map(len, videos)), *sizes.pop(), dtype=torch.uint8)
+    channels, height, width = sizes.pop()
+    batch = torch.empty(len(videos), max(map(len, videos)), height, width, channels, dtype=torch.uint8)
+    batch = batch.permute(0, 1, 4, 2, 3)
     for row, video in zip(batch, videos, strict=True):
         row[: len(video)] = video
+        row[len(video) :] = 0
     return batch
 
 

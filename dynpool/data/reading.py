@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..video import (
     IMAGE_SUFFIXES,
+    Decoder,
     DecodingError,
     RgbConverter,
     VideoError,
@@ -49,28 +50,35 @@ def read_frames(path: str) -> Tensor:
     return clip.frames
 
 
-def read_chosen(path: str, choose: Callable[[int], Indices]) -> tuple[Tensor, Tensor]:
+def taken(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
+    """frames[indices], without a copy if that is all of them in order."""
+    everything = len(indices) == len(frames) and np.array_equal(indices, np.arange(len(frames)))
+    return frames if everything else frames[torch.as_tensor(indices)]
+
+
+def read_chosen(path: str, choose: Callable[[int], Indices]) -> tuple[Tensor, Indices]:
     """Frames of a video and, of those that `choose` wants of so many as it has, the places among them."""
     if is_file(path):
-        count = frame_count(path)
-        used, places = np.unique(choose(count), return_inverse=True)
-        if 2 * len(used) <= count and (frames := _converted(path, set(used.tolist()), count)) is not None:
-            return frames, torch.from_numpy(places.reshape(-1))
+        with open_video(path, _ALL) as decoder:
+            count = decoder.expected or 0
+            used, places = np.unique(choose(count), return_inverse=True) if count else (np.arange(0), np.arange(0))
+            few = 0 < 2 * len(used) <= count
+            if few and (frames := _converted(decoder, set(used.tolist()), count)) is not None:
+                return frames, places.reshape(-1)
     frames = read_frames(path)
     used, places = np.unique(choose(len(frames)), return_inverse=True)
-    return frames[torch.from_numpy(used)], torch.from_numpy(places.reshape(-1))
+    return taken(frames, used), places.reshape(-1)
 
 
-def _converted(path: str, used: set[int], count: int) -> Tensor | None:
+def _converted(decoder: Decoder, used: set[int], count: int) -> Tensor | None:
     """These frames of a file; None unless it has as many as were counted, and all of them whole."""
     frames, decoded, convert = [], 0, RgbConverter()
     try:
-        with open_video(path, _ALL) as decoder:
-            for number, frame in decoder.frames():
-                decoded += 1
-                pixels = convert(frame) if number in used or number == 0 else None  # the first says the size of all
-                if number in used and pixels is not None:
-                    frames.append(torch.from_numpy(pixels.copy()))
+        for number, frame in decoder.frames():
+            decoded += 1
+            pixels = convert(frame) if number in used or number == 0 else None  # the first says the size of all
+            if number in used and pixels is not None:
+                frames.append(torch.from_numpy(pixels.copy()))
     except (DecodingError, OSError, ValueError):  # whatever it is, reading all of it will say it
         return None
     whole = decoded == count and not decoder.damage

@@ -23,7 +23,7 @@ from ..video import VideoError, read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
-from .reading import check_no_picture, frame_count, read_chosen, read_frames
+from .reading import check_no_picture, frame_count, read_chosen, read_frames, taken
 from .sampling import Indices, Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
@@ -68,10 +68,10 @@ class Frames:
 
         if self.cache is None:
             frames, places = read_chosen(path, choose)
-            return self.geometry.scale(frames)[places]
+            return taken(self.geometry.scale(frames), places)
         key = ("frames", path, self.geometry.scaled)
         frames = _kept(self.cache, key, lambda: self.geometry.scale(read_frames(path)))
-        return frames[torch.from_numpy(choose(len(frames)))]
+        return taken(frames, choose(len(frames)))
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class DynamicImages:
             offset = sampling.offset(int(count) - self.flow, random)
         if self.cache is None:
             images = self._pool(path, sampling, offset, backwards)
-            return self.geometry.scale(images[sampling.kept(len(images), random)])
+            return self.geometry.scale(taken(images, sampling.kept(len(images), random)))
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
         key = ("dynamic images", path, *windows)
         images = _kept(self.cache, key, lambda: self.geometry.scale(self._pool(path, sampling, offset, backwards)))
-        return images[sampling.kept(len(images), random)]
+        return taken(images, sampling.kept(len(images), random))
 
     def _pool(self, path: str, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
         options = self.pooling.options()
