@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..video import Size, VideoError
 from .cache import make_cache
@@ -188,12 +189,19 @@ def _padded(videos: Sequence[Tensor]) -> Tensor:
     if len(sizes) > 1:
         raise ValueError(f"videos of a batch must have frames of one size, got {sorted(sizes)}: set size")
     channels, height, width = sizes.pop()
-    batch = torch.empty(len(videos), max(map(len, videos)), height, width, channels, dtype=torch.uint8)
-    batch = batch.permute(0, 1, 4, 2, 3)
+    batch = _empty(len(videos), max(map(len, videos)), height, width, channels).permute(0, 1, 4, 2, 3)
     for row, video in zip(batch, videos, strict=True):
         row[: len(video)] = video
         row[len(video) :] = 0
     return batch
+
+
+def _empty(*shape: int) -> Tensor:
+    """uint8; in a worker, as by torch's own `collate`, in the memory through which it will be handed over."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class Notices:
