@@ -234,14 +234,14 @@ def _taken(frames: Iterable[Any], chosen: slice) -> Iterator[Any]:
 
 
 def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor:
-    frames = _FrameBuffer()
+    frames = _FrameBuffer(size)
     shape: tuple[int, ...] | None = None
     for index, frame in _taken(enumerate(video), chosen):
         pixels = _checked_frame(frame, f"video[{index}]")
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise ValueError(f"video[{index}] must be of the size of those before, {shape[:2]}, got {pixels.shape[:2]}")
-        frames.append(_resized(pixels, size))
+        frames.append(pixels)
     if shape is None:
         least = "one frame" if chosen.start == 0 else f"{chosen.start + 1} frames, for start = {chosen.start}"
         raise ValueError(f"video must have at least {least}, got an iterable without")
@@ -264,29 +264,51 @@ def _checked_frame(frame: Frame, name: str) -> Pixels:
 
 
 class _FrameBuffer:
-    """Frames in one uint8 array [capacity, H, W, 3] that grows in place, by half."""
+    """Frames of one size, scaled to `size` a few at a time, in one uint8 array [capacity, H, W, 3] that grows in place,
+    by half.
+    """
 
-    def __init__(self, expected: int = 0) -> None:
-        self._expected = expected
-        self._count = 0
+    def __init__(self, size: Size | None, expected: int = 0) -> None:
+        self._size, self._expected = size, expected
+        self._count = self._waiting = 0
         self._frames: Pixels = np.empty((0, 0, 0, 3), np.uint8)
+        self._few = self._frames  # to be scaled
 
     def __len__(self) -> int:
-        return self._count
+        return self._count + self._waiting
 
     def append(self, frame: Pixels) -> None:
-        if self._count == 0:
-            reserved = min(self._expected, _RESERVED_BYTES // max(frame.nbytes, 1))
-            self._frames = np.empty((max(reserved, 16), *frame.shape), np.uint8)
-        elif self._count == len(self._frames):
-            self._resize(self._count + self._count // 2)
-        self._frames[self._count] = frame
-        self._count += 1
+        if self._size is None:
+            self._store(frame[None])
+            return
+        if not len(self._few):
+            self._few = np.empty((max(1, min(16, _SCALED_BYTES // max(frame.nbytes, 1))), *frame.shape), np.uint8)
+        self._few[self._waiting] = frame
+        self._waiting += 1
+        if self._waiting == len(self._few):
+            self._scale()
 
     def clip(self) -> Tensor:
         """The frames as [T, 3, H, W], a view; spare capacity is given back."""
+        if self._waiting:
+            self._scale()
         self._resize(self._count)
         return torch.from_numpy(self._frames).permute(0, 3, 1, 2)
+
+    def _scale(self) -> None:
+        frames = torch.from_numpy(self._few[: self._waiting]).permute(0, 3, 1, 2)
+        self._waiting = 0
+        self._store(_resized_clip(frames, self._size).permute(0, 2, 3, 1).numpy())
+
+    def _store(self, frames: Pixels) -> None:
+        end = self._count + len(frames)
+        if self._count == 0:
+            reserved = min(self._expected, _RESERVED_BYTES // max(frames[0].nbytes, 1))
+            self._frames = np.empty((max(reserved, 16), *frames.shape[1:]), np.uint8)
+        elif end > len(self._frames):
+            self._resize(max(end, self._count + self._count // 2))
+        self._frames[self._count : end] = frames
+        self._count = end
 
     def _resize(self, capacity: int) -> None:
         self._frames.resize((capacity, *self._frames.shape[1:]), refcheck=False)
@@ -307,12 +329,6 @@ def _resized_clip(frames: Tensor, size: Size | None) -> Tensor:
     at_once = max(1, _SCALED_BYTES // frames[0].numel())
     parts = [_interpolate(part, target) for part in frames.split(at_once)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _resized(frame: Pixels, size: Size | None) -> Pixels:
-    if size is None:
-        return frame
-    return resized(torch.from_numpy(np.array(frame)).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
 
 
 def _target_size(height: int, width: int, size: Size) -> tuple[int, int]:
@@ -354,10 +370,10 @@ def numbered_images(folder: str) -> list[str]:
 
 
 def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
-    frames, convert = _FrameBuffer(expected=decoder.expected or 0), RgbConverter()
+    frames, convert = _FrameBuffer(size, decoder.expected or 0), RgbConverter()
     for number, frame in decoder.frames():
         try:
-            frames.append(_resized(convert(frame), size))
+            frames.append(convert(frame))
         except (FFmpegError, ValueError) as error:
             raise VideoError(decoder.source, f"cannot be converted to RGB: {reason_of(error)}", number) from error
     decoder.check_any(len(frames))
@@ -365,7 +381,7 @@ def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
 
 
 def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
-    frames, damaged = _FrameBuffer(), 0
+    frames, damaged = _FrameBuffer(size), 0
     first: tuple[int, int] | None = None
     for name in numbered_images(folder)[chosen]:
         try:
@@ -377,7 +393,7 @@ def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
         first = first or upright.size
         if upright.size != first:
             upright = upright.resize(first, Image.Resampling.BILINEAR)
-        frames.append(_resized(np.asarray(upright), size))
+        frames.append(np.asarray(upright))
     if not len(frames):
         why = f": {damaged} cannot be read" if damaged else ""
         raise VideoError(folder, f"has no image to read{why} ({' '.join(sorted(IMAGE_SUFFIXES))})")

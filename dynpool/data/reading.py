@@ -15,6 +15,7 @@ from ..video import (
     Decoder,
     DecodingError,
     RgbConverter,
+    Size,
     VideoError,
     damaged_packets,
     is_file,
@@ -42,9 +43,9 @@ def frame_count(path: str) -> int:
     return expected or len(read_frames(path))
 
 
-def read_frames(path: str) -> Tensor:
-    """All frames of a video, uint8 [T, 3, H, W]; what was damaged is warned of."""
-    clip = read_clip(path)
+def read_frames(path: str, size: Size | None = None) -> Tensor:
+    """All frames of a video, uint8 [T, 3, H, W], scaled to `size`; what was damaged is warned of."""
+    clip = read_clip(path, size=size)
     if clip.damaged:
         warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
     return clip.frames
@@ -56,16 +57,16 @@ def taken(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
     return frames if everything else frames[torch.as_tensor(indices)]
 
 
-def read_chosen(path: str, choose: Callable[[int], Indices]) -> tuple[Tensor, Indices]:
-    """Frames of a video and, of those that `choose` wants of so many as it has, the places among them."""
+def read_chosen(path: str, choose: Callable[[int], Indices], size: Size | None) -> tuple[Tensor, Indices]:
+    """Scaled frames of a video and, of those that `choose` wants of so many as it has, the places among them."""
     if is_file(path):
         with open_video(path, _ALL) as decoder:
             count = decoder.expected or 0
             used, places = np.unique(choose(count), return_inverse=True) if count else (np.arange(0), np.arange(0))
             few = 0 < 2 * len(used) <= count
             if few and (frames := _converted(decoder, set(used.tolist()), count)) is not None:
-                return frames, places.reshape(-1)
-    frames = read_frames(path)
+                return read_clip(frames, size=size).frames, places.reshape(-1)
+    frames = read_frames(path, size)
     used, places = np.unique(choose(len(frames)), return_inverse=True)
     return taken(frames, used), places.reshape(-1)
 

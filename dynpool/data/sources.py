@@ -67,10 +67,9 @@ class Frames:
             return sampling.indices(count, np.random.default_rng(seed)).reshape(-1)
 
         if self.cache is None:
-            frames, places = read_chosen(path, choose)
-            return taken(self.geometry.scale(frames), places)
+            return taken(*read_chosen(path, choose, self.geometry.scaled))
         key = ("frames", path, self.geometry.scaled)
-        frames = _kept(self.cache, key, lambda: self.geometry.scale(read_frames(path)))
+        frames = _kept(self.cache, key, lambda: read_frames(path, self.geometry.scaled))
         return taken(frames, choose(len(frames)))
 
 
