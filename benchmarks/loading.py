@@ -1,7 +1,8 @@
 """How fast videos reach a network: loaders beside the decoder alone, in as many processes.
 
-    python benchmarks/loading.py [--data [NAME:]FOLDER] [--workers N,N,...] [--seconds S] [--json FILE]
+    python benchmarks/loading.py [--data FOLDER ...] [--workers N,N,...] [--seconds S] [--json FILE]
 
+Without --data: the Weizmann actions (mpeg4, 180 x 144), and clips of UCF101, HMDB51, Kinetics and others beside them.
 "share" is frames a second of the loader over those of bare decoding (no colour conversion, one thread a process): the
 nearer to 1, the more decoding bounds it.
 """
@@ -9,6 +10,7 @@ nearer to 1, the more decoding bounds it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -36,24 +38,35 @@ def everything(root: str) -> Listing:
     return replace(train, videos=(*train.videos, *test.videos))
 
 
+def default_folders() -> list[Path]:
+    """Weizmann, and the clips that lie beside it."""
+    weizmann = default_data()
+    folders = [] if weizmann is None else [weizmann, weizmann.with_name("clips")]
+    return [folder for folder in folders if folder.is_dir()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=default_data(), help="folder of classes; default: the Weizmann actions")
+    parser.add_argument("--data", type=Path, nargs="+", default=default_folders(), help="folders of classes")
     parser.add_argument("--workers", default="0,2", help="numbers of processes; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each figure; default: %(default)s")
     parser.add_argument("--size", type=int, default=224, help="of the pictures; default: %(default)s")
     parser.add_argument("--json", type=Path, default=RESULTS / "loading-cpu.json")
     options = parser.parse_args()
-    if options.data is None:
+    if not options.data:
         raise SystemExit("no data: --data FOLDER")
-    listing, rows = everything(str(options.data)), []
-    table = Table("source", "processes", "videos/s", "frames/s", "decoder alone", "share", box=None)
-    for name, chosen in SOURCES.items():
-        for workers in map(int, options.workers.split(",")):
-            rate = measure(VideoDataset(listing, size=options.size, **chosen), workers, seconds=options.seconds)
-            rows.append({"source": name, "workers": workers, **rate._asdict(), "share": rate.share})
+    rows, columns = [], ("data", "source", "processes", "videos/s", "frames/s", "decoder alone", "share")
+    table = Table(*columns, box=None)
+    for folder in options.data:
+        listing = everything(str(folder))
+        for (name, chosen), workers in itertools.product(SOURCES.items(), map(int, options.workers.split(","))):
+            dataset = VideoDataset(listing, size=options.size, **chosen)
+            rate = measure(dataset, workers, seconds=options.seconds)
+            rows.append(
+                {"data": folder.name, "source": name, "workers": workers, **rate._asdict(), "share": rate.share}
+            )
             figures = f"{rate.videos:,.0f}", f"{rate.frames:,.0f}", f"{rate.decoded:,.0f}", f"{rate.share:.2f}"
-            table.add_row(name, str(workers or 1), *figures)
+            table.add_row(folder.name, name, str(workers or 1), *figures)
     Console(highlight=False).print(table)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"machine": machine(), "size": options.size, "rows": rows}, indent=1) + "\n")

@@ -3,11 +3,11 @@
 from . import nn
 from ._build import build_info
 from ._version import __version__
+from .decoder import VideoError
 from .exact import RankPoolInfo, rank_pool, ranking_accuracy
 from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
 from .streaming import RankPoolStream
-from .video import VideoError
 from .weights import rank_weights
 
 __all__ = [

@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ._version import __version__
+from .decoder import VideoError, damaged_packets
 from .images import Recipe, make_images
 from .training import commands
-from .video import VideoError, damaged_packets, numbered_images
+from .video import numbered_images
 
 VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905

@@ -14,25 +14,21 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .decoder import (
+    Decoder,
+    DecodingError,
+    VideoError,
+    damaged_packets,
+    is_file,
+    open_video,
+    reason_of,
+    source_name,
+)
 from .exact import rank_pool
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
 from .streaming import Endless, Windows
-from .video import (
-    Decoder,
-    DecodingError,
-    Size,
-    Video,
-    VideoError,
-    check_reading,
-    damaged_packets,
-    is_file,
-    open_video,
-    read_clip,
-    reason_of,
-    resized,
-    source_name,
-)
+from .video import Size, Video, check_reading, read_clip, resized
 from .weights import rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .decoder import RgbConverter, Turn, reformatted
 from .pooling import Nonlinearity, temporal_pool
-from .video import RgbConverter, Size, Turn, reformatted, resized
+from .video import Size, resized
 
 _MAX_BATCH = 16
 _BATCH_BYTES = 1 << 25  # of frames that wait, which the decoder cannot use again meanwhile

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .decoder import is_decoded
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
-from .video import Frame, frame_tensor, is_decoded
+from .video import Frame, frame_tensor
 from .weights import rank_weights
 
 _CHUNK, _PART = 16, 4  # frames that are kept until they are pooled together, and that are made float64 at a time

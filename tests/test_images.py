@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynpool import approx_rank_pool, ops
+from dynpool.decoder import VideoError
 from dynpool.images import _covering_starts, dynamic_image, dynamic_images, to_image
-from dynpool.video import VideoError
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);
 # (-2, 0, 2) by eq. (4), away from (-1, 0, 1).

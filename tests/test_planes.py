@@ -21,10 +21,11 @@ from dynpool import (
     planes,
     rank_weights,
 )
+from dynpool.decoder import Decoder, open_video
 from dynpool.images import Recipe, make_images
 from dynpool.planes import ColourPlanes, RawPlanes, RgbFrames, pool_for
 from dynpool.streaming import Endless, Windows
-from dynpool.video import Decoder, open_video, read_clip
+from dynpool.video import read_clip
 
 av = clips.av
 
@@ -456,7 +457,7 @@ def test_no_more_frames_are_held_than_are_pooled_at_once(way, monkeypatch):
 def test_packets_that_are_too_many_to_keep(method, monkeypatch):
     video = clips.encoded(moving(), codec="mpeg4", pix_fmt="yuv420p", format="avi")
     right = dynamic_image(video, method=method)
-    monkeypatch.setattr("dynpool.video._KEPT_BYTES", 100)
+    monkeypatch.setattr("dynpool.decoder._KEPT_BYTES", 100)
     with open_video(video, ALL) as decoder:
         assert decoder.expected is None
         assert len(list(decoder.frames())) == 20

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dynpool.decoder import Decoder, VideoError
 from dynpool.images import dynamic_image
-from dynpool.video import Decoder, VideoError, read_clip
+from dynpool.video import read_clip
 
 av = clips.av
 
@@ -163,7 +164,7 @@ def test_files_are_read_no_further_than_asked():
 def test_frames_that_take_more_packets_than_were_read_ahead(delay, monkeypatch):
     film = clips.encoded(clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
     right, whole = dynamic_image(film, start=2, max_frames=5), read_clip(film).frames
-    monkeypatch.setattr("dynpool.video._DELAY", delay)
+    monkeypatch.setattr("dynpool.decoder._DELAY", delay)
     assert torch.equal(dynamic_image(film, start=2, max_frames=5), right)
     for expected in (4, 9):  # wrong: decoded again
         with monkeypatch.context() as patch:
@@ -187,10 +188,10 @@ def test_files_that_are_left_early_leave_nothing_behind():
 
 def test_packets_without_end_are_not_kept(monkeypatch):
     film = clips.encoded(clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
-    monkeypatch.setattr("dynpool.video._DELAY", 0)
+    monkeypatch.setattr("dynpool.decoder._DELAY", 0)
     with av.open(io.BytesIO(film)) as container:
         first = next(container.demux(video=0)).size
-    monkeypatch.setattr("dynpool.video._KEPT_BYTES", first)
+    monkeypatch.setattr("dynpool.decoder._KEPT_BYTES", first)
     with pytest.raises(VideoError, match="of it hold too few frames that can be decoded"):
         dynamic_image(film, max_frames=1)
 

@@ -1,8 +1,5 @@
 // Sums of decoded frames and pictures of them, against plain loops. Every buffer ends at a page that cannot be touched, or
 // begins behind one, so that a step outside is found in whatever instruction set.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,33 +10,12 @@
 
 #include "../picture.h"
 #include "check.h"
+#include "guarded.h"
 
 namespace dynpool::test {
 namespace {
 
 using Random = std::mt19937;
-
-class Guarded {
- public:
-  Guarded(size_t bytes, bool at_end) {
-    const size_t page = sysconf(_SC_PAGESIZE), room = (bytes + page - 1) / page * page;
-    length_ = room + 2 * page;
-    map_ = static_cast<char*>(mmap(nullptr, length_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(map_, page, PROT_NONE);
-    mprotect(map_ + page + room, page, PROT_NONE);
-    data_ = map_ + page + (at_end ? room - bytes : 0);
-  }
-  ~Guarded() { munmap(map_, length_); }
-  Guarded(const Guarded&) = delete;
-  template <class T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-
- private:
-  char *map_, *data_;
-  size_t length_;
-};
 
 struct Format {
   const char* name;

@@ -1,8 +1,5 @@
 // CPU kernels and emulated CUDA kernels against the oracle, over dtypes, layouts, bands, normalisations and outputs.
 // Tensors stand beside memory that no one may touch, so that any step outside is seen.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -11,12 +8,9 @@
 #include <stdexcept>
 #include <string>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
-
-#include "check.h"
 #include "../solver.h"
+#include "check.h"
+#include "guarded.h"
 #include "oracle.h"
 
 namespace dynpool::test {
@@ -129,40 +123,6 @@ struct Case {
 
 // --- tensors ---------------------------------------------------------------------------------------------------------
 
-// Memory that ends where a page that may not be touched begins, whatever word that is in; or begins behind such a page.
-class Guarded {
- public:
-  Guarded(int64_t bytes, bool at_end) {
-    const int64_t page = sysconf(_SC_PAGESIZE);
-    inside_ = (bytes + page - 1) / page * page;
-    pages_ = static_cast<char*>(
-        mmap(nullptr, inside_ + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (pages_ == MAP_FAILED) throw std::bad_alloc();
-    whole_ = inside_ + 2 * page;
-    if (inside_) mprotect(pages_ + page, inside_, PROT_READ | PROT_WRITE);
-    data_ = pages_ + page + (at_end ? inside_ - bytes : 0);
-    poison(true);
-  }
-  Guarded(const Guarded&) = delete;
-  ~Guarded() {
-    poison(false);
-    munmap(pages_, whole_);
-  }
-  char* get() const { return data_; }
-  char& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  // What lies before the data in their first page.
-  void poison([[maybe_unused]] bool on) const {
-#if defined(__SANITIZE_ADDRESS__)
-    char* first = pages_ + (whole_ - inside_) / 2;
-    (on ? __asan_poison_memory_region : __asan_unpoison_memory_region)(first, data_ - first);
-#endif
-  }
-  char *pages_, *data_;
-  int64_t inside_, whole_;
-};
-
 struct Buffer {
   DType dtype;
   Sizes sizes, strides;
@@ -187,7 +147,7 @@ struct Buffer {
     guarded.reset(new Guarded(length * bytes_of(dtype), count++ % 4 != 0));
     poison();
   }
-  char* data() const { return guarded->get(); }
+  char* data() const { return guarded->as<char>(); }
   void poison() { std::memset(data(), 0xff, length * bytes_of(dtype)); }
 
   int64_t frames() const { return sizes[1]; }

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..video import Size, VideoError
+from ..decoder import VideoError
+from ..video import Size
 from .cache import make_cache
 from .geometry import Crop, Geometry
 from .listing import Listing, PathLike

@@ -10,19 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..video import (
-    IMAGE_SUFFIXES,
-    Decoder,
-    DecodingError,
-    RgbConverter,
-    Size,
-    VideoError,
-    damaged_packets,
-    is_file,
-    numbered_images,
-    open_video,
-    read_clip,
-)
+from ..decoder import Decoder, DecodingError, RgbConverter, VideoError, damaged_packets, is_file, open_video
+from ..video import IMAGE_SUFFIXES, Size, numbered_images, read_clip
 from .sampling import Indices
 
 _ALL = slice(0, None, 1)

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..decoder import VideoError
 from ..images import Method, dynamic_image, dynamic_images
 from ..pooling import Nonlinearity
-from ..video import VideoError, read_clip
+from ..video import read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of

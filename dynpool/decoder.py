@@ -1,0 +1,344 @@
+"""The decoder: the frames of a video file, as FFmpeg decodes them, by way of PyAV."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+try:
+    import av
+    from av.error import FFmpegError
+    from av.stream import Disposition
+    from av.video.reformatter import VideoReformatter
+except ImportError as error:  # tensors, arrays and frames do without
+    missing_av: ImportError | None = error
+    DecodingError: type[Exception] = ImportError
+else:
+    missing_av = None
+    DecodingError = FFmpegError
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+
+_KEPT_BYTES = 1 << 25  # of packets, which are read ahead
+_DELAY = 64  # packets that a decoder may want before it hands out a frame
+_PLACEHOLDER_BYTES = 8
+_MOST_THREADS = 4
+_LARGE_FRAME = 1280 * 720
+
+
+class VideoError(ValueError):
+    """A video that cannot be read: `source` names it, `reason` says why, `frame` at which frame, if at one."""
+
+    def __init__(self, source: str, reason: str | None = None, frame: int | None = None) -> None:
+        if reason is None:  # torch's copy of a worker's error, made of a traceback, which ends in our words
+            last = source.rstrip().rpartition("\n")[2]
+            source, _, reason = last.rpartition("VideoError: ")[2].partition(": ")
+        super().__init__(source, reason, frame)
+        self.source, self.reason, self.frame = source, reason, frame
+
+    def __str__(self) -> str:
+        return f"{self.source}{'' if self.frame is None else f', frame {self.frame}'}: {self.reason}"
+
+
+def is_file(video: object) -> TypeGuard[File]:
+    """Whether a decoder reads it, as no tensor, array, iterable or folder."""
+    if isinstance(video, (str, os.PathLike)):
+        return not os.path.isdir(video)
+    return isinstance(video, (bytes, bytearray, memoryview)) or hasattr(video, "read")
+
+
+def is_decoded(frame: object) -> bool:
+    """Whether it is a frame of PyAV."""
+    return missing_av is None and isinstance(frame, av.VideoFrame)
+
+
+def source_name(video: object) -> str:
+    """What messages call a video."""
+    if isinstance(video, (str, os.PathLike)):
+        return os.fsdecode(video)
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        return "<bytes>"
+    name = getattr(video, "name", None)
+    return name if isinstance(name, str) else f"<{type(video).__name__}>"
+
+
+def damaged_packets(count: int) -> str:
+    """The count in words."""
+    return f"{count} damaged packet{'' if count == 1 else 's'}"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iterator[Decoder]:
+    """The decoder of what `is_file`. Raises, also while frames are decoded, what `read_clip` does."""
+    if isinstance(video, (str, os.PathLike)):
+        path = os.fsdecode(video)
+        if "://" in path:
+            with _open_url(path) as file, _decoder(file, path, chosen, timeout) as decoder:
+                yield decoder
+            return
+        os.stat(path)  # FileNotFoundError in the system's own words
+        file = f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
+    elif isinstance(video, (bytes, bytearray, memoryview)):
+        file = io.BytesIO(video)
+    else:
+        file = _borrowed(video)
+    with _decoder(file, source_name(video), chosen, timeout) as decoder:
+        yield decoder
+
+
+@contextmanager
+def _decoder(file: Any, source: str, chosen: slice, timeout: float | None) -> Iterator[Decoder]:
+    with _opened(file, source, timeout) as container:
+        decoder = Decoder(container, source, chosen, timeout)
+        try:
+            yield decoder
+        finally:
+            decoder.close()
+
+
+def _open_url(url: str) -> Any:
+    try:
+        fsspec: Any = importlib.import_module("fsspec")
+    except ImportError as error:
+        raise ImportError(f"reading {url} needs fsspec: pip install fsspec") from error
+    return fsspec.open(url, "rb")
+
+
+def _borrowed(file: Any) -> _Borrowed:
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)
+    return _Borrowed(file)
+
+
+class _Borrowed:
+    """The reading half of a file object: all but `close`, since PyAV closes what it is given."""
+
+    def __init__(self, file: Any) -> None:
+        self.read = file.read
+        for name in ("seek", "tell", "seekable"):
+            if hasattr(file, name):
+                setattr(self, name, getattr(file, name))
+
+
+def _opened(file: Any, source: str, timeout: float | None) -> Any:
+    if missing_av is not None:
+        raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
+    try:
+        # Some files of HMDB51 hold metadata that is no text.
+        return av.open(file, metadata_errors="ignore", timeout=timeout)
+    except FFmpegError as error:
+        raise VideoError(source, reason_of(error)) from error
+
+
+class Decoder:
+    """The first video stream of a container.
+
+    Its packets, which are small, are read ahead as far as the chosen frames go, and kept, up to a limit: their number
+    tells how many frames there will be, and the frames can be decoded once more if it does not.
+    """
+
+    def __init__(self, container: Any, source: str, chosen: slice, timeout: float | None) -> None:
+        self.source = source
+        self._unreadable: list[Exception] = []
+        self._undecodable: list[Exception] = []
+        self._container, self._chosen = container, chosen
+        self._stream = _video_stream(container, source)
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._packets = self._demux()
+        self._kept: list[Any] = []
+        self._kept_bytes = 0
+        self._sizes: list[int] = []  # of those that hold a frame that will be shown
+        self.repeatable = self._read_ahead()
+        self._decoded = False
+
+    @property
+    def damage(self) -> list[Exception]:
+        """Why packets so far could not be read or decoded."""
+        return self._unreadable + self._undecodable
+
+    @property
+    def expected(self) -> int | None:
+        """How many frames there will probably be; None where nothing tells."""
+        # Old MPEG-4 encoders put two frames in a packet, and next to nothing in the one that follows.
+        packed = self._stream.codec_context.name == "mpeg4" and min(self._sizes, default=0) <= _PLACEHOLDER_BYTES
+        return None if packed or not self.repeatable else len(range(len(self._sizes))[self._chosen])
+
+    def frames(self) -> Iterator[tuple[int, Any]]:
+        """The chosen frames with their numbers, in display order; what cannot be decoded is skipped and noted in
+        `damage`. Once, or as often as one likes if `repeatable`.
+        """
+        return itertools.islice(enumerate(self._decode()), self._chosen.start, self._chosen.stop, self._chosen.step)
+
+    def close(self) -> None:
+        """Let go of the packets, which would refer to this and be referred to."""
+        self._packets.close()
+        self._kept.clear()
+
+    def check_any(self, count: int) -> None:
+        """Raise VideoError if no frame was decoded."""
+        if count:
+            return
+        first = f": {damaged_packets(len(self.damage))}, the first: {reason_of(self.damage[0])}" if self.damage else ""
+        which = "no frame" if self._chosen.start == 0 else f"no frame from frame {self._chosen.start} on"
+        raise VideoError(self.source, f"{which} can be decoded{first}")
+
+    def _decode(self) -> Iterator[Any]:
+        if self._decoded:
+            self._stream.codec_context.flush_buffers()
+            self._undecodable.clear()
+        self._decoded = True
+        for packet in self._stored():
+            try:
+                yield from self._stream.decode(packet)
+            except EOFError:
+                return
+            except FFmpegError as error:
+                self._undecodable.append(error)
+            self._check_time()
+
+    def _read_ahead(self) -> bool:
+        """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""
+        enough = sys.maxsize if self._chosen.stop is None else self._chosen.stop + _DELAY
+        for packet in self._packets:
+            if not self._keep(packet):
+                return False
+            if len(self._sizes) >= enough:
+                break
+            self._check_time()
+        return True
+
+    def _keep(self, packet: Any) -> bool:
+        self._kept.append(packet)
+        size = 0 if packet is None else packet.size
+        self._kept_bytes += size
+        if size and not packet.is_discard:
+            self._sizes.append(size)
+        return self._kept_bytes <= _KEPT_BYTES
+
+    def _stored(self) -> Iterator[Any]:
+        """The packets that are kept, then those that are not; if frames may be wanted again, they are kept from now."""
+        yield from self._kept
+        for packet in self._packets:
+            if self.repeatable and not self._keep(packet):
+                raise VideoError(self.source, f"{_KEPT_BYTES >> 20} MB of it hold too few frames that can be decoded")
+            yield packet
+
+    def _demux(self) -> Generator[Any, None, None]:
+        """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
+        try:
+            yield from self._container.demux(self._stream)
+        except (FFmpegError, IndexError) as error:  # PyAV's, for a stream that appears midway
+            self._unreadable.append(error)
+            yield None
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise VideoError(self.source, f"takes longer than timeout = {self._timeout:g} s")
+
+
+def _video_stream(container: Any, source: str) -> Any:
+    # FFmpeg plays any text file as an animated terminal.
+    streams = [] if container.format.name == "tty" else container.streams.video
+    for stream in streams:
+        if not stream.disposition & Disposition.attached_pic:  # the cover of an audio file
+            codec = stream.codec_context
+            if codec is None:
+                raise VideoError(source, "its codec is not known to FFmpeg, or not built in")
+            codec.thread_count, codec.thread_type = _decoding_threads((codec.width or 0) * (codec.height or 0)), "AUTO"
+            return stream
+    raise VideoError(source, f"has no video stream (format {container.format.name})")
+
+
+def _decoding_threads(pixels: int) -> int:
+    """One in a worker process, whose siblings read other videos, and for small frames, which threads make slower."""
+    if multiprocessing.parent_process() is not None or pixels < _LARGE_FRAME:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_THREADS)
+
+
+def reason_of(error: Exception) -> str:
+    """FFmpeg's words without its number and file name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+# --- decoded frames -------------------------------------------------------------------------------------------------
+
+
+def reformatted(frame: Any, width: int, height: int, format: str) -> Any:
+    """A decoded frame in another size and pixel format, by swscale."""
+    return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1)
+
+
+class RgbConverter:
+    """Decoded frame -> RGB pixels [H, W, 3] as displayed: a view, turned as the first frame's display matrix says."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._options: dict[str, Any] = {}
+        self._turn = Turn(False, False, False)
+
+    def __call__(self, frame: Any) -> Pixels:
+        if not self._options:
+            self._options = {"width": frame.width, "height": frame.height, "format": "rgb24", "threads": 1}
+            self._turn = Turn.of(frame)
+        return self._turn.pixels(_pixels(self._reformatter.reformat(frame, **self._options)))
+
+
+def _pixels(rgb: Any) -> Pixels:
+    """A view of an rgb24 frame; its lines may end in padding."""
+    plane = rgb.planes[0]
+    if plane.line_size < 0:
+        raise ValueError("its lines run upwards in memory")
+    lines = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
+    return lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+
+
+class Turn(NamedTuple):
+    """How a decoded image becomes upright, to the nearest right angle: transposed first, then flipped."""
+
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
+
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """The frame's display matrix.
+
+        The matrix a b · c d · … · (ISO/IEC 14496-12, 8.3.2) takes the decoded point (x, y) to (ax + cy, bx + dy).
+        """
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is None:
+            return cls(False, False, False)
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+        return cls(True, b < 0, c < 0) if abs(b) > abs(a) else cls(False, d < 0, a < 0)
+
+    def pixels(self, image: Pixels) -> Pixels:
+        """Of [H, W, 3]: a view."""
+        image = image.transpose(1, 0, 2) if self.transpose else image
+        return image[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def image(self, image: Tensor) -> Tensor:
+        """Of [3, H, W]."""
+        image = image.transpose(1, 2) if self.transpose else image
+        flipped = [dim for dim, flip in ((1, self.flip_rows), (2, self.flip_columns)) if flip]
+        return image.flip(flipped) if flipped else image
