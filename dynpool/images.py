@@ -332,7 +332,8 @@ class _Feed:
         """
         batch: list[Any] = []
         for number, frame in self.decoder.frames():
-            batch.append(self._fitting(number, frame))
+            takes = self._pool is not None and self._pool.takes(frame)
+            batch.append(frame if takes else self._fitting(number, frame))
             if len(batch) == self.pool.batch:
                 yield self._counted(batch)
                 batch.clear()

@@ -104,9 +104,13 @@ class Pool(ABC):
         self.form, self.nonlinearity, self._turn = form, nonlinearity, turn
         self.batch = max(1, min(_MAX_BATCH, _BATCH_BYTES // (3 * form.width * form.height)))
 
+    def takes(self, frame: Any) -> bool:
+        """Whether the frame can be added as it is."""
+        return self.form.fits(frame)
+
     def fitting(self, frame: Any) -> Any:
-        """The frame in the pool's format."""
-        if self.form.fits(frame):
+        """The frame as it can be added."""
+        if self.takes(frame):
             return frame
         return reformatted(frame, self.form.width, self.form.height, self.form.name)
 
@@ -141,12 +145,13 @@ class _Kernel(Pool):
     _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
 
     def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
-        planes = [
-            (frame_planes[index], offset)
-            for frame_planes in (f.planes for f in frames)
-            for index, offset in self._address_of
-        ]
-        return [plane.buffer_ptr + offset for plane, offset in planes], [plane.line_size for plane, _ in planes]
+        addresses, strides = [], []
+        for frame in frames:
+            planes = frame.planes  # made anew each time
+            for index, offset in self._address_of:
+                addresses.append(planes[index].buffer_ptr + offset)
+                strides.append(planes[index].line_size)
+        return addresses, strides
 
     def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
         ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows)
@@ -215,6 +220,9 @@ class RgbFrames(Pool):
 
     def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(self.shape, dtype=dtype, device=self._device)
+
+    def takes(self, frame: Any) -> bool:
+        return False
 
     def fitting(self, frame: Any) -> Tensor:
         return self._rgb(frame)

@@ -299,6 +299,15 @@ def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, 
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_what_is_kept_is_not_the_caller_s(listing, source):
+    dataset = VideoDataset(listing, source=source, size=None, cache="memory")
+    first = dataset[0]["video"]
+    expected = first.clone()
+    first.zero_()
+    assert torch.equal(dataset[0]["video"], expected)
+
+
 def test_a_changed_file_is_not_taken_from_the_cache(tmp_path):
     for name in ("train/run/a.mkv", "test/run/b.mkv"):
         (tmp_path / name).parent.mkdir(parents=True)

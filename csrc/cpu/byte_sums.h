@@ -2,9 +2,11 @@
 // VNNI, four frames and 16 pixels an instruction, and √ by table with VBMI.
 //
 // Weights are numbers of 24 bits in three signed digits, to the largest of a sum; roots, of 16 bits, are two bytes. The
-// products of one power of 256 share an accumulator; the least, 2^-32 of the largest, are left out. Sums are exact but
-// for that, and like any ψ a rounded root is the same for like pixels, so that the weighted sum of what does not move
-// still vanishes.
+// products of one power of 256 share an accumulator. Only in the first quad of frames are all of them formed (but the
+// least, 2^-32 of the largest); the weights of other frames are rounded to two digits, for the lower bytes of roots to one,
+// and what one loses the one before it gets, at last the first. So the weights add up to what they should, to 24 bits, and,
+// since a rounded root is the same for like pixels, the weighted sum of what does not move still vanishes; of what does, it
+// is exact to 2^-15 of its changes.
 #pragma once
 #include <cmath>
 
@@ -24,35 +26,57 @@ constexpr int kDigits = 3, kQuad = 4;
 class DigitWeights {
  public:
   DigitWeights(const float* a, int64_t count) {
-    constexpr int kLargest = 127 * 0x10101;  // all digits 127
+    constexpr int kLargest = 126 * 0x10101;  // all digits 126, and room for what others have lost
     float most = 0;
     for (int64_t t = 0; t < count; ++t) most = std::fmax(most, std::fabs(a[t]));
     scale_ = most / kLargest;
-    while (first_ < count && a[first_] == 0) ++first_;
-    while (first_ < count && a[count - 1] == 0) --count;
-    first_ = first_ / kQuad * kQuad;
+    int64_t used = 0;  // the first frame with a weight
+    while (used < count && a[used] == 0) ++used;
+    while (used < count && a[count - 1] == 0) --count;
+    first_ = used / kQuad * kQuad;
     end_ = (count + kQuad - 1) / kQuad * kQuad;
-    for (int64_t t = 0; t < count; ++t) {
-      int rest = most > 0 ? static_cast<int>(std::lrint(a[t] / most * static_cast<double>(kLargest))) : 0;
-      for (int d = 0; d < kDigits; ++d) {
-        digits_[t / kQuad][d][t % kQuad] = static_cast<int8_t>(rest);
-        rest = (rest - static_cast<int8_t>(rest)) >> 8;
-      }
+    int lost = 0, lost_low = 0;
+    for (int64_t t = count - 1; t >= used; --t) {
+      const int weight = static_cast<int>(std::lrint(a[t] / most * static_cast<double>(kLargest)));
+      const bool rounded = t >= first_ + kQuad, takes = rounded || t == used;
+      const int whole = weight + (takes ? lost : 0), whole_low = weight + (takes ? lost_low : 0);
+      const int kept = put(whole, rounded ? 1 : 0, t, digits_), kept_low = put(whole_low, rounded ? 2 : 0, t, low_);
+      if (takes) lost = whole - kept, lost_low = whole_low - kept_low;
     }
   }
   int64_t first() const { return first_; }
   int64_t end() const { return end_; }
   float scale() const { return scale_; }  // of the least digit
-  __m512i digit(int64_t t, int d) const {
-    int32_t four;
-    memcpy(&four, digits_[t / kQuad][d], sizeof(four));
-    return _mm512_set1_epi32(four);
-  }
+  __m512i digit(int64_t t, int d) const { return digits_[t / kQuad][d].everywhere(); }
+  __m512i low_digit(int64_t t, int d) const { return low_[t / kQuad][d].everywhere(); }  // for the lower bytes of roots
 
  private:
+  struct Four {
+    int8_t frame[kQuad] = {};
+
+    __m512i everywhere() const {
+      int32_t bits;
+      memcpy(&bits, frame, sizeof(bits));
+      return _mm512_set1_epi32(bits);
+    }
+  };
+  using Digits = Four[kMaxFrames / kQuad][kDigits];
+
+  // The number rounded to digits from `least` on, and returned.
+  static int put(int number, int least, int64_t t, Digits& digits) {
+    const int unit = 1 << (8 * least);
+    int rest = (number + unit / 2) >> (8 * least);
+    const int kept = rest * unit;
+    for (int d = least; d < kDigits; ++d) {
+      digits[t / kQuad][d].frame[t % kQuad] = static_cast<int8_t>(rest);
+      rest = (rest - static_cast<int8_t>(rest)) >> 8;
+    }
+    return kept;
+  }
+
   int64_t first_ = 0, end_ = 0;
   float scale_ = 0;
-  int8_t digits_[kMaxFrames / kQuad][kDigits][kQuad] = {};
+  Digits digits_, low_;
 };
 
 // Sums of 64 pixels. Vector k has pixels 16 j + 4 k … of lane j, an accumulator a power of 256.
@@ -127,21 +151,23 @@ void sum_bytes(float* out, const uint8_t* const* x, int64_t begin, const DigitWe
   for (int64_t i = 0; i < n; i += kBlock) {
     const __mmask64 mask = first_bytes(n - i);
     DigitSums sums;
-    for (int64_t t = weights.first(); t < weights.end(); t += kQuad) {
+    const auto add_quad = [&](int64_t t, int least) {
       const Quad quad(x + t, begin + i, mask);
-      const __m512i digit[kDigits] = {weights.digit(t, 0), weights.digit(t, 1), weights.digit(t, 2)};
       for (int k = 0; k < 4; ++k) {
         const __m512i bytes = quad.bytes[k];
         if constexpr (rooted) {
           const __mmask64 upper = _mm512_movepi8_mask(bytes);
           const __m512i h = high(bytes, upper), l = low(bytes, upper);
-          for (int d = 0; d < kDigits; ++d) sums.add(d, k, h, digit[d]);
-          for (int d = 1; d < kDigits; ++d) sums.add(d - 1, k, l, digit[d]);
+          for (int d = least; d < kDigits; ++d) sums.add(d, k, h, weights.digit(t, d));
+          for (int d = least + 1; d < kDigits; ++d) sums.add(d - 1, k, l, weights.low_digit(t, d));
         } else {
-          for (int d = 0; d < kDigits; ++d) sums.add(d, k, bytes, digit[d]);
+          for (int d = least; d < kDigits; ++d) sums.add(d, k, bytes, weights.digit(t, d));
         }
       }
-    }
+    };
+    int64_t t = weights.first();
+    if (t < weights.end()) add_quad(t, 0);
+    for (t += kQuad; t < weights.end(); t += kQuad) add_quad(t, 1);
     sums.add_to(out + i, scale, n - i);
   }
 }

@@ -133,11 +133,12 @@ void check_sums(const Frames& frames, Nonlinearity nonlinearity, int64_t K, bool
   }
   p.sums = sums.data();
   cpu::pool_planes(p, 3);
-  double total = 0;
-  for (float weight : weights) total += std::abs(weight);
-  // Products and sums of float32, and roots of 16 bits where sums are float32.
+  double total = 0, most = 0;
+  for (float weight : weights) total += std::abs(weight), most = std::fmax(most, std::abs(weight));
+  // Products and sums of float32; where sums are float32, too, roots of 16 bits and weights of 16, twice for roots.
   const double largest = nonlinearity == Nonlinearity::sqrt ? 16 : 255;
-  const double tolerance = total * ((mixed ? 9 : 1) * 40 * std::ldexp(largest, -24) + (largest == 16 && !mixed ? std::ldexp(1, -13) : 0));
+  double tolerance = total * (mixed ? 9 : 1) * 40 * std::ldexp(largest, -24);
+  if (!mixed) tolerance += total * (largest == 16 ? std::ldexp(1, -13) : 0) + most * p.count * std::ldexp(largest, -15);
   for (int64_t i = 0; i < frames.pixels(); ++i) {
     std::vector<double> local(K);
     for (int64_t k = 0; k < K; ++k)

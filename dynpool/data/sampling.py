@@ -58,6 +58,11 @@ class Sampling:
         return self.stride or self.window or 1
 
     @property
+    def thins(self) -> bool:
+        """Whether many frames of a video may be left out."""
+        return bool(self.frames or self.max_windows or self.step > (self.window or 1))
+
+    @property
     def draws(self) -> bool:
         """Whether anything is drawn at random."""
         return self.jitter or 0 < self.reverse < 1

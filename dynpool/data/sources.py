@@ -67,11 +67,14 @@ class Frames:
         def choose(count: int) -> Indices:
             return sampling.indices(count, np.random.default_rng(seed)).reshape(-1)
 
-        if self.cache is None:
+        if self.cache is None and sampling.thins:
             return taken(*read_chosen(path, choose, self.geometry.scaled))
+        if self.cache is None:
+            frames = read_frames(path, self.geometry.scaled)
+            return taken(frames, choose(len(frames)))
         key = ("frames", path, self.geometry.scaled)
         frames = _kept(self.cache, key, lambda: read_frames(path, self.geometry.scaled))
-        return taken(frames, choose(len(frames)))
+        return frames[torch.from_numpy(choose(len(frames)))]  # a copy: what is kept is not the caller's
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class DynamicImages:
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
         key = ("dynamic images", path, *windows)
         images = _kept(self.cache, key, lambda: self.geometry.scale(self._pool(path, sampling, offset, backwards)))
-        return taken(images, sampling.kept(len(images), random))
+        return images[sampling.kept(len(images), random)]  # a copy, as above
 
     def _pool(self, path: str, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
         options = self.pooling.options()
