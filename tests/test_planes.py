@@ -177,8 +177,8 @@ def test_weighted_sums(format, nonlinearity, dtype, instruction_set):
     values = torch.stack(bytes_of).double()
     values = values.sqrt() if nonlinearity == "sqrt" else values
     expected = torch.einsum("kt,tchw->kchw", weights, values)
-    # 11 products and sums in float32; and, as bytes, roots in 16 bits, within 2^-13, of weights in 16 bits or, for their
-    # lower bytes, 8, to the largest.
+    # 11 products and sums in float32. As bytes, roots have 16 bits, within 2^-13;
+    # weights have 16 to the largest, or 8 for the lower bytes of roots.
     as_bytes = dtype == torch.float32 and instruction_set is None
     rounding = 12 * 2**-23 * values.max().item() + (2**-13 if nonlinearity == "sqrt" and as_bytes else 0)
     of_weights = 11 * 2**-15 * values.max().item() * weights.abs().max() if as_bytes else 0
