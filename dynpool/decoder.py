@@ -7,6 +7,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -39,13 +40,17 @@ _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 
 
+_SAID = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")
+
+
 class VideoError(ValueError):
     """A video that cannot be read: `source` names it, `reason` says why, `frame` at which frame, if at one."""
 
     def __init__(self, source: str, reason: str | None = None, frame: int | None = None) -> None:
         if reason is None:  # torch's copy of a worker's error, made of a traceback, which ends in our words
-            last = source.rstrip().rpartition("\n")[2]
-            source, _, reason = last.rpartition("VideoError: ")[2].partition(": ")
+            said = _SAID.search(source)
+            source, number, reason = said.groups() if said else ("a video", None, source)
+            frame = None if number is None else int(number)
         super().__init__(source, reason, frame)
         self.source, self.reason, self.frame = source, reason, frame
 

@@ -35,7 +35,7 @@ Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
 
 MID_GREY = 128
-_SHORT = 4096  # frames of a video whose weights are kept
+_KEPT_LENGTH = 4096  # frames of a video whose weights are kept
 _ROUNDING = {"sqrt": 4e-5, "identity": 1e-3}  # of a decoder's pixels that stay the same, pooled in float32
 _NEARLY_STILL = 1e-2  # a third of what one step of one bright pixel, 255 to 254, changes under the square root
 
@@ -238,7 +238,7 @@ class Recipe:
         """Of `count` frames; not of a maximum."""
         if self.method == "mean":
             return [1 / count] * count
-        return (_short_alpha if count <= _SHORT else _alpha)(count, self.time_average)
+        return (_kept_alpha if count <= _KEPT_LENGTH else _alpha)(count, self.time_average)
 
     def picture(self, pooled: Tensor) -> Tensor:
         """uint8 [3, H, W] of what was pooled: a maximum as it is, of a mean ψ⁻¹, else the values stretched."""
@@ -271,7 +271,7 @@ def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
 
 
 # The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
-_short_alpha = functools.lru_cache(maxsize=256)(_alpha)
+_kept_alpha = functools.lru_cache(maxsize=128)(_alpha)
 
 
 def _warn(video: Video, made: Made) -> None:

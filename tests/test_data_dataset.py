@@ -113,7 +113,7 @@ def test_dynamic_images_with_jitter_and_backwards(listing):
 def test_videos_that_are_played_forward_need_no_frames(listing, broken, monkeypatch):
     sampling = Sampling(5, 3, jitter=True)
     want = [plain(videos, source="dynamic_images", sampling=sampling)[1] for videos in (listing, broken)]
-    monkeypatch.setattr("dynpool.data.reading.read_frames", lambda *a, **k: pytest.fail("decoded to RGB"))
+    monkeypatch.setattr("dynpool.data.reading.read_clip", lambda *a, **k: pytest.fail("decoded to RGB"))
     for videos, expected in zip((listing, broken), want, strict=True):
         item = plain(videos, source="dynamic_images", sampling=sampling)[1]
         assert torch.equal(item["video"], expected["video"])
@@ -293,7 +293,7 @@ def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, 
     for _ in range(2):
         got = all_batches(cached, 0)
         assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
-    monkeypatch.setattr("dynpool.data.reading.read_frames", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr("dynpool.data.reading.read_clip", lambda *a, **k: pytest.fail("read again"))
     again = cached if where == "memory" else random_dataset(listing, source=source, cache=tmp_path / "cache")
     got = all_batches(again, 0)
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))

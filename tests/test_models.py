@@ -329,6 +329,26 @@ class Odd(nn.Module):
         return self.fc(self.conv(self.pair(x)[0]).relu().mean((2, 3)))
 
 
+class Viewing(nn.Sequential):
+    """A network that looks at its maps as they lie in memory."""
+
+    def forward(self, x):
+        maps = self[0](x)
+        return self[1](maps.view(-1, maps[0].numel()))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pool": "mean"}, {"kind": "static"}, {"window": 2, "video_layer": "0"}], ids=str
+)
+def test_frames_may_lie_in_memory_as_decoders_write_them(options):
+    config = ModelConfig(**{"kind": "dynamic", "num_classes": 3, "backbone": "custom", "size": 8, **options})
+    backbone = Viewing(nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 3))
+    model = build(config, backbone=backbone).eval()
+    video = torch.randint(0, 256, (2, 5, 8, 8, 3), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    for lengths in (None, [5, 3]):
+        assert torch.equal(model(video, lengths), model(video.contiguous(), lengths))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x

@@ -117,6 +117,8 @@ def test_the_backbone_is_made_for_the_size_of_the_data():
     model = build(load(["paper"], [*options, "data.size=83", "data.resize=90"]).model_config(4))
     assert model.size == 83
     assert model(torch.zeros(1, 1, 3, 83, 83)).shape == (1, 4)
+    with pytest.raises(ConfigError, match="size must be a positive integer, got 0"):
+        load([], ["model.size=0"]).model_config(4)
     assert load([], ["data.size=null"]).model_config(4).size is None
     assert load([], ["data.size=83", "model.size=100"]).model_config(4).size == 100
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))

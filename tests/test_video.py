@@ -486,6 +486,13 @@ def test_video_error_survives_pickling():
     assert str(VideoError("clip.avi", "broken", 7)) == "clip.avi, frame 7: broken"
 
 
+@pytest.mark.parametrize("error", [VideoError("a b.avi", "broken: badly"), VideoError("a.avi", "broken", 7)])
+def test_video_error_is_found_in_the_traceback_of_a_worker(error):
+    copy = VideoError(f"Caught VideoError in worker 0.\nTraceback ...\ndynpool.decoder.VideoError: {error}\n")
+    assert (copy.source, copy.reason, copy.frame) == (error.source, error.reason, error.frame)
+    assert str(VideoError("nothing of the kind")) == "a video: nothing of the kind"
+
+
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 

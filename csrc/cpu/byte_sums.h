@@ -2,11 +2,10 @@
 // VNNI, four frames and 16 pixels an instruction, and √ by table with VBMI.
 //
 // Weights are numbers of 24 bits in three signed digits, to the largest of a sum; roots, of 16 bits, are two bytes. The
-// products of one power of 256 share an accumulator. Only in the first quad of frames are all of them formed (but the
-// least, 2^-32 of the largest); the weights of other frames are rounded to two digits, for the lower bytes of roots to one,
-// and what one loses the one before it gets, at last the first. So the weights add up to what they should, to 24 bits, and,
-// since a rounded root is the same for like pixels, the weighted sum of what does not move still vanishes; of what does, it
-// is exact to 2^-15 of its changes.
+// products of one power of 256 share an accumulator; the least, 2^-32 of the largest, are left out. Behind the first quad
+// of frames weights are rounded to two digits, and what one loses the one before it gets, at last the first. So they add up
+// to what they should, to 24 bits, and, since a rounded root is the same for like pixels, the weighted sum of what does not
+// move still vanishes; of what does, a frame's share is exact to 2^-16 of the share of the frame that weighs most.
 #pragma once
 #include <cmath>
 
@@ -35,40 +34,32 @@ class DigitWeights {
     while (used < count && a[count - 1] == 0) --count;
     first_ = used / kQuad * kQuad;
     end_ = (count + kQuad - 1) / kQuad * kQuad;
-    int lost = 0, lost_low = 0;
+    int lost = 0;
     for (int64_t t = count - 1; t >= used; --t) {
       const int weight = static_cast<int>(std::lrint(a[t] / most * static_cast<double>(kLargest)));
       const bool rounded = t >= first_ + kQuad, takes = rounded || t == used;
-      const int whole = weight + (takes ? lost : 0), whole_low = weight + (takes ? lost_low : 0);
-      const int kept = put(whole, rounded ? 1 : 0, t, digits_), kept_low = put(whole_low, rounded ? 2 : 0, t, low_);
-      if (takes) lost = whole - kept, lost_low = whole_low - kept_low;
+      const int whole = weight + (takes ? lost : 0);
+      const int kept = put(whole, rounded ? 1 : 0, t);
+      if (takes) lost = whole - kept;
     }
   }
   int64_t first() const { return first_; }
   int64_t end() const { return end_; }
   float scale() const { return scale_; }  // of the least digit
-  __m512i digit(int64_t t, int d) const { return digits_[t / kQuad][d].everywhere(); }
-  __m512i low_digit(int64_t t, int d) const { return low_[t / kQuad][d].everywhere(); }  // for the lower bytes of roots
+  __m512i digit(int64_t t, int d) const {
+    int32_t four;
+    memcpy(&four, digits_[t / kQuad][d], sizeof(four));
+    return _mm512_set1_epi32(four);
+  }
 
  private:
-  struct Four {
-    int8_t frame[kQuad] = {};
-
-    __m512i everywhere() const {
-      int32_t bits;
-      memcpy(&bits, frame, sizeof(bits));
-      return _mm512_set1_epi32(bits);
-    }
-  };
-  using Digits = Four[kMaxFrames / kQuad][kDigits];
-
   // The number rounded to digits from `least` on, and returned.
-  static int put(int number, int least, int64_t t, Digits& digits) {
+  int put(int number, int least, int64_t t) {
     const int unit = 1 << (8 * least);
     int rest = (number + unit / 2) >> (8 * least);
     const int kept = rest * unit;
     for (int d = least; d < kDigits; ++d) {
-      digits[t / kQuad][d].frame[t % kQuad] = static_cast<int8_t>(rest);
+      digits_[t / kQuad][d][t % kQuad] = static_cast<int8_t>(rest);
       rest = (rest - static_cast<int8_t>(rest)) >> 8;
     }
     return kept;
@@ -76,7 +67,7 @@ class DigitWeights {
 
   int64_t first_ = 0, end_ = 0;
   float scale_ = 0;
-  Digits digits_, low_;
+  int8_t digits_[kMaxFrames / kQuad][kDigits][kQuad] = {};
 };
 
 // Sums of 64 pixels. Vector k has pixels 16 j + 4 k … of lane j, an accumulator a power of 256.
@@ -159,7 +150,7 @@ void sum_bytes(float* out, const uint8_t* const* x, int64_t begin, const DigitWe
           const __mmask64 upper = _mm512_movepi8_mask(bytes);
           const __m512i h = high(bytes, upper), l = low(bytes, upper);
           for (int d = least; d < kDigits; ++d) sums.add(d, k, h, weights.digit(t, d));
-          for (int d = least + 1; d < kDigits; ++d) sums.add(d - 1, k, l, weights.low_digit(t, d));
+          for (int d = 1; d < kDigits; ++d) sums.add(d - 1, k, l, weights.digit(t, d));
         } else {
           for (int d = least; d < kDigits; ++d) sums.add(d, k, bytes, weights.digit(t, d));
         }

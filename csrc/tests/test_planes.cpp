@@ -135,10 +135,10 @@ void check_sums(const Frames& frames, Nonlinearity nonlinearity, int64_t K, bool
   cpu::pool_planes(p, 3);
   double total = 0, most = 0;
   for (float weight : weights) total += std::abs(weight), most = std::fmax(most, std::abs(weight));
-  // Products and sums of float32; where sums are float32, too, roots of 16 bits and weights of 16, twice for roots.
+  // Products and sums of float32; where sums are float32, too, roots of 16 bits and weights of 16.
   const double largest = nonlinearity == Nonlinearity::sqrt ? 16 : 255;
   double tolerance = total * (mixed ? 9 : 1) * 40 * std::ldexp(largest, -24);
-  if (!mixed) tolerance += total * (largest == 16 ? std::ldexp(1, -13) : 0) + most * p.count * std::ldexp(largest, -15);
+  if (!mixed) tolerance += total * (largest == 16 ? std::ldexp(1, -13) : 0) + most * p.count * std::ldexp(largest, -16);
   for (int64_t i = 0; i < frames.pixels(); ++i) {
     std::vector<double> local(K);
     for (int64_t k = 0; k < K; ++k)

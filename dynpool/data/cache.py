@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_LAYOUT = 2  # of the files: those of another are not looked at
+
 
 class Cache(Protocol):
     """Tensors by key."""
@@ -36,7 +38,10 @@ class MemoryCache:
 
 
 class FolderCache:
-    """Tensors in files <folder>/<hash of key>.npy, each written whole or not at all; several processes may share it."""
+    """Tensors in files <folder>/<hash of key>.npy, each written whole or not at all; several processes may share it.
+
+    Frames [T, 3, H, W] are kept as [T, H, W, 3], and come back in that memory layout.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -44,7 +49,8 @@ class FolderCache:
 
     def get(self, key: str) -> Tensor | None:
         try:
-            return torch.from_numpy(np.load(self._path(key)))
+            value = torch.from_numpy(np.load(self._path(key)))
+            return value.permute(0, 3, 1, 2) if value.dim() == 4 else value
         except (OSError, ValueError, EOFError):  # not there, or left by another programme
             return None
 
@@ -53,13 +59,14 @@ class FolderCache:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as file:
-                np.save(file, value.contiguous().numpy())
+                np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.npy"
+        name = hashlib.sha256(f"{_LAYOUT}|{key}".encode()).hexdigest()[:40]
+        return self.folder / f"{name}.npy"
 
 
 def make_cache(where: str | os.PathLike[str] | None) -> Cache | None:

@@ -122,7 +122,7 @@ class VideoNetwork(nn.Module):
         self._route.clear()
         images = self._images(video, self._frames(video, lengths))
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
-        scores = self.backbone(((images - self.mean) / self.std).to(dtype))
+        scores = self.backbone(((images - self.mean) / self.std).to(dtype).contiguous())  # for forwards with `view`
         return scores[0] if isinstance(scores, tuple) else scores  # auxiliary ones, in training, come behind
 
     def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:

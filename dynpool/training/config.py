@@ -220,7 +220,8 @@ class Config:
         """The model for so many classes: what the data imply is filled in.
 
         Pictures, which the data have pooled already, need pool = "none". Windows of frames lie one behind the other,
-        and the model pools each. The backbone is made for images of data.size, unless model.size says otherwise.
+        and the model pools each. The backbone is tried with images of data.size, which a CaffeNet is made for,
+        unless model.size says otherwise.
         """
         given = {"kind": "dynamic", **self.model, "num_classes": num_classes}
         data = self.data
@@ -236,7 +237,8 @@ class Config:
             if data.test_frames not in (None, data.frames):
                 raise ConfigError("data.test_frames must be data.frames where the model pools windows of them")
             given["window"] = given["stride"] = data.sampling(train=True).clip_frames
-        given["size"] = given.get("size") or data.size
+        if given.get("size") is None:
+            given["size"] = data.size
         try:
             return ModelConfig.from_dict(given)
         except (ValueError, TypeError) as error:
