@@ -164,14 +164,13 @@ void pool_colour(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& 
         uint8_t* out = rgb.get() + t * size;
         colour_lines<Sample, step, shift>(factors, Y, count, l.u + chroma, l.v + chroma, n, out, span);
         runs.x[t] = out;
+        if (row + 1 == end) continue;
+        const Lines next = lines_at(t, row + 1);
+        for (int64_t y = 0; y < lines; ++y) prefetch(next.y[y] + x0, n * sizeof(Sample));
+        prefetch(next.u + chroma, (n >> shift) * step * sizeof(Sample));
+        if (step == 1) prefetch(next.v + chroma, (n >> shift) * sizeof(Sample));
       }
       pool.add(runs);
-    }
-    for (int64_t t = 0; row + 1 < end && t < p.count; ++t) {
-      const Lines next = lines_at(t, row + 1);
-      for (int64_t y = 0; y < lines; ++y) prefetch(next.y[y], width * sizeof(Sample));
-      prefetch(next.u, (width >> shift) * step * sizeof(Sample));
-      if (step == 1) prefetch(next.v, (width >> shift) * sizeof(Sample));
     }
   }
 }
