@@ -2,6 +2,8 @@
 //
 //   sums[k][i] += Σ_{t < count} weights[k, t] ψ(x[t, i])                  float32
 //
+// (of weights to 2^-16 of the largest and roots to 2^-13, where the processor multiplies bytes: cpu/byte_sums.h)
+//
 // or, with `mix`, into sums to which these sums of a few frames, rounded to float32, are but terms,
 //
 //   sums[r][i] += Σ_k mix[r, k] Σ_{t < count} weights[k, t] ψ(x[t, i])    float64

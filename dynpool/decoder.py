@@ -38,18 +38,16 @@ _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _PLACEHOLDER_BYTES = 8
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
-
-
-_SAID = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")
+_TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
 
 class VideoError(ValueError):
     """A video that cannot be read: `source` names it, `reason` says why, `frame` at which frame, if at one."""
 
     def __init__(self, source: str, reason: str | None = None, frame: int | None = None) -> None:
-        if reason is None:  # torch's copy of a worker's error, made of a traceback, which ends in our words
-            said = _SAID.search(source)
-            source, number, reason = said.groups() if said else ("a video", None, source)
+        if reason is None:  # torch makes an error of a worker anew, of its traceback alone
+            traced = _TRACED_ERROR.search(source)
+            source, number, reason = traced.groups() if traced else ("a video", None, source)
             frame = None if number is None else int(number)
         super().__init__(source, reason, frame)
         self.source, self.reason, self.frame = source, reason, frame

@@ -74,9 +74,10 @@ def dynamic_image(
         device: pool on this device; by default where the frames are, the CPU for files.
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames):
-    in memory that does not depend on its length, and equal to pooling its RGB frames within a level of 255. Under ψ =
-    identity the planes are pooled and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would
-    clip, count with what they are.
+    in memory that does not depend on its length, and equal to pooling its RGB frames within a level of 255, or two
+    levels where hardly anything moves and min-max blows up the rounding of roots. Under ψ = identity the planes are
+    pooled and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what
+    they are.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their

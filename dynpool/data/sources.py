@@ -67,14 +67,14 @@ class Frames:
         def choose(count: int) -> Indices:
             return sampling.indices(count, np.random.default_rng(seed)).reshape(-1)
 
-        if self.cache is None and sampling.thins:
-            return taken(*read_chosen(path, choose, self.geometry.scaled))
-        if self.cache is None:
-            frames = read_frames(path, self.geometry.scaled)
-            return taken(frames, choose(len(frames)))
-        key = ("frames", path, self.geometry.scaled)
-        frames = _kept(self.cache, key, lambda: read_frames(path, self.geometry.scaled))
-        return frames[torch.from_numpy(choose(len(frames)))]  # a copy: what is kept is not the caller's
+        size = self.geometry.scaled
+        if self.cache is not None:
+            frames = _kept(self.cache, ("frames", path, size), lambda: read_frames(path, size))
+            return frames[torch.from_numpy(choose(len(frames)))]  # a copy: what is kept is not the caller's
+        if sampling.thins:
+            return taken(*read_chosen(path, choose, size))
+        frames = read_frames(path, size)
+        return taken(frames, choose(len(frames)))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def _network(config: ModelConfig, base: Backbone) -> VideoNetwork:
         _drop(module, head, config.dropout)
     layer, windows = pools_at(config), config.window is not None or config.pool == "none"
     windows = windows and config.kind != "static"
-    runs = _trial(base) if layer is not None or windows or config.size is not None else []
+    pools_inside = layer is not None or windows
+    runs = _trial(base) if pools_inside or config.size is not None else []
     if layer is not None:
         _check_layer(module, runs, "branch" if forks(config) else "layer", layer)
     video_layer = _video_layer(module, runs, config.video_layer, layer) if windows else None
@@ -83,7 +84,7 @@ def _network(config: ModelConfig, base: Backbone) -> VideoNetwork:
         video_layer=video_layer,
         route=route,
     )
-    if layer is not None or windows:
+    if pools_inside:
         _check_rows(model)
     return model
 
