@@ -126,13 +126,14 @@ PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int sh
 // Adds frames to `sums`, or, where that is not null, to `largest`. planes, strides: those of a frame behind one another.
 void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
                  const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
-                 Address largest, int num_threads) {
+                 const std::vector<int>& fresh, Address largest, int num_threads) {
   const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
   require(count > 0 && planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
   require(count <= dynpool::kMaxFrames, "too many frames at once");
   const size_t K = weights.size() / count, R = sums.size();
   require(largest || (K > 0 && R > 0 && weights.size() == K * count && (mix.empty() ? K == R : mix.size() == K * R)),
           "weights must be [K, frames] and mix, if any, [rows, K]");
+  require(fresh.empty() || (fresh.size() == R && mix.empty()), "fresh must be [rows], without mix");
   dynpool::PlanesParams p;
   p.count = count;
   p.planes = reinterpret_cast<const uint8_t* const*>(planes.data());
@@ -146,6 +147,7 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
   p.weights = weights.data();
   p.mix = mix.empty() ? nullptr : mix.data();
   p.sums = reinterpret_cast<void* const*>(sums.data());
+  p.fresh = fresh.empty() ? nullptr : fresh.data();
   p.largest = static_cast<uint8_t*>(pointer(largest));
   for (const Address plane : planes) require(plane, kNull);
   for (const Address sum : sums) require(sum, kNull);

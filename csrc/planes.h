@@ -51,6 +51,7 @@ struct PlanesParams {
   const float* weights = nullptr;      // [K, count]
   const double* mix = nullptr;         // [R, K]
   void* const* sums = nullptr;         // [K] float, or with mix [R] double
+  const int* fresh = nullptr;          // [K]: sums that hold nothing yet, and are written, not added to; not with mix
   uint8_t* largest = nullptr;          // instead of weights, mix and sums
 };
 

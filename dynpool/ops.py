@@ -729,20 +729,23 @@ def pool_planes(
     weights: Sequence[Sequence[float]],
     mix: Sequence[Sequence[float]] | None,
     rows: Sequence[Tensor],
+    fresh: Sequence[bool] = (),
 ) -> None:
-    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, or rows[r] += Σ_k mix[r][k] Σ_t … in float64."""
+    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, where fresh[k] rows[k] = …; or, with mix, in float64
+    rows[r] += Σ_k mix[r][k] Σ_t …
+    """
     flat = [weight for row in weights for weight in row]
     mixed = [factor for row in mix or () for factor in row]
     dtype = torch.float32 if mix is None else torch.float64
     sums = [row.data_ptr() for row in rows if row.dtype == dtype]  # too few are refused; too narrow would be overrun
     psi = _NONLINEARITY_CODES[nonlinearity]
-    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, 0, torch.get_num_threads())
+    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, fresh, 0, torch.get_num_threads())
 
 
 def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
     """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
     threads = torch.get_num_threads()
-    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], largest.data_ptr(), threads)
+    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], [], largest.data_ptr(), threads)
 
 
 def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> Tensor:

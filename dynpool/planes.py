@@ -121,12 +121,23 @@ class Pool(ABC):
 
     def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A sum of nothing: float32 or float64; or uint8, of which a maximum is taken."""
-        return torch.zeros(self.shape, dtype=dtype)
+        return self.empty(dtype).zero_()
+
+    def empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A sum that is to be written by `add`, as one that is fresh."""
+        return torch.empty(self.shape, dtype=dtype)
 
     @abstractmethod
-    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
-        """rows[k] += Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames; or, of float64 rows that are mixed of
-        these sums, rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]).
+    def add(
+        self,
+        frames: Sequence[Any],
+        rows: Sequence[Tensor],
+        weights: Matrix,
+        mix: Matrix | None = None,
+        fresh: Sequence[bool] = (),
+    ) -> None:
+        """rows[k] += Σ_t weights[k][t] ψ(frames[t]) for at most `batch` frames, or, where fresh[k], rows[k] = …; or, of
+        float64 rows that are mixed of these sums, rows[r] += Σ_k mix[r][k] Σ_t weights[k][t] ψ(frames[t]).
         """
 
     @abstractmethod
@@ -153,8 +164,15 @@ class _Kernel(Pool):
                 strides.append(planes[index].line_size)
         return addresses, strides
 
-    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
-        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows)
+    def add(
+        self,
+        frames: Sequence[Any],
+        rows: Sequence[Tensor],
+        weights: Matrix,
+        mix: Matrix | None = None,
+        fresh: Sequence[bool] = (),
+    ) -> None:
+        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows, fresh)
 
     def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
         ops.take_largest(self._layout, *self._planes(frames), largest)
@@ -218,8 +236,8 @@ class RgbFrames(Pool):
     def shape(self) -> tuple[int, ...]:
         return self._shape
 
-    def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(self.shape, dtype=dtype, device=self._device)
+    def empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(self.shape, dtype=dtype, device=self._device)
 
     def takes(self, frame: Any) -> bool:
         return False
@@ -230,14 +248,21 @@ class RgbFrames(Pool):
     def _rgb(self, frame: Any) -> Tensor:
         return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
 
-    def add(self, frames: Sequence[Any], rows: Sequence[Tensor], weights: Matrix, mix: Matrix | None = None) -> None:
+    def add(
+        self,
+        frames: Sequence[Any],
+        rows: Sequence[Tensor],
+        weights: Matrix,
+        mix: Matrix | None = None,
+        fresh: Sequence[bool] = (),
+    ) -> None:
         table = torch.tensor(weights, dtype=torch.float64)
         table = table if mix is None else torch.tensor(mix, dtype=torch.float64) @ table
         batch = self._staging.move(frames)
         wide = batch.double() if rows[0].dtype == torch.float64 else batch
         pooled = temporal_pool(wide, table.to(batch.device), 0, nonlinearity=self.nonlinearity)
-        for row, image in zip(rows, pooled, strict=True):
-            row += image
+        for row, image, new in zip(rows, pooled, fresh or [False] * len(rows), strict=True):
+            row.copy_(image) if new else row.add_(image)
 
     def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
         torch.maximum(largest, self._staging.move(frames).amax(0), out=largest)

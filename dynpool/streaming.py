@@ -188,9 +188,6 @@ class Windows:
         """Yields the sums of the windows that these frames end, in order."""
         first, end = self._count, self._count + len(frames)
         starts = [start for start in self._starts(first, end) if start < end]
-        for start in starts:
-            if start not in self._open:
-                self._open[start] = self._pool.zeros(torch.float32 if self._weights else torch.uint8)
         self._add(frames, first, starts)
         self._count = end
         for start in starts:
@@ -211,6 +208,9 @@ class Windows:
         return range(max(0, -(-(first - self._window + 1) // self._stride)) * self._stride, end, self._stride)
 
     def _add(self, frames: Sequence[Any], first: int, starts: Sequence[int]) -> None:
+        fresh = [start not in self._open for start in starts]
+        for start in itertools.compress(starts, fresh):
+            self._open[start] = self._pool.zeros(torch.uint8) if self._weights is None else self._pool.empty()
         if self._weights is None:
             for start in starts:
                 inside = frames[max(start - first, 0) : max(start + self._window - first, 0)]
@@ -218,7 +218,7 @@ class Windows:
         elif starts:
             numbers = range(first, first + len(frames))
             weights = [[self._weights[t - s] if 0 <= t - s < self._window else 0.0 for t in numbers] for s in starts]
-            self._pool.add(frames, [self._open[start] for start in starts], weights)
+            self._pool.add(frames, [self._open[start] for start in starts], weights, fresh=fresh)
 
 
 class Endless:

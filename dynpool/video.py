@@ -296,6 +296,8 @@ def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, 3, H, W] scaled to `size`, in the memory layout that torch is fastest in."""
     if images.is_floating_point():
         return F.interpolate(images.contiguous(), size, mode="bilinear", antialias=True)
+    if images.is_contiguous():  # thrice as fast as `contiguous` would be
+        images = torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
     batch = images.contiguous(memory_format=torch.channels_last)
     if not images.is_cuda:
         return F.interpolate(batch, size, mode="bilinear", antialias=True)

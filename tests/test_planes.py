@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import warnings
 
 import clips
@@ -304,9 +305,14 @@ def values(frames):
 @pytest.mark.parametrize(
     ("count", "window", "stride"), [(12, 6, 4), (10, 4, 4), (5, 9, 2), (13, 3, 5), (30, 10, 1), (1, 1, 1)]
 )
-def test_windows(count, window, stride, batch):
+@pytest.mark.parametrize("kind", [RawPlanes, RgbFrames])
+def test_windows(count, window, stride, batch, kind, monkeypatch):
     frames = noise(count)
-    pool = pool_for(frames[0], "identity", CPU, None, colours=True)
+    size = (frames[0].height, frames[0].width) if kind is RgbFrames else None
+    pool = pool_for(frames[0], "identity", CPU, size, colours=True)
+    assert type(pool) is kind
+    monkeypatch.setattr(pool, "empty", lambda: torch.full(pool.shape, math.nan))
+    monkeypatch.setattr(pool, "zeros", lambda dtype: torch.zeros(pool.shape, dtype=dtype))
     weights = torch.randn(window, dtype=torch.float64).tolist()
     sums, largest = Windows(pool, window, stride, weights), Windows(pool, window, stride, None)
     found, maxima = [], []
@@ -468,9 +474,9 @@ def test_no_more_frames_are_held_than_are_pooled_at_once(way, monkeypatch):
     held = []
 
     def counted(pooling):
-        def count_and_pool(pool, frames, *rest):
+        def count_and_pool(pool, frames, *rest, **options):
             held.append(sum(type(thing) is av.VideoFrame for thing in gc.get_objects()))
-            return pooling(pool, frames, *rest)
+            return pooling(pool, frames, *rest, **options)
 
         return count_and_pool
 

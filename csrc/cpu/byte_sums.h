@@ -7,7 +7,9 @@
 // to what they should, to 24 bits, and, since a rounded root is the same for like pixels, the weighted sum of what does not
 // move still vanishes; of what does, a frame's share is exact to 2^-16 of the share of the frame that weighs most.
 #pragma once
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "../planes.h"
 #include "lookup.h"
@@ -77,8 +79,8 @@ struct DigitSums {
   void add(int power, int k, __m512i bytes, __m512i digits) {
     sum[power][k] = _mm512_dpbusd_epi32(sum[power][k], bytes, digits);
   }
-  // out[i] += scale times what was summed, for i < n
-  void add_to(float* out, float scale, int64_t n) const {
+  // out[i] += scale times what was summed, or, where out is fresh, out[i] = …, for i < n
+  void add_to(float* out, bool fresh, float scale, int64_t n) const {
     __m512 q[4];
     for (int k = 0; k < 4; ++k) {
       const __m512 high = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sum[2][k], 8), sum[1][k]));
@@ -91,7 +93,7 @@ struct DigitSums {
     const __mmask64 mask = first_bytes(n);
     for (int k = 0; k < 4; ++k) {
       const __mmask16 part = static_cast<__mmask16>(mask >> (16 * k));
-      const __m512 old = _mm512_maskz_loadu_ps(part, out + 16 * k);
+      const __m512 old = _mm512_maskz_loadu_ps(fresh ? 0 : part, out + 16 * k);
       _mm512_mask_storeu_ps(out + 16 * k, part, _mm512_fmadd_ps(natural[k], _mm512_set1_ps(scale), old));
     }
   }
@@ -132,34 +134,85 @@ class RootTable {
   alignas(64) uint8_t low_[256], high_[256];
 };
 
-// out[i] += Σ_t a[t] ψ(x[t][begin + i]) for i < n. There is an x of every frame of a quad.
+// ψ of 16 pixels of four frames: a byte, or, of a root, its two.
+struct Digits {
+  __m512i high, low;
+};
+
 template <Nonlinearity psi>
-void sum_bytes(float* out, const uint8_t* const* x, int64_t begin, const DigitWeights& weights, int64_t n) {
-  constexpr bool rooted = psi == Nonlinearity::sqrt;
-  static const RootTable roots;
-  const ByteTable low(roots.low()), high(roots.high());
-  const float scale = rooted ? weights.scale() * (256 / RootTable::kScale) : weights.scale();
+struct DigitsOf {
+  static const RootTable& roots() {
+    static const RootTable table;
+    return table;
+  }
+  Digits operator()(__m512i bytes) const {
+    if constexpr (psi == Nonlinearity::identity) return {bytes, bytes};
+    const __mmask64 upper = _mm512_movepi8_mask(bytes);
+    return {high(bytes, upper), low(bytes, upper)};
+  }
+
+  const ByteTable high{roots().high()}, low{roots().low()};
+};
+
+// Adds frames t … of vector k, times the digits of their weights from `least` on.
+template <Nonlinearity psi>
+inline void add_digits(DigitSums& sums, int k, const Digits& x, const DigitWeights& weights, int64_t t, int least) {
+  for (int d = least; d < kDigits; ++d) sums.add(d, k, x.high, weights.digit(t, d));
+  for (int d = 1; d < kDigits && psi == Nonlinearity::sqrt; ++d) sums.add(d - 1, k, x.low, weights.digit(t, d));
+}
+
+template <Nonlinearity psi>
+float scale_of(const DigitWeights& weights) {
+  return psi == Nonlinearity::sqrt ? weights.scale() * (256 / RootTable::kScale) : weights.scale();
+}
+
+// out[i] += Σ_t a[t] ψ(x[t][begin + i]) for i < n, or, where out is fresh, out[i] = …. There is an x of every frame of a
+// quad.
+template <Nonlinearity psi>
+void sum_bytes(float* out, bool fresh, const uint8_t* const* x, int64_t begin, const DigitWeights& weights, int64_t n) {
+  const DigitsOf<psi> digits_of;
+  const float scale = scale_of<psi>(weights);
   for (int64_t i = 0; i < n; i += kBlock) {
     const __mmask64 mask = first_bytes(n - i);
     DigitSums sums;
     const auto add_quad = [&](int64_t t, int least) {
       const Quad quad(x + t, begin + i, mask);
-      for (int k = 0; k < 4; ++k) {
-        const __m512i bytes = quad.bytes[k];
-        if constexpr (rooted) {
-          const __mmask64 upper = _mm512_movepi8_mask(bytes);
-          const __m512i h = high(bytes, upper), l = low(bytes, upper);
-          for (int d = least; d < kDigits; ++d) sums.add(d, k, h, weights.digit(t, d));
-          for (int d = 1; d < kDigits; ++d) sums.add(d - 1, k, l, weights.digit(t, d));
-        } else {
-          for (int d = least; d < kDigits; ++d) sums.add(d, k, bytes, weights.digit(t, d));
-        }
-      }
+      for (int k = 0; k < 4; ++k) add_digits<psi>(sums, k, digits_of(quad.bytes[k]), weights, t, least);
     };
     int64_t t = weights.first();
     if (t < weights.end()) add_quad(t, 0);
     for (t += kQuad; t < weights.end(); t += kQuad) add_quad(t, 1);
-    sums.add_to(out + i, scale, n - i);
+    sums.add_to(out + i, fresh, scale, n - i);
+  }
+}
+
+// The same of many rows, for which pixels are looked up once. What is fresh is said of each row, or of none.
+template <Nonlinearity psi>
+void sum_bytes_of_rows(float* const* out, const int* fresh, const uint8_t* const* x, int64_t begin,
+                       const std::vector<DigitWeights>& rows, int64_t n) {
+  const DigitsOf<psi> digits_of;
+  int64_t first = kMaxFrames, end = 0;
+  for (const DigitWeights& weights : rows) {
+    first = std::min(first, weights.first());
+    end = std::max(end, weights.end());
+  }
+  for (int64_t i = 0; i < n; i += kBlock) {
+    Digits digits[kMaxFrames / kQuad][4];
+    for (int64_t t = first; t < end; t += kQuad) {
+      const Quad quad(x + t, begin + i, first_bytes(n - i));
+      for (int k = 0; k < 4; ++k) digits[t / kQuad][k] = digits_of(quad.bytes[k]);
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const DigitWeights& weights = rows[r];
+      DigitSums sums;
+      const auto add_quad = [&](int64_t t, int least) {
+        for (int k = 0; k < 4; ++k) add_digits<psi>(sums, k, digits[t / kQuad][k], weights, t, least);
+      };
+      int64_t t = weights.first();
+      if (t < weights.end()) add_quad(t, 0);
+      for (t += kQuad; t < weights.end(); t += kQuad) add_quad(t, 1);
+      sums.add_to(out[r] + i, fresh && fresh[r], scale_of<psi>(weights), n - i);
+    }
   }
 }
 

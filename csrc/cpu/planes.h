@@ -38,6 +38,7 @@ class PlanesPool {
       : p_(p), pixels_(new TilePixels<float>), local_(new float[p.K * kLocal]) {
 #ifdef DYNPOOL_BYTE_SUMS
     for (int64_t k = 0; !p.largest && k < p.K; ++k) digits_.emplace_back(p.weights + k * p.count, p.count);
+    out_.resize(p.K);
 #endif
   }
 
@@ -54,9 +55,13 @@ class PlanesPool {
 #ifdef DYNPOOL_BYTE_SUMS
     if (!p_.mix) {
       for (int64_t t = p_.count; t % kQuad; ++t) runs.x[t] = runs.x[0];
-      for (int64_t k = 0; k < p_.K; ++k)
-        for (int64_t i = 0; i < runs.count; ++i)
-          sum_bytes<psi>(static_cast<float*>(p_.sums[k]) + runs.offset[i], runs.x, i * runs.pitch, digits_[k], runs.n);
+      for (int64_t i = 0; i < runs.count; ++i) {
+        for (int64_t k = 0; k < p_.K; ++k) out_[k] = static_cast<float*>(p_.sums[k]) + runs.offset[i];
+        if (p_.K == 1)
+          sum_bytes<psi>(out_[0], p_.fresh && p_.fresh[0], runs.x, i * runs.pitch, digits_[0], runs.n);
+        else
+          sum_bytes_of_rows<psi>(out_.data(), p_.fresh, runs.x, i * runs.pitch, digits_, runs.n);
+      }
       return;
     }
 #endif
@@ -68,12 +73,16 @@ class PlanesPool {
       float* local = local_.get() + k * kLocal;
       clear(local, runs.bytes());
       accumulate<psi, false>(local, Scattered<uint8_t>{runs.x + first}, a + first, end - first, *pixels_, runs.bytes());
+      if (!p_.mix && p_.fresh && p_.fresh[k]) clear_runs(static_cast<float*>(p_.sums[k]), runs);
       if (!p_.mix) add_runs(static_cast<float*>(p_.sums[k]), local, 1.f, runs);
     }
     for (int64_t r = 0; p_.mix && r < p_.R; ++r)
       for (int64_t k = 0; k < p_.K; ++k)
         if (const double m = p_.mix[r * p_.K + k])
           add_runs(static_cast<double*>(p_.sums[r]), local_.get() + k * kLocal, m, runs);
+  }
+  static void clear_runs(float* sum, const Runs& runs) {
+    for (int64_t i = 0; i < runs.count; ++i) std::fill_n(sum + runs.offset[i], runs.n, 0.f);
   }
   template <class Sum>
   static void add_runs(Sum* sum, const float* local, Sum m, const Runs& runs) {
@@ -98,6 +107,7 @@ class PlanesPool {
   std::unique_ptr<float[]> local_;  // [K, kLocal]
 #ifdef DYNPOOL_BYTE_SUMS
   std::vector<DigitWeights> digits_;
+  std::vector<float*> out_;
 #endif
 };
 

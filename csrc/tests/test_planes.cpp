@@ -124,14 +124,17 @@ void check_sums(const Frames& frames, Nonlinearity nonlinearity, int64_t K, bool
   const size_t number = mixed ? sizeof(double) : sizeof(float);
   std::vector<std::unique_ptr<Guarded>> memory;
   std::vector<void*> sums;
+  std::vector<int> fresh(p.R);
+  for (int& row : fresh) row = !mixed && random() % 2;
   const auto at = [&](int64_t r, int64_t i) { return mixed ? static_cast<double*>(sums[r])[i] : static_cast<float*>(sums[r])[i]; };
   for (int64_t r = 0; r < p.R; ++r) {
     memory.emplace_back(new Guarded(frames.pixels() * number, at_end));
     sums.push_back(memory.back()->as<void>());
     for (int64_t i = 0; i < frames.pixels(); ++i)
-      mixed ? void(static_cast<double*>(sums[r])[i] = i % 5) : void(static_cast<float*>(sums[r])[i] = static_cast<float>(i % 5));
+      mixed ? void(static_cast<double*>(sums[r])[i] = i % 5) : void(static_cast<float*>(sums[r])[i] = fresh[r] ? NAN : i % 5);
   }
   p.sums = sums.data();
+  if (!mixed) p.fresh = fresh.data();
   cpu::pool_planes(p, 3);
   double total = 0, most = 0;
   for (float weight : weights) total += std::abs(weight), most = std::fmax(most, std::abs(weight));
@@ -144,7 +147,7 @@ void check_sums(const Frames& frames, Nonlinearity nonlinearity, int64_t K, bool
     for (int64_t k = 0; k < K; ++k)
       for (int64_t t = 0; t < p.count; ++t) local[k] += weights[k * p.count + t] * psi(frames.byte(t, i), nonlinearity);
     for (int64_t r = 0; r < p.R; ++r) {
-      double want = static_cast<double>(i % 5);
+      double want = fresh[r] ? 0 : static_cast<double>(i % 5);
       for (int64_t k = 0; k < K; ++k) want += mixed ? mix[r * K + k] * local[k] : k == r ? local[k] : 0;
       CHECK(std::abs(at(r, i) - want) <= tolerance, "%s, row %d, %d: %g, want %g", name.c_str(), int(r), int(i), at(r, i), want);
     }

@@ -37,7 +37,7 @@ class Notice(NamedTuple):
 
 
 class Item(TypedDict):
-    """A video: uint8 [T, 3, H, W], in the memory layout of frames [T, H, W, 3], and what it is.
+    """A video: uint8 [T, 3, H, W], which may be a view of larger frames, and what it is.
 
     `video` is None where it could not be read.
     """

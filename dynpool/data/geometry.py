@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ..video import Size, check_reading, read_clip
@@ -65,11 +64,10 @@ class Geometry:
         return read_clip(frames, size=self.scaled).frames
 
     def __call__(self, frames: Tensor, random: Random) -> Tensor:
-        """Crop and flip scaled frames, all alike: uint8 [T, 3, size, size], in memory as [T, size, size, 3]."""
+        """Crop and flip scaled frames, all alike: uint8 [T, 3, size, size], of which a crop is but a view."""
         if self.size is not None:
             frames = self._crop(frames, self.size, random)
-        flipped = self.flip and random.random() < 0.5
-        return (frames.flip(-1) if flipped else frames).contiguous(memory_format=torch.channels_last)
+        return frames.flip(-1) if self.flip and random.random() < 0.5 else frames
 
     def _crop(self, frames: Tensor, size: int, random: Random) -> Tensor:
         height, width = frames.shape[-2:]
