@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard
@@ -81,6 +82,21 @@ def source_name(video: object) -> str:
 def damaged_packets(count: int) -> str:
     """The count in words."""
     return f"{count} damaged packet{'' if count == 1 else 's'}"
+
+
+def warn_of_damage(video: object, count: int, stacklevel: int = 2) -> None:
+    """Say that so many packets of a video were skipped, if any."""
+    if count:
+        message = f"{source_name(video)}: {damaged_packets(count)} skipped"
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+
+
+def frame_count(video: File, chosen: slice, timeout: float | None = None) -> int:
+    """How many of these frames a file has: by its packets, which are quickly counted, or, where they do not tell,
+    decoded.
+    """
+    with open_video(video, chosen, timeout) as decoder:
+        return decoder.expected or sum(1 for _ in decoder.frames())
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +17,11 @@ from .decoder import (
     Decoder,
     DecodingError,
     VideoError,
-    damaged_packets,
+    frame_count,
     is_file,
     open_video,
     reason_of,
-    source_name,
+    warn_of_damage,
 )
 from .exact import rank_pool
 from .planes import Pool, pool_for
@@ -33,6 +32,7 @@ from .weights import rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
+Starts: TypeAlias = Callable[[int], Sequence[int]]
 
 MID_GREY = 128
 _KEPT_LENGTH = 4096  # frames of a video whose weights are kept
@@ -107,7 +107,7 @@ def dynamic_image(
             device=device,
         ),
     )
-    _warn(video, made)
+    warn_of_damage(video, made.damaged)
     return made.images[0]
 
 
@@ -165,7 +165,7 @@ def dynamic_images(
             device=device,
         ),
     )
-    _warn(video, made)
+    warn_of_damage(video, made.damaged)
     return made.images
 
 
@@ -209,7 +209,11 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The keywords of `dynamic_images`; without a window, one image for the video."""
+    """The keywords of `dynamic_images`; without a window, one image for the video.
+
+    starts: of a video of so many frames, the first frames of the windows that are wanted, ascending, instead of one
+    every `stride`; none behind one that reaches the end of the video.
+    """
 
     method: Method = "approx"
     nonlinearity: Nonlinearity = "sqrt"
@@ -224,6 +228,7 @@ class Recipe:
     resize_first: bool = False
     timeout: float | None = None
     device: torch.device | str | None = None
+    starts: Starts | None = None
 
     def check(self) -> slice:
         """The frames that are wanted. Raises ValueError for what no video would make valid: before one is read."""
@@ -263,7 +268,9 @@ def make_images(video: Video, recipe: Recipe) -> Made:
     chosen = recipe.check()
     if is_file(video) and recipe.method != "exact":
         with open_video(video, chosen, recipe.timeout) as decoder:
-            return _of_decoder(decoder, recipe)
+            if recipe.starts is None:
+                return _of_decoder(decoder, recipe)
+            return _of_chosen(decoder, recipe, decoder.expected or frame_count(video, chosen, recipe.timeout))
     return _of_frames(video, recipe)
 
 
@@ -273,12 +280,6 @@ def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
 
 # The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
 _kept_alpha = functools.lru_cache(maxsize=128)(_alpha)
-
-
-def _warn(video: Video, made: Made) -> None:
-    if made.damaged:
-        message = f"{source_name(video)}: {damaged_packets(made.damaged)} skipped"
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -305,10 +306,27 @@ def _of_decoder(decoder: Decoder, recipe: Recipe) -> Made:
         pooled, count = _whole(feed)
         images = [_picture(pooled, recipe)]
     else:
-        weights = None if recipe.method == "max" else recipe.weights(recipe.window)
-        windows = _windows(feed, recipe.window, recipe.stride, weights)
-        images, count = [_picture(pooled, recipe) for pooled in windows], feed.count
+        images, count = _pictures(feed, range(0, sys.maxsize, recipe.stride)), feed.count
     return Made(torch.stack(images), count, len(decoder.damage))
+
+
+def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Made:
+    """The windows that are wanted of a video of so many frames."""
+    assert recipe.starts is not None
+    for _ in range(2):  # again if there were not as many frames
+        feed = _Feed(decoder, recipe)
+        images = _pictures(feed, recipe.starts(count))
+        if feed.count == count:
+            return Made(torch.stack(images), count, len(decoder.damage))
+        count = feed.count
+    raise VideoError(decoder.source, "has not the same frames whenever it is decoded")
+
+
+def _pictures(feed: _Feed, starts: Sequence[int]) -> list[Tensor]:
+    recipe = feed.recipe
+    assert recipe.window is not None
+    weights = None if recipe.method == "max" else recipe.weights(recipe.window)
+    return [_picture(pooled, recipe) for pooled in _windows(feed, recipe.window, starts, weights)]
 
 
 class _Feed:
@@ -362,22 +380,22 @@ def _whole(feed: _Feed) -> tuple[Tensor, int]:
     """What the whole video pools to, and its number of frames."""
     recipe = feed.recipe
     if recipe.method == "max":
-        (image,) = _windows(feed, sys.maxsize, sys.maxsize, None)
+        (image,) = _windows(feed, sys.maxsize, [0], None)
         return image, feed.count
     expected = feed.decoder.expected
     while expected:  # once, or twice if the number of packets was not that of the frames
-        images = list(_windows(feed, expected, expected, recipe.weights(expected)))
+        images = list(_windows(feed, expected, [0], recipe.weights(expected)))
         if feed.count == expected:
             return images[0], expected
         expected, feed = feed.count, feed.again()
     return _endless(feed), feed.count
 
 
-def _windows(feed: _Feed, window: int, stride: int, weights: Sequence[float] | None) -> Iterator[Tensor]:
+def _windows(feed: _Feed, window: int, starts: Sequence[int], weights: Sequence[float] | None) -> Iterator[Tensor]:
     sums: Windows | None = None
     total = math.fsum(weights or ())
     for batch in feed:
-        sums = sums or Windows(feed.pool, window, stride, weights)
+        sums = sums or Windows(feed.pool, window, starts, weights)
         yield from (feed.pool.image(row, total) for row in sums.take(batch))
     if sums is not None:
         yield from (feed.pool.image(row, total) for row in sums.finish(feed.last))
@@ -431,7 +449,8 @@ def _of_frames(video: Video, recipe: Recipe) -> Made:
     if recipe.window is None or recipe.stride is None:
         images = [_image(frames, len(frames), recipe)]
     else:
-        starts = _covering_starts(len(frames), recipe.window, recipe.stride)
+        count = len(frames)
+        starts = recipe.starts(count) if recipe.starts else _covering_starts(count, recipe.window, recipe.stride)
         images = [_image(frames[first : first + recipe.window], recipe.window, recipe) for first in starts]
     return Made(torch.stack(images), len(frames), clip.damaged)
 

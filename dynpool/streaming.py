@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -172,40 +173,39 @@ class RankPoolStream:
 
 
 class Windows:
-    """Weighted sums, or maxima, of windows of a video: frames [start, start + window) for start = 0, stride, ….
+    """Weighted sums, or maxima, of windows of a video: frames [start, start + window) for every start.
 
     Every frame is decoded once; a window's sum lives from its first frame to its last. The video's last frame stands
-    for those that its last windows lack.
+    for those that its last window lacks.
     """
 
-    def __init__(self, pool: Pool, window: int, stride: int, weights: Sequence[float] | None) -> None:
-        """weights: of the window's frames; None takes maxima."""
-        self._pool, self._window, self._stride, self._weights = pool, window, stride, weights
+    def __init__(self, pool: Pool, window: int, starts: Sequence[int], weights: Sequence[float] | None) -> None:
+        """starts: ascending, as many as there may be. weights: of the window's frames; None takes maxima."""
+        self._pool, self._window, self._starts, self._weights = pool, window, starts, weights
         self._open: dict[int, Tensor] = {}  # by start
-        self._count = 0
+        self._count = self._reached = 0  # frames so far, and the end of the last whole window
 
     def take(self, frames: Sequence[Any]) -> Iterator[Tensor]:
         """Yields the sums of the windows that these frames end, in order."""
         first, end = self._count, self._count + len(frames)
-        starts = [start for start in self._starts(first, end) if start < end]
+        # Those that have a frame in [first, end).
+        starts = self._starts[
+            bisect.bisect_right(self._starts, first - self._window) : bisect.bisect_left(self._starts, end)
+        ]
         self._add(frames, first, starts)
         self._count = end
         for start in starts:
             if start + self._window <= end:
+                self._reached = start + self._window
                 yield self._open.pop(start)
 
     def finish(self, last: Any) -> Iterator[Tensor]:
-        """Yields the sums of the windows that the end of the video cuts short."""
-        covered = max(self._count - self._window, 0) + self._stride
-        for start, row in self._open.items():
-            if start < covered:
-                if self._weights:
-                    self._pool.add([last], [row], [[math.fsum(self._weights[self._count - start :])]])
-                yield row
-
-    def _starts(self, first: int, end: int) -> range:
-        """Of the windows that have a frame in [first, end)."""
-        return range(max(0, -(-(first - self._window + 1) // self._stride)) * self._stride, end, self._stride)
+        """Yields the sum of the window that the end of the video cuts short, unless one before reaches the end."""
+        if self._open and self._reached < self._count:
+            start, row = next(iter(self._open.items()))
+            if self._weights:
+                self._pool.add([last], [row], [[math.fsum(self._weights[self._count - start :])]])
+            yield row
 
     def _add(self, frames: Sequence[Any], first: int, starts: Sequence[int]) -> None:
         fresh = [start not in self._open for start in starts]

@@ -103,7 +103,7 @@ def test_dynamic_images_with_jitter_and_backwards(listing):
             for way, images in enumerate(possible)
             for i in range(len(images))
             for j in range(i + 1, len(images))
-            if torch.equal(pair, images[[i, j]])
+            if (pair.int() - images[[i, j]].int()).abs().max() <= 1  # α is rounded for each batch of frames
         ]
         assert matches
         seen.update(way for way, _, _ in matches)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import sys
 import warnings
+from dataclasses import replace
 
 import clips
 import numpy as np
@@ -314,7 +316,9 @@ def test_windows(count, window, stride, batch, kind, monkeypatch):
     monkeypatch.setattr(pool, "empty", lambda: torch.full(pool.shape, math.nan))
     monkeypatch.setattr(pool, "zeros", lambda dtype: torch.zeros(pool.shape, dtype=dtype))
     weights = torch.randn(window, dtype=torch.float64).tolist()
-    sums, largest = Windows(pool, window, stride, weights), Windows(pool, window, stride, None)
+    starts = range(0, min(max(count - window, 0) + stride, count), stride)
+    sums = Windows(pool, window, range(0, sys.maxsize, stride), weights)
+    largest = Windows(pool, window, list(starts), None)
     found, maxima = [], []
     for first in range(0, count, batch):
         part = [pool.fitting(frame) for frame in frames[first : first + batch]]
@@ -322,7 +326,6 @@ def test_windows(count, window, stride, batch, kind, monkeypatch):
         maxima += list(largest.take(part))
     found += sums.finish(part[-1])
     maxima += largest.finish(part[-1])
-    starts = range(0, min(max(count - window, 0) + stride, count), stride)
     assert len(found) == len(maxima) == len(starts)
     padded = torch.cat([values(frames), values(frames)[-1:].expand(window, -1, -1, -1)])
     for start, row, maximum in zip(starts, found, maxima, strict=True):
@@ -448,7 +451,7 @@ def test_under_the_identity_real_clips_differ_by_what_their_frames_clip():
         with open_video(str(path), ALL) as decoder:
             decoded = [frame for _, frame in decoder.frames()]
         pool = pool_for(decoded[0], "identity", CPU, None, colours=False)
-        sums = Windows(pool, len(decoded), len(decoded), rank_weights(len(decoded), normalize=True).tolist())
+        sums = Windows(pool, len(decoded), [0], rank_weights(len(decoded), normalize=True).tolist())
         for first in range(0, len(decoded), pool.batch):
             rows = list(sums.take(decoded[first : first + pool.batch]))
         pooled = pool.image(rows[0], 0)
@@ -569,3 +572,38 @@ def test_a_time_limit():
     for timeout in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="timeout must be a positive number of seconds"):
             dynamic_image(video, timeout=timeout)
+
+
+@pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_chosen_windows_are_those_of_all(method, counted, tmp_path, monkeypatch):
+    path = tmp_path / "clip.mkv"
+    clips.write(path, clips.random_frames(54))
+    asked = []
+
+    def starts(count):
+        asked.append(count)
+        return [4, 20, 48]
+
+    monkeypatch.setattr(Decoder, "expected", 54 if counted else None)
+    recipe = Recipe(method, window=9, stride=4)
+    images, count, _ = make_images(path, replace(recipe, starts=starts))
+    assert count == 54
+    assert asked == [54]
+    assert torch.equal(images, make_images(path, recipe).images[[1, 5, 12]])
+
+
+def test_windows_are_chosen_again_of_a_file_with_fewer_frames(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clips.damaged(clips.random_frames(30), 7, 20))
+    images, count, damaged = make_images(path, Recipe(window=9, stride=4, starts=lambda count: [count - 9]))
+    assert (count, damaged) == (28, 2)
+    assert torch.equal(images, make_images(path, Recipe(window=9, stride=1)).images[-1:])
+
+
+def test_a_file_must_have_the_same_frames_twice(tmp_path, monkeypatch):
+    clips.write(tmp_path / "clip.mkv", clips.random_frames(20))
+    whole, cuts = Decoder.frames, itertools.count(17, -1)
+    monkeypatch.setattr(Decoder, "frames", lambda self: itertools.islice(whole(self), next(cuts)))
+    with pytest.raises(VideoError, match="has not the same frames"):
+        make_images(tmp_path / "clip.mkv", Recipe(window=9, stride=4, starts=lambda count: [0]))

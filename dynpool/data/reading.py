@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..decoder import Decoder, DecodingError, RgbConverter, VideoError, damaged_packets, is_file, open_video
+from ..decoder import (
+    Decoder,
+    DecodingError,
+    RgbConverter,
+    VideoError,
+    frame_count,
+    is_file,
+    open_video,
+    warn_of_damage,
+)
 from ..video import IMAGE_SUFFIXES, Size, numbered_images, read_clip
 from .sampling import Indices
 
@@ -23,20 +31,15 @@ def check_no_picture(path: str) -> None:
         raise VideoError(path, "is a picture, and no video; source 'images' wants those")
 
 
-def frame_count(path: str) -> int:
-    """How many frames a video has: by its packets, which are quickly counted, or, where they do not tell, decoded."""
-    if not is_file(path):
-        return len(numbered_images(path))
-    with open_video(path, _ALL) as decoder:
-        expected = decoder.expected
-    return expected or len(read_frames(path))
+def count_of(path: str) -> int:
+    """How many frames a video has."""
+    return frame_count(path, _ALL) if is_file(path) else len(numbered_images(path))
 
 
 def read_frames(path: str, size: Size | None = None) -> Tensor:
     """All frames of a video, uint8 [T, 3, H, W], scaled to `size`; what was damaged is warned of."""
     clip = read_clip(path, size=size)
-    if clip.damaged:
-        warnings.warn(f"{path}: {damaged_packets(clip.damaged)} skipped", RuntimeWarning, stacklevel=2)
+    warn_of_damage(path, clip.damaged)
     return clip.frames
 
 

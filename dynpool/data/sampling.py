@@ -68,6 +68,11 @@ class Sampling:
         return self.jitter or 0 < self.reverse < 1
 
     @property
+    def chooses(self) -> bool:
+        """Whether windows start elsewhere than at 0, step, 2·step, …, or not all of them are used."""
+        return self.window is not None and (self.jitter or self.max_windows is not None)
+
+    @property
     def clip_frames(self) -> int | None:
         """Frames of every window, as they come out; None where that depends on the video."""
         if self.window is None:
@@ -104,11 +109,15 @@ class Sampling:
             return [(num_windows - 1) // 2]
         return [round(index * (num_windows - 1) / (limit - 1)) for index in range(limit)]
 
+    def chosen_starts(self, num_frames: int, random: Random) -> list[int]:
+        """First frames of the windows that are used, in the order in which the frames run."""
+        starts = self.starts(num_frames, self.offset(num_frames, random))
+        return [starts[index] for index in self.kept(len(starts), random)]
+
     def indices(self, num_frames: int, random: Random) -> Indices:
         """Frames [W, K] of a video of `num_frames` frames, window by window, in the order in which they run."""
         backwards = self.backwards(random)
-        starts = self.starts(num_frames, self.offset(num_frames, random))
-        starts = [starts[index] for index in self.kept(len(starts), random)]
+        starts = self.chosen_starts(num_frames, random)
         played = window_frames(starts, self.window or num_frames, num_frames, backwards)
         return played[:, self._thinned(played.shape[1], random)]
 

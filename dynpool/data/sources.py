@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..decoder import VideoError
-from ..images import Method, dynamic_image, dynamic_images
+from ..decoder import VideoError, warn_of_damage
+from ..images import Method, Recipe, Starts, make_images
 from ..pooling import Nonlinearity
 from ..video import read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
-from .reading import check_no_picture, frame_count, read_chosen, read_frames, taken
+from .reading import check_no_picture, count_of, read_chosen, read_frames, taken
 from .sampling import Indices, Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
@@ -82,7 +82,7 @@ class DynamicImages:
     """A dynamic image of every window, [W, 3, H, W], made from the frames as the video has them and then scaled.
 
     With `flow`, it is one of the optical flow from frame to frame (`dynpool.models.optical_flow`), without ψ. Otherwise
-    a file that is not played backwards goes straight to `dynpool.dynamic_images`, which need not hold RGB frames.
+    a file that is not played backwards is pooled while it is decoded; without a cache, only windows that are used.
     """
 
     geometry: Geometry
@@ -92,32 +92,41 @@ class DynamicImages:
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
         check_no_picture(path)
-        backwards, offset = sampling.backwards(random), 0
-        if sampling.jitter:
-            count = _kept(self.cache, ("count", path), lambda: torch.tensor(frame_count(path)))
-            offset = sampling.offset(int(count) - self.flow, random)
+        backwards, seed = sampling.backwards(random), int(random.integers(1 << 62))
+        drawn = np.random.default_rng(seed)
         if self.cache is None:
-            images = self._pool(path, sampling, offset, backwards)
-            return self.geometry.scale(taken(images, sampling.kept(len(images), random)))
-        windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
-        key = ("dynamic images", path, *windows)
-        images = _kept(self.cache, key, lambda: self.geometry.scale(self._pool(path, sampling, offset, backwards)))
-        return images[sampling.kept(len(images), random)]  # a copy, as above
 
-    def _pool(self, path: str, sampling: Sampling, offset: int, backwards: bool) -> Tensor:
-        options = self.pooling.options()
+            def chosen(count: int) -> list[int]:
+                return sampling.chosen_starts(count, np.random.default_rng(seed))
+
+            return self.geometry.scale(self._pool(path, sampling, backwards, chosen if sampling.chooses else None))
+        offset = 0
+        if sampling.jitter:
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(count_of(path)))
+            offset = sampling.offset(int(count) - self.flow, drawn)
+
+        def make() -> Tensor:
+            starts = (lambda count: sampling.starts(count, offset)) if offset else None
+            return self.geometry.scale(self._pool(path, sampling, backwards, starts))
+
+        windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
+        images = _kept(self.cache, ("dynamic images", path, *windows), make)
+        return images[sampling.kept(len(images), drawn)]  # a copy, as above
+
+    def _pool(self, path: str, sampling: Sampling, backwards: bool, starts: Starts | None) -> Tensor:
         video: Tensor | str = path
         if self.flow or backwards:
             frames = read_frames(path)
-            video = frames.flip(0) if backwards else frames
-            video = (_flow(video, path) if self.flow else video)[offset:]
-        else:
-            options["start"] = offset
+            frames = frames.flip(0) if backwards else frames
+            video = _flow(frames, path) if self.flow else frames
+        options = self.pooling.options()
         if self.flow:
             options["nonlinearity"] = "identity"
-        if sampling.window is None:
-            return dynamic_image(video, **options)[None]
-        return dynamic_images(video, window=sampling.window, stride=sampling.step, **options)
+        if sampling.window is not None:
+            options.update(window=sampling.window, stride=sampling.step, starts=starts)
+        made = make_images(video, Recipe(**options))
+        warn_of_damage(path, made.damaged)
+        return made.images
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 
 from .dataset import VideoDataset
 from .loader import loader
+
+_BATCHES = 1000  # of an epoch, at least
 
 
 class Throughput(NamedTuple):
@@ -28,18 +31,24 @@ class Throughput(NamedTuple):
 def measure(dataset: VideoDataset, num_workers: int = 0, batch_size: int = 8, seconds: float = 5.0) -> Throughput:
     """Read files for about `seconds` by a loader, then for as long by the decoder alone, which makes no RGB frames.
 
-    Both start their processes and read one batch before the clock runs. A cache would make the figures meaningless.
+    Both start their processes and read one batch before the clock runs. An epoch goes through the listing many times:
+    where it ends, workers wait for the slowest. A cache would make the figures meaningless.
 
     Raises:
-        ValueError: the dataset has a cache, or reads pictures.
+        ValueError: the dataset has a cache, reads pictures, or has no videos.
     """
     if dataset.cache is not None or dataset.source == "images":
         raise ValueError("throughput is that of video files without a cache")
+    if not len(dataset):
+        raise ValueError(f"dataset must have videos, got an empty listing of {dataset.listing.dataset}")
     paths = [video.path for video in dataset.listing]
     counts = _decoded(paths)
-    loaded = loader(dataset, batch_size, num_workers=num_workers)
+    listing = replace(dataset.listing, videos=dataset.listing.videos * -(-_BATCHES * batch_size // len(paths)))
+    loaded = loader(replace(dataset, listing=listing), batch_size, num_workers=num_workers)
     batches = (batch["index"].tolist() for _ in itertools.count() for batch in loaded)
-    videos, frames = _rate(batches, lambda indices: (len(indices), sum(counts[paths[i]] for i in indices)), seconds)
+    videos, frames = _rate(
+        batches, lambda indices: (len(indices), sum(counts[listing[i].path] for i in indices)), seconds
+    )
     return Throughput(videos, frames, _decoder_rate(paths, num_workers, seconds))
 
 
