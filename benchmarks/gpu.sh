@@ -17,13 +17,13 @@ began=$(date +%s)
 step() {  # name, seconds allowed, command…
   name=$1 limit=$2
   shift 2
+  printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
   timeout "$limit" "$@" > "$RESULTS/$name.log" 2>&1
   report "$name" $?
 }
 
 report() {  # name, exit code
   name=$1 code=$2
-  printf '\n=== %s (till %d s) ===\n' "$name" $(($(date +%s) - began))
   tail -n "${LINES_SHOWN:-15}" "$RESULTS/$name.log"
   if [ $code -ne 0 ]; then
     failed=$((failed + 1))
@@ -51,8 +51,9 @@ workers=""
 if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
 # shellcheck disable=SC2086
 step tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
+printf '\n=== tests-cpu (since the tests began) ===\n'
 wait $cpu_tests
-report tests-cpu $?
+LINES_SHOWN=60 report tests-cpu $?
 LINES_SHOWN=90 step benchmark 200 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
 if command -v compute-sanitizer >/dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1

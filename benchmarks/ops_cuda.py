@@ -11,6 +11,7 @@ script where there is no GPU; its figures mean nothing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -242,6 +243,7 @@ def layouts(bench: Bench, size: int) -> None:
         yield "crop [..., 8:232, 8:232]", make(64, 3, 240, 240, dtype=dtype)[..., 8:232, 8:232]
         yield "crop [..., 3:, 5:]", make(64, 3, 240, 320, dtype=dtype)[..., 3:, 5:]
         yield "239×317 [:, 1:]", make(65, 3, 239, 317, dtype=dtype)[:, 1:]
+        yield "features [C, T]", make(75 * 1024, 64, dtype=dtype).permute(0, 2, 1)
 
     for dtype, root in ((torch.uint8, True), (torch.uint8, False), (torch.bfloat16, False), (torch.float32, False)):
         psi, kind = "sqrt" if root else "identity", str(dtype).removeprefix("torch.")
@@ -253,17 +255,17 @@ def layouts(bench: Bench, size: int) -> None:
 
 
 def odd_gradients(bench: Bench, size: int) -> None:
-    """∂L/∂x of whole frames whose sides are primes, beside aligned ones."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for height, width in ((240, 320), (239, 317)):
-            clips = max(1, size // (16 * 3 * height * width * dtype.itemsize))
-            shape, name = (clips, 16, 3, height, width), str(dtype).removeprefix("torch.")
-            x = make_frames(shape, dtype, bench.device).add_(0.1).requires_grad_()
-            y = dynpool.approx_rank_pool(x, nonlinearity="sqrt")
-            g = torch.rand_like(y)
-            ways: dict[str, Run] = {"dynpool": lambda x=x, y=y, g=g: torch.autograd.grad(y, x, g, retain_graph=True)[0]}
-            num_bytes = (2 * x.numel() + y.numel()) * dtype.itemsize
-            bench.case(f"layout gradient {name} sqrt: {height}×{width}", num_bytes, shape[0] * 16, ways, None)
+    """∂L/∂x of whole frames whose sides are primes, and of features [C, T], beside aligned ones."""
+    shapes = {"240×320": (16, 3, 240, 320), "239×317": (16, 3, 239, 317), "features [C, T]": (225 * 1024, 16)}
+    for dtype, (title, shape) in itertools.product((torch.bfloat16, torch.float32), shapes.items()):
+        clips, name = max(1, size // (math.prod(shape) * dtype.itemsize)), str(dtype).removeprefix("torch.")
+        x = make_frames((clips, *shape), dtype, bench.device).add_(0.1)
+        x = (x.permute(0, 2, 1) if x.dim() == 3 else x).requires_grad_()
+        y = dynpool.approx_rank_pool(x, nonlinearity="sqrt")
+        g = torch.rand_like(y)
+        ways: dict[str, Run] = {"dynpool": lambda x=x, y=y, g=g: torch.autograd.grad(y, x, g, retain_graph=True)[0]}
+        num_bytes = (2 * x.numel() + y.numel()) * dtype.itemsize
+        bench.case(f"layout gradient {name} sqrt: {title}", num_bytes, clips * 16, ways, None)
 
 
 def rows(bench: Bench, clips: int) -> None:

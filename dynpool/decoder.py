@@ -36,7 +36,6 @@ File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 
 _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
 _DELAY = 64  # packets that a decoder may want before it hands out a frame
-_PLACEHOLDER_BYTES = 8
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
@@ -84,11 +83,11 @@ def damaged_packets(count: int) -> str:
     return f"{count} damaged packet{'' if count == 1 else 's'}"
 
 
-def warn_of_damage(video: object, count: int, stacklevel: int = 2) -> None:
-    """Say that so many packets of a video were skipped, if any."""
+def warn_of_damage(video: object, count: int) -> None:
+    """Warn the caller's caller that so many packets of a video were skipped, if any."""
     if count:
         message = f"{source_name(video)}: {damaged_packets(count)} skipped"
-        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def frame_count(video: File, chosen: slice, timeout: float | None = None) -> int:
@@ -197,9 +196,11 @@ class Decoder:
     @property
     def expected(self) -> int | None:
         """How many frames there will probably be; None where nothing tells."""
-        # Old MPEG-4 encoders put two frames in a packet, and next to nothing in the one that follows.
-        packed = self._stream.codec_context.name == "mpeg4" and min(self._sizes, default=0) <= _PLACEHOLDER_BYTES
-        return None if packed or not self.repeatable else len(range(len(self._sizes))[self._chosen])
+        if not self.repeatable:
+            return None
+        # Old MPEG-4 encoders put two frames in a packet, next to none in the one that follows, and a byte in the last.
+        least = 2 if self._stream.codec_context.name == "mpeg4" else 1
+        return len(range(sum(size >= least for size in self._sizes))[self._chosen])
 
     def frames(self) -> Iterator[tuple[int, Any]]:
         """The chosen frames with their numbers, in display order; what cannot be decoded is skipped and noted in

@@ -23,6 +23,7 @@ layouts = {
     "cropped": lambda x: torch.cat([x[:, :1], x], 1)[:, 1:, :, 1:, 3:],
     "strided": lambda x: x[..., ::2],
     "channels last": lambda x: x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),
+    "time innermost": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
 }
 rows = ({}, {"window": 5, "stride": 2}, {"lengths": [11, 4]})
 launches = 0

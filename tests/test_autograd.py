@@ -114,6 +114,31 @@ def test_any_dimension(backend, dim, layout):
         check_gradients(x, weights, dim, mean=1 / 64, std=3.0, nonlinearity=nonlinearity)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("count", [4, 8, 19, 64])
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "sliced"])
+def test_frames_side_by_side(backend, dtype, count, layout):
+    """Features [B, C, T]."""
+    x = laid_out(frames((2, 5, count), dtype, backend.device), layout, 2)
+    acc = oracle.accumulate_dtype(dtype)
+    for nonlinearity in ("identity", "sqrt"):
+        weights = randn(2, 3, count, dtype=acc, device=backend.device)
+        check_gradients(x, weights, 2, nonlinearity=nonlinearity, out_dtype=torch.float32)
+
+
+def test_frames_side_by_side_outside_of_windows(backend):
+    """They may be NaN, and have no gradient."""
+    x = frames((3, 5, 44), device=backend.device)
+    x[..., [3, 4, 8, 9, 43]] = NAN
+    options = {"window": 3, "stride": 5, "nonlinearity": "sqrt", "mean": [0.1, 0.2, 0.3, 0.4, 0.5], "std": 2.0}
+    series, images = x.clone().requires_grad_(), x.movedim(2, 0).contiguous().requires_grad_()
+    approx_rank_pool(series, 2, channel_dim=1, **options).sum().backward()
+    approx_rank_pool(images, 0, channel_dim=2, **options).sum().backward()
+    assert series.grad[..., [3, 4, 8, 9, 43]].count_nonzero() == 0
+    assert series.grad.isfinite().all()
+    torch.testing.assert_close(series.grad, images.grad.movedim(0, 2))
+
+
 @pytest.mark.parametrize("inner", [1, 15, 16, 17, 257, 2047, 2049, 4097])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
 def test_remainders_of_the_inner_size(backend, inner, dtype):

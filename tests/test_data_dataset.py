@@ -121,6 +121,20 @@ def test_videos_that_are_played_forward_need_no_frames(listing, broken, monkeypa
     assert "1 damaged packet skipped" in item["notices"][0].reason
 
 
+@pytest.mark.parametrize("cache", [None, "memory"])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_jitter_beyond_what_can_be_decoded(cache, reverse, tmp_path):
+    """Of twelve packets, three: windows were to begin at frame 0 … 10."""
+    for name in ("train/run/a.mp4", "test/run/b.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(clips.damaged(clips.random_frames(12), *range(3, 12)))
+    sampling = Sampling(2, 50, jitter=True, reverse=reverse)
+    dataset = plain(class_folders(tmp_path), source="dynamic_images", sampling=sampling, cache=cache)
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        assert dataset[0]["video"].shape == (1, 3, 13, 17)
+
+
 def test_pictures_made_before(listing, root, tmp_path):
     for video in listing:
         images = dynpool.dynamic_images(video.path, window=5, stride=3)

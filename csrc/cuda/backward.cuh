@@ -1,6 +1,7 @@
 // The gradients of temporal_pool (temporal_pool.h), in three kernels and two sums:
 //
 //   frames_kernel    ∂L/∂x, and for each element its share in ∂L/∂mean and ∂L/∂std
+//   series_gradient  ∂L/∂x of frames that lie side by side
 //   add_channels       the shares of each channel, in parts
 //   weights_kernel   ∂L/∂A, in parts of the elements of a clip
 //   add_parts          either's parts, in order and in double
@@ -173,6 +174,84 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
       if (shares.mean) shares.mean[begin + place.column(j)] = mean_share[j];
       if (shares.std) shares.std[begin + place.column(j)] = std_share[j];
     }
+  }
+}
+
+// Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has one word
+// of kSeries elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
+constexpr int kSeries = 4;
+
+struct Series {
+  Tiling tiling;   // pieces are the words of the first `step` elements of an inner row
+  uint32_t words;  // of an element, cut where those of ∂L/∂x are: the first may begin before frame 0
+  int64_t step;    // from one element of a thread to the next
+};
+
+template <class X>
+__global__ void __launch_bounds__(kThreads, 4)
+    series_gradient(const TemporalPoolParams p, const Series series, const Extent extent) {
+  using Acc = typename Accumulate<X>::type;
+  constexpr int V = patch_size<X, Access::shifted>, N = kSeries;
+
+  // 1. Elements i, i + step, … of an inner row, and frames [t, t + V) of these.
+  int64_t outer, piece;
+  if (!find_piece(series.tiling, outer, piece)) return;
+  const Row row = locate_row(p, outer);
+  const uint32_t i = static_cast<uint32_t>(piece) / series.words;
+  const auto has = [&](int k) { return i + k * series.step < p.inner().size; };
+  const uint64_t begin = reinterpret_cast<uint64_t>(static_cast<X*>(p.dx) + row.dx + i * p.inner().dx);
+  const int skew = static_cast<int>(begin % 16 / sizeof(X));
+  const int t = static_cast<int>((static_cast<uint32_t>(piece) - i * series.words) * V) - skew;
+  const Place<Access::shifted> frames{outer, t, 1, max(0, -t), min(V, static_cast<int>(p.T) - t), row};
+  if (frames.empty()) return;
+  Patch<X, Access::shifted> patch[N] = {};
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (!p.x || !has(k)) continue;
+    const X* x = static_cast<const X*>(p.x) + row.x + (i + k * series.step) * p.inner().x;
+    load_within(patch[k], p, x, frames, extent);
+  }
+
+  // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
+  Acc G[N][V] = {};
+  bool weighed[V] = {};  // a frame outside every band may be NaN
+#pragma unroll 1
+  for (int w = 0; w < p.W; ++w) {
+    const Band band = band_of(p, row.clip, w);
+    const Span span = span_of(band, t + frames.begin, t + frames.end);
+    if (span.empty()) continue;
+    Acc g[N][1] = {};
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      const Place<Access::single> element{outer, i + k * series.step, 1, 0, 1, row};
+      if (has(k)) load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, element, g[k]);
+    }
+    const Acc* weights = weights_of<Acc>(p, row.clip, w, band);
+#pragma unroll
+    for (int u = 0; u < V; ++u) {
+      if (!span.has(t + u)) continue;
+      weighed[u] = true;
+      const Acc weight = __ldg(weights + t + u);
+#pragma unroll
+      for (int k = 0; k < N; ++k) G[k][u] += weight * g[k][0];
+    }
+  }
+
+  // 3. ∂L/∂x = G ψ'(z) / std
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (!has(k)) break;
+    const int64_t element = i + k * series.step;
+    Normalization<Acc> n{0, 1};
+    if (p.mean || p.std) n = normalization_of<Acc>(p, channel_of(p, row, element));
+    patch[k].align();
+    Acc dx[V];
+#pragma unroll
+    for (int u = 0; u < V; ++u) {
+      const Acc z = (patch[k][u] - n.mean) * n.inverse_std;
+      dx[u] = weighed[u] ? G[k][u] * dpsi_of<Nonlinearity::sqrt, Access::single>(p, z) * n.inverse_std : Acc(0);
+    }
+    store_as<X>(p.dx, row.dx + element * p.inner().dx, 1, frames, dx);
   }
 }
 
@@ -379,6 +458,29 @@ void launch_frames(const TemporalPoolParams& p, const Context& context) {
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
 }
 
+// Whether frames lie side by side, and are enough for words.
+template <class X>
+bool in_series(const TemporalPoolParams& p) {
+  constexpr int V = patch_size<X, Access::shifted>;
+  return p.dx_t == 1 && (!p.x || p.x_t == 1) && p.T >= V && p.inner().size + V < UINT32_MAX / (p.T / V + 2);
+}
+
+template <class X>
+void launch_series(const TemporalPoolParams& p, const Context& context) {
+  constexpr int V = patch_size<X, Access::shifted>;
+  bool flush = reinterpret_cast<uintptr_t>(p.dx) % 16 == 0;  // whether every element's first frame begins a word
+  for (int a = 0; a < p.num_axes; ++a) flush = flush && (p.axes[a].size == 1 || p.axes[a].dx % V == 0);
+  Series series;
+  series.words = static_cast<uint32_t>(ceil_div(flush ? p.T : p.T + V - 1, V));
+  series.step = ceil_div(p.inner().size, kSeries);
+  if (!flush) series.step = ceil_div(series.step, V) * V;
+  const int64_t outer = p.num_outer(), pieces = std::min(series.step, p.inner().size) * series.words;
+  series.tiling = {outer, pieces, ceil_div(outer * pieces, kThreads)};
+  if (series.tiling.tiles == 0) return;
+  launch(series_gradient<X>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream, p, series,
+         extent_of(p));
+}
+
 inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
   constexpr int64_t kLongest = 64;  // pieces summed in float32 by one thread
   Reduction reduction;
@@ -412,6 +514,7 @@ template <class X, Nonlinearity psi>
 void launch_dx(const TemporalPoolParams& p, const Context& context) {
   if constexpr (has_word_path<X>) {
     if (in_words(p, p.g)) return launch_frames<X, psi, Access::aligned>(p, context);
+    if (in_series<X>(p)) return launch_series<X>(p, context);
     if (p.inner().dx == 1 && (!p.x || p.inner().x == 1)) return launch_frames<X, psi, Access::shifted>(p, context);
   }
   launch_frames<X, Nonlinearity::sqrt, Access::single>(p, context);

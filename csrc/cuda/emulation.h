@@ -28,6 +28,9 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -178,6 +181,11 @@ void run_block(Body& body) {
 template <class V>
 V __ldg(const V* address) {
   return *address;
+}
+
+template <class Word>
+void store_word(Word* to, Word word) {
+  *to = word;
 }
 
 // Bytes of the eight in (y, x) that the digits of `selector` choose.

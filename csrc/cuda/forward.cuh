@@ -341,7 +341,7 @@ Kernel choose_kernel(const TemporalPoolParams& p, int& patch) {
   if constexpr (has_word_path<X>) {
     patch = patch_size<X, Access::aligned>;
     if (in_words(p, p.y)) return words_kernel<X, Access::aligned>(p);
-    if (p.inner().x == 1) return words_kernel<X, Access::shifted>(p);
+    if (p.inner().x == 1 && p.inner().size > 1) return words_kernel<X, Access::shifted>(p);
     if (p.x_t == 1 && p.T >= patch) {
       patch = 1;
       return series_kernel<X>;

@@ -1,4 +1,4 @@
-// Launching: the device guard, the launch check, and the one place that says <<<>>>.
+// What is CUDA's own: the device guard, the launch check, the one place that says <<<>>>, and stores of words.
 #pragma once
 #ifdef DYNPOOL_EMULATE_CUDA
 #include "emulation.h"
@@ -39,6 +39,22 @@ inline int multiprocessors(int device) {
   int count = 0;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   return count;
+}
+
+// One instruction; of an assignment, the compiler may make stores of single elements. No kernel reads what it has stored,
+// so that no order is asked for.
+template <class Word>
+__device__ __forceinline__ void store_word(Word* to, Word word) {
+  const size_t address = __cvta_generic_to_global(to);
+  if constexpr (sizeof(Word) == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(address), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w));
+  } else if constexpr (sizeof(Word) == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(address), "r"(word.x), "r"(word.y));
+  } else {
+    *to = word;
+  }
 }
 
 template <class... P, class... A>

@@ -232,6 +232,14 @@ struct alignas(sizeof(Y) * N) Pack {
   Y element[N];
 };
 
+// The machine's word for it.
+template <int bytes>
+using SmallWordOf = std::conditional_t<bytes == 4, uint32_t, uint16_t>;
+template <int bytes>
+using WordOf = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, SmallWordOf<bytes>>>;
+template <class Y, int N>
+using PackWord = WordOf<sizeof(Pack<Y, N>)>;
+
 template <class Y, int V>
 constexpr int pack_size = V * sizeof(Y) < 16 ? V : static_cast<int>(16 / sizeof(Y));
 
@@ -252,7 +260,7 @@ __device__ __forceinline__ void store_packs(Y* y, const Acc (&value)[V]) {
     Pack<Y, N> pack;
 #pragma unroll
     for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[j + n]);
-    *reinterpret_cast<Pack<Y, N>*>(y + j) = pack;
+    store_word(reinterpret_cast<PackWord<Y, N>*>(y + j), bit_cast<PackWord<Y, N>>(pack));
   }
 #pragma unroll
   for (int j = tail; j < V; ++j) y[j] = store<Y>(value[j]);
@@ -298,7 +306,7 @@ __device__ __forceinline__ void load_packs(const Y* y, Acc (&value)[V]) {
   constexpr int N = pack_size<Y, V>;
 #pragma unroll
   for (int j = 0; j < V; j += N) {
-    const Pack<Y, N> pack = *reinterpret_cast<const Pack<Y, N>*>(y + j);
+    const auto pack = bit_cast<Pack<Y, N>>(__ldg(reinterpret_cast<const PackWord<Y, N>*>(y + j)));
 #pragma unroll
     for (int n = 0; n < N; ++n) value[j + n] = static_cast<Acc>(load(pack.element[n]));
   }

@@ -106,7 +106,7 @@ class DynamicImages:
             offset = sampling.offset(int(count) - self.flow, drawn)
 
         def make() -> Tensor:
-            starts = (lambda count: sampling.starts(count, offset)) if offset else None
+            starts = (lambda count: sampling.starts(count, min(offset, max(count - 1, 0)))) if offset else None
             return self.geometry.scale(self._pool(path, sampling, backwards, starts))
 
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
