@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
         }
       }
       if constexpr (sizeof(X) > 1) {
-        if (p.dx) store_as<X>(p.dx, row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
+        if (p.dx) store_as<X, access == Access::aligned>(p.dx, row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
       }
     }
   }
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       const Acc z = (patch[k][u] - n.mean) * n.inverse_std;
       dx[u] = weighed[u] ? G[k][u] * dpsi_of<Nonlinearity::sqrt, Access::single>(p, z) * n.inverse_std : Acc(0);
     }
-    store_as<X>(p.dx, row.dx + element * p.inner().dx, 1, frames, dx);
+    store_as<X, true>(p.dx, row.dx + element * p.inner().dx, 1, frames, dx);
   }
 }
 

@@ -41,8 +41,8 @@ inline int multiprocessors(int device) {
   return count;
 }
 
-// One instruction; of an assignment, the compiler may make stores of single elements. No kernel reads what it has stored,
-// so that no order is asked for.
+// One instruction; of an assignment, the compiler may make stores of single elements. No kernel reads what it has
+// stored, so that no order is asked for.
 template <class Word>
 __device__ __forceinline__ void store_word(Word* to, Word word) {
   const size_t address = __cvta_generic_to_global(to);

@@ -249,8 +249,9 @@ __device__ __forceinline__ int past_pack(const Y* y) {
   return static_cast<int>(reinterpret_cast<uint64_t>(y) / sizeof(Y) % pack_size<Y, V>);
 }
 
-// Packs, after `head` single elements and before the rest.
-template <int head, class Y, int V, class Acc>
+// Packs, after `head` single elements and before the rest. `at_once` stores each by one instruction, whatever the compiler
+// thinks, which may cost it registers: for what a kernel writes most of.
+template <int head, bool at_once, class Y, int V, class Acc>
 __device__ __forceinline__ void store_packs(Y* y, const Acc (&value)[V]) {
   constexpr int N = pack_size<Y, V>, tail = head + (V - head) / N * N;
 #pragma unroll
@@ -260,26 +261,30 @@ __device__ __forceinline__ void store_packs(Y* y, const Acc (&value)[V]) {
     Pack<Y, N> pack;
 #pragma unroll
     for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[j + n]);
-    store_word(reinterpret_cast<PackWord<Y, N>*>(y + j), bit_cast<PackWord<Y, N>>(pack));
+    if constexpr (at_once) {
+      store_word(reinterpret_cast<PackWord<Y, N>*>(y + j), bit_cast<PackWord<Y, N>>(pack));
+    } else {
+      *reinterpret_cast<Pack<Y, N>*>(y + j) = pack;
+    }
   }
 #pragma unroll
   for (int j = tail; j < V; ++j) y[j] = store<Y>(value[j]);
 }
 
-template <class Y, int V, Access access, class Acc>
+template <class Y, bool at_once = false, int V, Access access, class Acc>
 __device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride, const Place<access>& place,
                                          const Acc (&value)[V]) {
   Y* to = static_cast<Y*>(y) + offset + place.first * stride;
   if constexpr (access == Access::aligned) {
-    store_packs<0>(to, value);
+    store_packs<0, at_once>(to, value);
   } else {
     if (access == Access::shifted && stride == 1 && place.template whole<V>()) {
       const int past = past_pack<Y, V>(to);
-      if (past == 0) return store_packs<0>(to, value);
+      if (past == 0) return store_packs<0, at_once>(to, value);
       if constexpr (pack_size<Y, V> == 4 && V > 4) {
-        if (past == 1) return store_packs<3>(to, value);
-        if (past == 2) return store_packs<2>(to, value);
-        return store_packs<1>(to, value);
+        if (past == 1) return store_packs<3, at_once>(to, value);
+        if (past == 2) return store_packs<2, at_once>(to, value);
+        return store_packs<1, at_once>(to, value);
       }
     }
 #pragma unroll
@@ -306,7 +311,7 @@ __device__ __forceinline__ void load_packs(const Y* y, Acc (&value)[V]) {
   constexpr int N = pack_size<Y, V>;
 #pragma unroll
   for (int j = 0; j < V; j += N) {
-    const auto pack = bit_cast<Pack<Y, N>>(__ldg(reinterpret_cast<const PackWord<Y, N>*>(y + j)));
+    const Pack<Y, N> pack = *reinterpret_cast<const Pack<Y, N>*>(y + j);
 #pragma unroll
     for (int n = 0; n < N; ++n) value[j + n] = static_cast<Acc>(load(pack.element[n]));
   }
