@@ -450,12 +450,12 @@ def _of_frames(video: Video, recipe: Recipe) -> Made:
         images = [_image(frames, len(frames), recipe)]
     else:
         count = len(frames)
-        starts = recipe.starts(count) if recipe.starts else _covering_starts(count, recipe.window, recipe.stride)
+        starts = recipe.starts(count) if recipe.starts else covering_starts(count, recipe.window, recipe.stride)
         images = [_image(frames[first : first + recipe.window], recipe.window, recipe) for first in starts]
     return Made(torch.stack(images), len(frames), clip.damaged)
 
 
-def _covering_starts(num_frames: int, window: int, stride: int) -> range:
+def covering_starts(num_frames: int, window: int, stride: int) -> range:
     """First frames of the windows that cover the video, of which the last may reach beyond its end."""
     beyond = max(num_frames - window, 0) + stride
     return range(0, min(beyond, num_frames), stride)

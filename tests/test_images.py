@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dynpool import approx_rank_pool, ops
 from dynpool.decoder import VideoError
-from dynpool.images import _covering_starts, dynamic_image, dynamic_images, to_image
+from dynpool.images import covering_starts, dynamic_image, dynamic_images, to_image
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);
 # (-2, 0, 2) by eq. (4), away from (-1, 0, 1).
@@ -131,14 +131,14 @@ def test_a_still_video_is_its_own_mean_and_maximum():
     ],
 )
 def test_windows_start_where_the_docstring_says(num_frames, window, stride, starts):
-    assert list(_covering_starts(num_frames, window, stride)) == starts
+    assert list(covering_starts(num_frames, window, stride)) == starts
     frames = clips.random_frames(num_frames, 2, 3)
     assert len(dynamic_images(frames, window=window, stride=stride)) == len(starts)
 
 
 @given(st.integers(1, 300), st.integers(1, 60), st.integers(1, 60))
 def test_windows_cover_every_frame(num_frames, window, stride):
-    starts = _covering_starts(num_frames, window, stride)
+    starts = covering_starts(num_frames, window, stride)
     covered = {frame for start in starts for frame in range(start, start + window)}
     assert max(starts) < num_frames
     if stride <= window:

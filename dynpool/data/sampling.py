@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..images import covering_starts
+
 Random = np.random.Generator
 Indices = npt.NDArray[np.int64]
 
@@ -138,8 +140,7 @@ def window_frames(starts: Sequence[int], window: int, num_frames: int, backwards
 
 def window_starts(num_frames: int, window: int, stride: int, offset: int = 0) -> list[int]:
     """First frames of the windows that cover frames offset … num_frames - 1; the last may reach beyond the end."""
-    beyond = max(num_frames - offset - window, 0) + stride
-    return list(range(offset, offset + min(beyond, num_frames - offset), stride))
+    return [offset + start for start in covering_starts(num_frames - offset, window, stride)]
 
 
 Recipe = Literal["whole", "paper", "authors_release"]
