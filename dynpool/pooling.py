@@ -119,7 +119,8 @@ def approx_rank_pool(
         ValueError: a shape, value or device does not fit; the message names argument, value and what is allowed.
 
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
-    to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out.
+    to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out; nor are
+    those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
     """
     key: tuple[object, ...] | None = None
     if mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x):
@@ -137,6 +138,8 @@ def approx_rank_pool(
     _check_window(window, stride, num_frames, offsets)
     if lengths is not None and offsets is not None:
         raise ValueError("lengths and offsets exclude each other: a batch is either padded or packed")
+    if ops.is_captured(x):
+        _check_captured(lengths, offsets)
     if lengths is not None:
         lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), num_frames, window)
     if offsets is not None:
@@ -180,6 +183,7 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 _calls: dict[tuple[object, ...], tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}
+_captured: dict[tuple[object, ...], Any] = {}  # of the two, what CUDA graphs use
 
 
 def _cached_rank_rows(
@@ -194,11 +198,12 @@ def _cached_rank_rows(
 ) -> Rows:
     """`rank_rows` for x, from a cache where the arguments alone determine plain tensors that outlive the call."""
     dtype = accumulate_dtype(x.dtype)
-    cacheable = lengths is None and offsets is None and ops.is_plain(x)
+    cacheable = lengths is None and offsets is None and ops.is_ordinary(x)
     key = (num_frames, time_average, normalize, window, stride, dtype, x.device)
-    if cacheable and (rows := _row_cache.get(key)) is not None:
+    if cacheable and (rows := _recall(_row_cache, key, x)) is not None:
         return rows
-    with torch.inference_mode(False) if cacheable else torch.no_grad():
+    keeps = cacheable and not ops.is_captured(x)
+    with torch.inference_mode(False) if keeps else torch.no_grad():
         rows = rank_rows(
             num_frames,
             time_average=time_average,
@@ -208,24 +213,36 @@ def _cached_rank_rows(
             lengths=lengths,
             offsets=offsets,
             dtype=dtype,
-            device=x.device,
+            # What is kept is copied to the device: a copy is done when it returns, so that any stream may use it.
+            device="cpu" if keeps else x.device,
         )
-        rows = Rows(rows.weights.contiguous(), rows.bands)
-    if cacheable:
+        bands = rows.bands if rows.bands is None else rows.bands.to(x.device)
+        rows = Rows(rows.weights.contiguous().to(x.device), bands)
+    if keeps:
         _keep(_row_cache, key, rows)
     return rows
 
 
 def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
-    """Numbers as a tensor beside x; kept, because a copy to a device waits for it and cannot be captured in a graph."""
+    """Numbers as a tensor beside x; kept, because a copy to a device waits for it. Where nothing can be kept, they are
+    written there, not copied: a CUDA graph captures no copy.
+    """
     key = (numbers, accumulate_dtype(x.dtype), x.device)
-    if ops.is_plain(x) and key in _number_cache:
-        return _number_cache[key]
-    with torch.inference_mode(False) if ops.is_plain(x) else torch.no_grad():
+    ordinary = ops.is_ordinary(x)
+    if ordinary and (kept := _recall(_number_cache, key, x)) is not None:
+        return kept
+    if not ordinary or ops.is_captured(x):
+        return torch.stack([torch.full((), number, dtype=key[1], device=x.device) for number in numbers])
+    with torch.inference_mode(False):
         tensor = torch.tensor(numbers, dtype=key[1], device=x.device)
-    if ops.is_plain(x):
-        _keep(_number_cache, key, tensor)
+    _keep(_number_cache, key, tensor)
     return tensor
+
+
+def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Tensor) -> Any:
+    """What was kept, or None; for good if a CUDA graph is captured, which will read it at every replay."""
+    value = cache.get(key)
+    return _captured.setdefault(key, value) if value is not None and ops.is_captured(x) else value
 
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
@@ -272,6 +289,15 @@ def _check_window(window: int | None, stride: int | None, num_frames: int, offse
             raise ValueError(f"{name} must be at least 1, got {value}")
     if window > num_frames and offsets is None:
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
+
+
+def _check_captured(lengths: object, offsets: object) -> None:
+    """What is known on the host alone when a CUDA graph is captured would stay so at every replay."""
+    if offsets is not None:
+        raise ValueError("offsets cannot be captured in a CUDA graph: the shape of the weights depends on them")
+    if lengths is not None and not (isinstance(lengths, Tensor) and lengths.is_cuda):
+        where = lengths.device if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise ValueError(f"lengths must be on the device of x to be captured in a CUDA graph, got {where}")
 
 
 def _check_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int, window: int | None) -> Tensor:

@@ -83,19 +83,19 @@ def rank_rows(
     options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": device}
     if window is not None:
         alpha = rank_weights(window, **options)  # type: ignore[arg-type]
-        bands = _window_bands(num_frames, window, window if stride is None else stride, lengths, offsets)
-        return Rows(alpha.expand(*bands.shape[:2], window), bands.to(alpha.device))
+        bands = _window_bands(num_frames, window, window if stride is None else stride, lengths, offsets, alpha.device)
+        return Rows(alpha.expand(*bands.shape[:2], window), bands)
     if lengths is not None:
         lengths = lengths.to(device)
-        bands = torch.stack([torch.zeros_like(lengths), lengths], -1)[:, None]
-        return Rows(_ragged_alpha(lengths, num_frames, time_average, normalize, dtype)[:, None], bands)
+        bands = torch.stack([torch.zeros_like(lengths), lengths], -1).unsqueeze(1)
+        return Rows(_ragged_alpha(lengths, num_frames, time_average, normalize, dtype).unsqueeze(1), bands)
     if offsets is not None:
+        longest = int(offsets.diff().max()) if offsets.shape[0] > 1 else 0
         offsets = offsets.to(device)
         counts = offsets.diff()
         bands = torch.stack([offsets[:-1], counts], -1)[None]
-        longest = int(counts.max()) if counts.numel() else 0
         return Rows(_ragged_alpha(counts, longest, time_average, normalize, dtype)[None], bands)
-    return Rows(rank_weights(num_frames, **options)[None, None], None)  # type: ignore[arg-type]
+    return Rows(rank_weights(num_frames, **options).expand(1, 1, -1), None)  # type: ignore[arg-type]
 
 
 def _alpha(t: Tensor, n: Tensor | int, time_average: bool) -> Tensor:
@@ -122,23 +122,28 @@ def _normalized(alpha: Tensor, normalize: bool) -> Tensor:
 def _ragged_alpha(lengths: Tensor, longest: int, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
     """α of clips of different lengths [N] as rows [N, longest], zero behind each clip's end."""
     t = torch.arange(1, longest + 1, dtype=torch.float64, device=lengths.device)
-    n = lengths[:, None]
+    n = lengths.unsqueeze(1)
     alpha = _alpha(t, n, time_average)
     return _normalized(alpha.where(t <= n, 0), normalize).to(dtype)
 
 
-def _window_bands(num_frames: int, window: int, stride: int, lengths: Tensor | None, offsets: Tensor | None) -> Tensor:
-    """(first, count) of every window: [1, W, 2]; [B, W, 2] for lengths, where a missing window has count 0."""
+def _window_bands(
+    num_frames: int, window: int, stride: int, lengths: Tensor | None, offsets: Tensor | None, device: torch.device
+) -> Tensor:
+    """(first, count) of every window: [1, W, 2]; [B, W, 2] for lengths, where a missing window has count 0.
+
+    Made where they are wanted: no copy of them could be captured in a CUDA graph.
+    """
     if offsets is not None:
         bounds = offsets.tolist()
         starts = [
             begin + first for begin, end in pairwise(bounds) for first in window_starts(end - begin, window, stride)
         ]
-        first = torch.tensor(starts, dtype=torch.int64)[None]
+        first = torch.tensor(starts, dtype=torch.int64, device=device)[None]
         return torch.stack([first, torch.full_like(first, window)], -1)
-    first = torch.arange(0, num_frames - window + 1, stride)[None]
+    first = torch.arange(0, num_frames - window + 1, stride, device=device).unsqueeze(0)
     count = torch.full_like(first, window)
     if lengths is not None:
-        inside = first + window <= lengths.cpu()[:, None]
+        inside = first + window <= lengths.to(device).unsqueeze(1)
         first, count = first.expand_as(inside), count.where(inside, 0)
     return torch.stack([first, count], -1)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynpool import rank_weights
+from dynpool.weights import rank_rows
 
 # By hand from α_t = Σ_{j=t..T} (2j - T - 1)/j. For T = 10 the terms are
 # -9, -7/2, -5/3, -3/4, -1/5, 1/6, 3/7, 5/8, 7/9, 9/10, summed from behind.
@@ -115,6 +118,32 @@ def test_device(device):
     alpha = rank_weights(1009, device=device)
     assert alpha.device.type == device.type
     oracle.assert_within(alpha, oracle.alpha(1009), oracle.alpha_error(1009))
+
+
+class Devices(TorchDispatchMode):
+    """Notes the device types of all tensors that operations take and give."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [t for t in (*args, *(kwargs or {}).values(), result) if isinstance(t, torch.Tensor)]
+        self.seen |= {t.device.type for t in tensors}
+        return result
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_on_a_device_are_made_there(window, ragged):
+    """A CUDA graph captures no copy from the host, and a compiled one with CPU tensors is not captured at all."""
+    with FakeTensorMode(), Devices() as devices:
+        device = torch.device("cuda:0")
+        lengths = torch.empty(3, dtype=torch.int64, device=device) if ragged else None
+        rows = rank_rows(11, window=window, stride=3, lengths=lengths, normalize=True, device=device)
+    assert rows.weights.shape == (3 if ragged else 1, 3 if window else 1, window or 11)
+    assert devices.seen == {"cuda"}
 
 
 def test_meta_device():
