@@ -2,7 +2,7 @@
 # Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, benchmarks,
 # sanitizers. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
 #
-#   RESULTS   folder for logs and JSON (default: benchmarks/results/gpu)
+#   RESULTS   folder for log.txt, ops-cuda.json and speed.json (default: benchmarks/results/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
 set -u
 cd "$(dirname "$0")/.."
@@ -10,7 +10,10 @@ PYTHON="${PYTHON:-python3}"
 RESULTS="${RESULTS:-benchmarks/results/gpu}"
 mkdir -p "$RESULTS"
 RESULTS=$(cd "$RESULTS" && pwd)
-export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1
+log=$(mktemp) cpu_log=$(mktemp)
+trap 'rm -f "$log" "$cpu_log"' EXIT
+: > "$RESULTS/log.txt"
 failed=0
 began=$(date +%s)
 
@@ -18,17 +21,19 @@ step() {  # name, seconds allowed, command…
   name=$1 limit=$2
   shift 2
   printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
-  timeout "$limit" "$@" > "$RESULTS/$name.log" 2>&1
-  report "$name" $?
+  timeout -k 5 "$limit" "$@" > "$log" 2>&1
+  report "$name" $? "$log"
 }
 
-report() {  # name, exit code
+report() {  # name, exit code, its output: the end of it is shown, and all of it kept
   name=$1 code=$2
-  tail -n "${LINES_SHOWN:-15}" "$RESULTS/$name.log"
+  tail -n "${LINES_SHOWN:-15}" "$3"
   if [ $code -ne 0 ]; then
     failed=$((failed + 1))
-    echo "FAILED: $name, exit code $code (124: out of time); the whole log: $RESULTS/$name.log"
+    echo "FAILED: $name, exit code $code (124: out of time)" | tee -a "$3"
   fi
+  printf '\n=== %s ===\n' "$name" >> "$RESULTS/log.txt"
+  cat "$3" >> "$RESULTS/log.txt"
 }
 
 if command -v nvidia-smi >/dev/null; then
@@ -44,21 +49,22 @@ fi
 # The limits add up to less than ten minutes.
 step build 90 "$PYTHON" setup.py build_ext --inplace
 # What needs no GPU is tested beside what does, and is over before anything is timed.
-printf '%s\n' tests/test_*.py | OMP_NUM_THREADS=2 timeout 150 xargs -P 4 -n 7 \
-  "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$RESULTS/tests-cpu.log" 2>&1 &
+printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 140 xargs -P 4 -n 7 \
+  "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$cpu_log" 2>&1 &
 cpu_tests=$!
 workers=""
 if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
 # shellcheck disable=SC2086
-step tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
+step tests 140 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
 printf '\n=== tests-cpu (since the tests began) ===\n'
 wait $cpu_tests
-LINES_SHOWN=60 report tests-cpu $?
-LINES_SHOWN=90 step benchmark 200 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
+LINES_SHOWN=60 report tests-cpu $? "$cpu_log"
+LINES_SHOWN=100 step benchmark 190 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
 if command -v compute-sanitizer >/dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 1 "$PYTHON" tests/sanitize.py
-  step racecheck 50 compute-sanitizer --tool racecheck --error-exitcode 1 "$PYTHON" tests/sanitize.py
+  for tool in memcheck racecheck; do
+    step $tool 60 compute-sanitizer --tool $tool --kernel-regex kns=dynpool --error-exitcode 1 "$PYTHON" tests/sanitize.py
+  done
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   echo "no compute-sanitizer: skipped"
@@ -69,5 +75,5 @@ if command -v cuobjdump >/dev/null; then
 fi
 LINES_SHOWN=40 step exact 40 "$PYTHON" benchmarks/speed.py --generate --json "$RESULTS/speed.json"
 
-printf '\n%d steps failed, %d s; logs and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
+printf '\n%d steps failed, %d s; log and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

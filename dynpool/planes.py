@@ -260,6 +260,8 @@ class RgbFrames(Pool):
         table = table if mix is None else torch.tensor(mix, dtype=torch.float64) @ table
         batch = self._staging.move(frames)
         wide = batch.double() if rows[0].dtype == torch.float64 else batch
+        if batch.is_cuda:  # a plain copy would wait for that of the frames
+            table = table.pin_memory().to(batch.device, non_blocking=True)
         pooled = temporal_pool(wide, table.to(batch.device), 0, nonlinearity=self.nonlinearity)
         for row, image, new in zip(rows, pooled, fresh or [False] * len(rows), strict=True):
             row.copy_(image) if new else row.add_(image)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .reference import accumulate_dtype
-from .weights import Rows, rank_rows
+from .weights import Rows, longest_clip, rank_rows, rank_table
 
 Nonlinearity = Literal["identity", "sqrt"]
 PerChannel = float | Sequence[float] | Tensor
@@ -182,8 +182,11 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 
 _calls: dict[tuple[object, ...], tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
 _row_cache: dict[tuple[object, ...], Rows] = {}
+_table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}
-_captured: dict[tuple[object, ...], Any] = {}  # of the two, what CUDA graphs use
+_captured: dict[tuple[object, ...], Any] = {}  # of the last three, what CUDA graphs use
+_MOST_KEPT = 256  # of each
+_LARGEST_TABLE = 1024  # frames of the longest clip: 4 MB of float32
 
 
 def _cached_rank_rows(
@@ -212,15 +215,36 @@ def _cached_rank_rows(
             stride=stride,
             lengths=lengths,
             offsets=offsets,
+            table=_cached_table(x, lengths, offsets, num_frames, time_average, normalize) if window is None else None,
             dtype=dtype,
             # What is kept is copied to the device: a copy is done when it returns, so that any stream may use it.
-            device="cpu" if keeps else x.device,
+            device=torch.device("cpu") if keeps else x.device,
         )
         bands = rows.bands if rows.bands is None else rows.bands.to(x.device)
         rows = Rows(rows.weights.contiguous().to(x.device), bands)
     if keeps:
         _keep(_row_cache, key, rows)
     return rows
+
+
+def _cached_table(
+    x: Tensor, lengths: Tensor | None, offsets: Tensor | None, num_frames: int, time_average: bool, normalize: bool
+) -> Tensor | None:
+    """`rank_table` for clips of these lengths; None where it would be too large, or could not be kept."""
+    if (lengths is None and offsets is None) or not ops.is_ordinary(x):
+        return None
+    longest = num_frames if offsets is None else longest_clip(offsets)
+    size = max(64, 1 << (longest - 1).bit_length())  # so that few serve all
+    if size > _LARGEST_TABLE:
+        return None
+    dtype = accumulate_dtype(x.dtype)
+    key = (size, time_average, normalize, dtype, x.device)
+    if (kept := _recall(_table_cache, key, x)) is not None or ops.is_captured(x):
+        return kept
+    with torch.inference_mode(False):
+        table = rank_table(size, time_average=time_average, normalize=normalize, dtype=dtype).to(x.device)
+    _keep(_table_cache, key, table)
+    return table
 
 
 def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
@@ -246,7 +270,7 @@ def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Te
 
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
-    if len(cache) >= 256:
+    if len(cache) >= _MOST_KEPT:
         cache.clear()
     cache[key] = value
 

@@ -72,30 +72,53 @@ def rank_rows(
     stride: int | None = None,
     lengths: Tensor | None = None,
     offsets: Tensor | None = None,
+    table: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | None = None,
 ) -> Rows:
     """Rank-pooling weights of `num_frames` frames as banded rows. Arguments are checked by the caller.
 
     `lengths` [B] (frames used of each padded clip) and `offsets` [B+1] (bounds of packed clips) are int64 on the CPU
-    or on `device`; with `window`, each clip is cut into its own windows. `stride` defaults to `window`.
+    or on `device`; with `window`, each clip is cut into its own windows. `stride` defaults to `window`. `table`, a
+    `rank_table` that is large enough, serves clips of different lengths in a fraction of the time.
     """
-    options = {"time_average": time_average, "normalize": normalize, "dtype": dtype, "device": device}
     if window is not None:
-        alpha = rank_weights(window, **options)  # type: ignore[arg-type]
+        alpha = rank_weights(window, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
         bands = _window_bands(num_frames, window, window if stride is None else stride, lengths, offsets, alpha.device)
         return Rows(alpha.expand(*bands.shape[:2], window), bands)
+    if lengths is None and offsets is None:
+        alpha = rank_weights(num_frames, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
+        return Rows(alpha.expand(1, 1, -1), None)
     if lengths is not None:
-        lengths = lengths.to(device)
-        bands = torch.stack([torch.zeros_like(lengths), lengths], -1).unsqueeze(1)
-        return Rows(_ragged_alpha(lengths, num_frames, time_average, normalize, dtype).unsqueeze(1), bands)
-    if offsets is not None:
-        longest = int(offsets.diff().max()) if offsets.shape[0] > 1 else 0
-        offsets = offsets.to(device)
-        counts = offsets.diff()
-        bands = torch.stack([offsets[:-1], counts], -1)[None]
-        return Rows(_ragged_alpha(counts, longest, time_average, normalize, dtype)[None], bands)
-    return Rows(rank_weights(num_frames, **options).expand(1, 1, -1), None)  # type: ignore[arg-type]
+        first, counts, longest = None, _moved(lengths, device), num_frames
+    else:
+        assert offsets is not None
+        longest = longest_clip(offsets)
+        offsets = _moved(offsets, device)
+        first, counts = offsets[:-1], offsets.diff()
+    if table is None:
+        weights = _ragged_alpha(counts, longest, time_average, normalize, dtype)
+    else:
+        weights = table[:, :longest].index_select(0, counts.clamp(0, longest))
+    bands = torch.stack([torch.zeros_like(counts) if first is None else first, counts], -1)
+    return Rows(weights.unsqueeze(1), bands.unsqueeze(1)) if first is None else Rows(weights[None], bands[None])
+
+
+def rank_table(longest: int, *, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """α of clips of 0, 1, … `longest` frames, [longest + 1, longest], zero behind each clip's end."""
+    return _ragged_alpha(torch.arange(longest + 1), longest, time_average, normalize, dtype)
+
+
+def longest_clip(offsets: Tensor) -> int:
+    """Frames of the longest of packed clips."""
+    return int(offsets.diff().max()) if offsets.shape[0] > 1 else 0
+
+
+def _moved(values: Tensor, device: torch.device | None) -> Tensor:
+    """On a device, without waiting for it: from pinned memory."""
+    if device is not None and device.type == "cuda" and type(values) is Tensor and values.is_cpu:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _alpha(t: Tensor, n: Tensor | int, time_average: bool) -> Tensor:

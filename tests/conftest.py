@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from dynpool import ops, pooling
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic, and torch says so
+
 settings.register_profile(
     "dynpool",
     deadline=None,

@@ -272,10 +272,10 @@ def test_near_frames_do_not_cancel():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("C", [0.05, 1.0])
 @pytest.mark.parametrize("time_average", [True, False])
-def test_gradcheck(objective, C, time_average):
-    x = torch.stack([clip(6, 3, 4), clip(6, 3, 4, seed=1)]).requires_grad_()
-    mean = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
-    std = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64, requires_grad=True)
+def test_gradcheck(device, objective, C, time_average):
+    x = torch.stack([clip(6, 3, 4), clip(6, 3, 4, seed=1)]).to(device).requires_grad_()
+    mean = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device=device, requires_grad=True)
+    std = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64, device=device, requires_grad=True)
 
     def pool(x, mean, std):
         return rank_pool(

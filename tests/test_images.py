@@ -287,15 +287,6 @@ def test_a_missing_gpu_is_said_before_anything_is_read():
         dynamic_image("no such file", device="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_pooling_on_the_gpu():
-    frames = clips.random_frames(9)
-    for how in ({}, {"size": 7}, {"method": "mean"}, {"method": "max"}):
-        image = dynamic_image(frames, device="cuda", **how)
-        assert image.is_cuda
-        assert (image.cpu().int() - dynamic_image(frames, **how).int()).abs().max() <= 1
-
-
 def test_damage_is_warned_of(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(clips.damaged(clips.random_frames(6), 0))
     with pytest.warns(RuntimeWarning, match=r"broken\.mp4: 1 damaged packet skipped"):

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from dynpool import approx_rank_pool, ops, pooling, rank_weights, temporal_pool
+from dynpool import approx_rank_pool, rank_weights, temporal_pool
 from dynpool.nn import ApproxRankPool
 
 CHANNELS = {"mean": [0.01, -0.01, 0.02], "std": [1.0, 2.0, 3.0]}
@@ -659,134 +659,6 @@ def test_opcheck_backward(device, case):
     old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
     checks = tuple(check for check in CHECKS if not (old and check == "test_aot_dispatch_dynamic"))
     torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=checks)
-
-
-# --- CUDA ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cuda(device):
-    if device.type == "cpu":
-        pytest.skip("CUDA only")
-    return device
-
-
-def forget(monkeypatch):
-    """Lets calls find nothing that was kept before."""
-    for cache in ("_calls", "_row_cache", "_number_cache", "_captured"):
-        monkeypatch.setattr(pooling, cache, {})
-
-
-CAPTURED = [
-    {},
-    {"std": 255.0},
-    {"mean": [1.0, 2.0, 3.0], "std": (40.0, 50.0, 60.0), "nonlinearity": "sqrt"},
-    {"window": 3, "stride": 2, "normalize_weights": True},
-    {"lengths": [7, 4]},
-    {"window": 2, "lengths": [7, 4]},
-]
-
-
-@pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("options", CAPTURED)
-def test_cuda_graph(cuda, options, warm, monkeypatch):
-    """The same bits, forward and backward, whether or not weights and numbers were kept before; and they stay kept."""
-    forget(monkeypatch)
-    options = options | {name: torch.tensor(options[name], device=cuda) for name in ("lengths",) if name in options}
-    x = frames((2, 7, 3, 5, 33), torch.float32, cuda).add_(0.5).requires_grad_()
-
-    def pool():
-        y = approx_rank_pool(x, **options)
-        return y, *torch.autograd.grad(y.square().sum(), x)
-
-    with torch.cuda.stream(torch.cuda.Stream()):  # loads kernels
-        pool()
-    torch.cuda.synchronize()
-    if not warm:
-        forget(monkeypatch)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = pool()
-    pooling._row_cache.clear()
-    pooling._number_cache.clear()
-    filler = [torch.full((64,), float("nan"), device=cuda) for _ in range(1000)]  # in whatever memory was let go
-    for _ in range(2):
-        with torch.no_grad():
-            x.copy_(frames((2, 7, 3, 5, 33), torch.float32, cuda).add_(0.5))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert all(map(torch.equal, captured, pool()))
-    del filler
-
-
-def test_what_a_cuda_graph_cannot_capture(monkeypatch):
-    monkeypatch.setattr(ops, "is_captured", lambda x: True)
-    x = torch.zeros(2, 7, 3)
-    with pytest.raises(ValueError, match="offsets cannot be captured in a CUDA graph"):
-        approx_rank_pool(x, offsets=[0, 3, 7])
-    with pytest.raises(ValueError, match="lengths must be on the device of x to be captured in a CUDA graph, got list"):
-        approx_rank_pool(x, lengths=[3, 7])
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"window": 3, "stride": 2, "std": 4.0}, {"mean": [1.0, 2.0, 3.0], "channel_dim": 2}]
-)
-def test_capturing_gives_the_same_bits(options, monkeypatch):
-    """What a capture makes anew, and what it takes of what was kept, which then is never dropped."""
-    x = frames((2, 7, 3, 33), torch.uint8, torch.device("cpu"))
-    forget(monkeypatch)
-    expected = approx_rank_pool(x, **options)
-    with monkeypatch.context() as capturing:
-        capturing.setattr(ops, "is_captured", lambda x: True)
-        capturing.setattr(ops, "is_plain", lambda x: False)
-        assert torch.equal(approx_rank_pool(x, **options), expected)
-        held = dict(pooling._captured)
-        assert held
-        pooling._row_cache.clear()
-        pooling._number_cache.clear()
-        assert torch.equal(approx_rank_pool(x, **options), expected)  # made anew, and not kept
-    assert not pooling._row_cache
-    assert not pooling._number_cache
-    approx_rank_pool(x, **options)
-    with monkeypatch.context() as capturing:
-        capturing.setattr(ops, "is_captured", lambda x: True)
-        capturing.setattr(ops, "is_plain", lambda x: False)
-        approx_rank_pool(x, **options)
-    assert all(pooling._captured[key] is value for key, value in held.items())
-
-
-def test_kept_weights_on_another_stream(cuda, monkeypatch):
-    """What one stream has kept is there for all others, however long the first still has to do."""
-    forget(monkeypatch)
-    x = frames((2, 29, 3, 33), torch.float32, cuda)
-    expected = approx_rank_pool(x.cpu())
-    torch.cuda.synchronize()
-    torch.cuda._sleep(200_000_000)  # cycles
-    approx_rank_pool(x)
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.testing.assert_close(approx_rank_pool(x).cpu(), expected, rtol=1e-5, atol=1e-4)
-
-
-def test_side_stream(cuda):
-    """The kernel runs on the current stream: behind the copy that it reads."""
-    stream = torch.cuda.Stream()
-    x = torch.zeros(8, 31, 3, 224, 224, device=cuda)
-    with torch.cuda.stream(stream):
-        for step in range(20):
-            x.fill_(step)
-            y = approx_rank_pool(x[:, :2], time_average=False) + x[:, 0]
-            assert y.min().item() == y.max().item() == step
-
-
-def test_more_than_two_to_the_31_elements(cuda):
-    if torch.cuda.get_device_properties(0).total_memory < 24 * 2**30:
-        pytest.skip("needs 24 GiB of device memory")
-    size = 2**30 + 17
-    x = torch.randint(0, 256, (3, size), dtype=torch.uint8, device=cuda)
-    y = approx_rank_pool(x, 0, nonlinearity="sqrt")
-    for start in (0, 2**29 - 100, 2**30 - 100, size - 1000):
-        part = slice(start, start + 1000)
-        assert torch.equal(y[part], approx_rank_pool(x[:, part].contiguous(), 0, nonlinearity="sqrt"))
 
 
 # --- life in a program ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynpool import rank_weights
-from dynpool.weights import rank_rows
+from dynpool.weights import rank_rows, rank_table
 
 # By hand from α_t = Σ_{j=t..T} (2j - T - 1)/j. For T = 10 the terms are
 # -9, -7/2, -5/3, -3/4, -1/5, 1/6, 3/7, 5/8, 7/9, 9/10, summed from behind.
@@ -132,6 +132,17 @@ class Devices(TorchDispatchMode):
         tensors = [t for t in (*args, *(kwargs or {}).values(), result) if isinstance(t, torch.Tensor)]
         self.seen |= {t.device.type for t in tensors}
         return result
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_table_of_all_lengths(time_average, normalize):
+    table = rank_table(23, time_average=time_average, normalize=normalize, dtype=torch.float64)
+    assert table.shape == (24, 23)
+    for n, row in enumerate(table):
+        expected = rank_weights(n, time_average=time_average, normalize=normalize) if n else torch.zeros(0)
+        torch.testing.assert_close(row[:n], expected, rtol=1e-14, atol=0)  # ‖α‖₁ of 23 terms in another order
+        assert not row[n:].any()
 
 
 @pytest.mark.parametrize("ragged", [False, True])

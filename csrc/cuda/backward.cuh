@@ -36,10 +36,6 @@ struct Statistics {
   Acc mean[V], inverse_std[V];
 
   template <Access access>
-  __device__ __forceinline__ Statistics(const TemporalPoolParams& p, const Place<access>& place) {
-    read(p, place);
-  }
-  template <Access access>
   __device__ __forceinline__ void read(const TemporalPoolParams& p, const Place<access>& place) {
 #pragma unroll
     for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
@@ -93,7 +89,8 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
   Place<access> place = place_of<access, V>(p, row, outer, piece, tiling.pieces);
   const int slice_begin = static_cast<int>(blockIdx.y) * slice;
   const int slice_end = min(static_cast<int>(p.T), slice_begin + slice);
-  Statistics<Acc, V> normalize(p, place);
+  Statistics<Acc, V> normalize;
+  if constexpr (access != Access::shifted) normalize.read(p, place);
 
   // 2. The rows that weigh any of them are among [w_begin, w_end).
   int w_begin = static_cast<int>(p.W), w_end = 0;
@@ -368,7 +365,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
     const int64_t row = n / reduction.pieces_per_row, outer = clip * reduction.rows_per_clip + row;
     const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, n - row * reduction.pieces_per_row,
                                                   reduction.pieces_per_row);
-    const Statistics<Acc, V> normalize(p, place);
+    Statistics<Acc, V> normalize;
+    normalize.read(p, place);
 
     Acc g[R][V] = {};
 #pragma unroll

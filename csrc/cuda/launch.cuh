@@ -13,7 +13,9 @@ namespace dynpool::cuda {
 constexpr int kThreads = 128;  // of a block
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch, which may be right, would report it
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
 // Makes `device` current, and the former one again at the end.
