@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -16,6 +16,7 @@ from . import ops
 from .decoder import (
     Decoder,
     DecodingError,
+    File,
     VideoError,
     frame_count,
     is_file,
@@ -237,7 +238,7 @@ class Recipe:
         for name, value in (("window", self.window), ("stride", self.stride)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        _check_device(self.device)
+        check_device(self.device)
         return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
 
     def weights(self, count: int) -> Sequence[float]:
@@ -255,6 +256,41 @@ class Recipe:
         return (to_image(scaled) if self.method in ("approx", "exact") else scaled).contiguous()
 
 
+class Account(NamedTuple):
+    """What is known of a video when its last image is out."""
+
+    num_frames: int
+    damaged: int
+
+
+Making: TypeAlias = Generator[Tensor, None, Account]
+
+
+class Pictures:
+    """The images of a video, uint8 [3, H, W], one by one as their windows end: no more is held than the open windows,
+    but for "exact", which keeps the frames, and for windows that `starts` chose. `account` is there behind the last.
+    """
+
+    account: Account
+
+    def __init__(self, video: Video, recipe: Recipe) -> None:
+        self._video, self._recipe, self._chosen = video, recipe, recipe.check()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        video, recipe = self._video, self._recipe
+        if is_file(video) and recipe.method != "exact":
+            with open_video(video, self._chosen, recipe.timeout) as decoder:
+                self.account = yield from self._of_decoder(video, decoder)
+        else:
+            self.account = yield from _of_frames(video, recipe)
+
+    def _of_decoder(self, video: File, decoder: Decoder) -> Making:
+        if self._recipe.starts is None:
+            return _of_decoder(decoder, self._recipe)
+        count = decoder.expected or frame_count(video, self._chosen, self._recipe.timeout)
+        return _of_chosen(decoder, self._recipe, count)
+
+
 class Made(NamedTuple):
     """What was made of a video."""
 
@@ -265,13 +301,8 @@ class Made(NamedTuple):
 
 def make_images(video: Video, recipe: Recipe) -> Made:
     """`dynamic_images`, with an account of the video."""
-    chosen = recipe.check()
-    if is_file(video) and recipe.method != "exact":
-        with open_video(video, chosen, recipe.timeout) as decoder:
-            if recipe.starts is None:
-                return _of_decoder(decoder, recipe)
-            return _of_chosen(decoder, recipe, decoder.expected or frame_count(video, chosen, recipe.timeout))
-    return _of_frames(video, recipe)
+    pictures = Pictures(video, recipe)
+    return Made(torch.stack(list(pictures)), *pictures.account)
 
 
 def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
@@ -287,7 +318,8 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def _check_device(device: torch.device | str | None) -> None:
+def check_device(device: torch.device | str | None) -> None:
+    """Raises ValueError for one that torch cannot use here."""
     if device is None:
         return
     try:
@@ -300,33 +332,35 @@ def _check_device(device: torch.device | str | None) -> None:
 # --- from a decoder -------------------------------------------------------------------------------------------------
 
 
-def _of_decoder(decoder: Decoder, recipe: Recipe) -> Made:
+def _of_decoder(decoder: Decoder, recipe: Recipe) -> Making:
     feed = _Feed(decoder, recipe)
     if recipe.window is None or recipe.stride is None:
         pooled, count = _whole(feed)
-        images = [_picture(pooled, recipe)]
+        yield _picture(pooled, recipe)
     else:
-        images, count = _pictures(feed, range(0, sys.maxsize, recipe.stride)), feed.count
-    return Made(torch.stack(images), count, len(decoder.damage))
+        yield from _pictures(feed, range(0, sys.maxsize, recipe.stride))
+        count = feed.count
+    return Account(count, len(decoder.damage))
 
 
-def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Made:
+def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Making:
     """The windows that are wanted of a video of so many frames."""
     assert recipe.starts is not None
     for _ in range(2):  # again if there were not as many frames
         feed = _Feed(decoder, recipe)
-        images = _pictures(feed, recipe.starts(count))
+        images = list(_pictures(feed, recipe.starts(count)))
         if feed.count == count:
-            return Made(torch.stack(images), count, len(decoder.damage))
+            yield from images
+            return Account(count, len(decoder.damage))
         count = feed.count
     raise VideoError(decoder.source, "has not the same frames whenever it is decoded")
 
 
-def _pictures(feed: _Feed, starts: Sequence[int]) -> list[Tensor]:
+def _pictures(feed: _Feed, starts: Sequence[int]) -> Iterator[Tensor]:
     recipe = feed.recipe
     assert recipe.window is not None
     weights = None if recipe.method == "max" else recipe.weights(recipe.window)
-    return [_picture(pooled, recipe) for pooled in _windows(feed, recipe.window, starts, weights)]
+    return (_picture(pooled, recipe) for pooled in _windows(feed, recipe.window, starts, weights))
 
 
 class _Feed:
@@ -383,7 +417,9 @@ def _whole(feed: _Feed) -> tuple[Tensor, int]:
         (image,) = _windows(feed, sys.maxsize, [0], None)
         return image, feed.count
     expected = feed.decoder.expected
-    while expected:  # once, or twice if the number of packets was not that of the frames
+    for _ in range(2):  # again if the number of packets was not that of the frames
+        if not expected:
+            break
         images = list(_windows(feed, expected, [0], recipe.weights(expected)))
         if feed.count == expected:
             return images[0], expected
@@ -434,7 +470,7 @@ def _moves(pooled: Tensor) -> bool:
 # --- from frames in memory ------------------------------------------------------------------------------------------
 
 
-def _of_frames(video: Video, recipe: Recipe) -> Made:
+def _of_frames(video: Video, recipe: Recipe) -> Making:
     size = recipe.size if recipe.resize_first else None
     clip = read_clip(
         video,
@@ -447,12 +483,13 @@ def _of_frames(video: Video, recipe: Recipe) -> Made:
     )
     frames = clip.frames if recipe.device is None else clip.frames.to(recipe.device)
     if recipe.window is None or recipe.stride is None:
-        images = [_image(frames, len(frames), recipe)]
+        yield _image(frames, len(frames), recipe)
     else:
         count = len(frames)
         starts = recipe.starts(count) if recipe.starts else covering_starts(count, recipe.window, recipe.stride)
-        images = [_image(frames[first : first + recipe.window], recipe.window, recipe) for first in starts]
-    return Made(torch.stack(images), len(frames), clip.damaged)
+        for first in starts:
+            yield _image(frames[first : first + recipe.window], recipe.window, recipe)
+    return Account(len(frames), clip.damaged)
 
 
 def covering_starts(num_frames: int, window: int, stride: int) -> range:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,14 +23,17 @@ import tiny
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner
 
 from dynpool import cli
 from dynpool.data.cache import MemoryCache
+from dynpool.training import run
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
-from dynpool.training.run import fit, runs_in, saved_config
+from dynpool.training.run import fit, runs_in, saved_config, train_splits
 from dynpool.training.scores import read
+from dynpool.training.values import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +152,12 @@ def test_every_kind_trains(source, kind, root, tmp_path):
     assert scores.values.shape == (4, 2)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("every", "redone"), [(None, [(1, 0), (1, 1), (1, 2)]), (1, [(1, 2)])])
-def test_a_killed_run_goes_on_to_the_same_weights(every, redone, more, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights(every, redone, workers, more, tmp_path):
     """Three steps an epoch; killed -9 before the last step of the second, once with checkpoints after every step."""
     options = [*AUGMENTED, "trainer.epochs=3", f"trainer.checkpoint_steps={'null' if every is None else every}"]
+    options.append(f"data.workers={workers}")
     killed = run_tiny(more, tmp_path / "killed", 5, *options)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed" / "model.safetensors").exists()
@@ -165,6 +171,30 @@ def test_a_killed_run_goes_on_to_the_same_weights(every, redone, more, tmp_path)
         evaluate(tmp_path / name, backbone=tiny.network(), device="cpu").scores for name in ("killed", "whole")
     )
     assert (first.values == second.values).all()
+
+
+class StopAtBatch(Callback):
+    """Ends the run before a batch, as Lightning does at SIGTERM."""
+
+    def __init__(self, *batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.batch:
+            raise SystemExit
+
+
+def test_a_run_stopped_twice_within_a_step(more, tmp_path):
+    """Two batches a step, a checkpoint after each step; stopped in the middle of steps, and soon again."""
+    options = [*AUGMENTED, "data.batch_size=1", "trainer.accumulate=2", "trainer.checkpoint_steps=1"]
+    config = tiny.config(more, *options)
+    for batch in ((0, 3), (0, 3), (1, 1)):
+        resume = (tmp_path / "stopped").exists()
+        with pytest.raises(SystemExit):
+            fit(config, tmp_path / "stopped", resume=resume, backbone=tiny.network(), callbacks=[StopAtBatch(*batch)])
+    fit(config, tmp_path / "stopped", resume=True, backbone=tiny.network())
+    fit(config, tmp_path / "whole", backbone=tiny.network())
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
 class StopMeasuring(Callback):
@@ -221,7 +251,11 @@ def test_two_runs_are_the_same_with_any_number_of_workers(more, tmp_path):
 
 
 def test_two_processes_train_as_one(more, tmp_path):
-    """DDP over gloo. Without dropout and batch statistics, two half batches have the gradient of the whole."""
+    """DDP over gloo. Without dropout and batch statistics, two half batches have the gradient of the whole; of five
+    videos to measure, one process is dealt one twice.
+    """
+    more = copied(more, tmp_path / "videos")
+    (more / "test" / "right" / "2.mkv").unlink()
     options = ["model.dropout=0", "optimiser.freeze_batchnorm=true", "data.validation=test"]
     several = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
     done = run_tiny(more, tmp_path / "two", -1, *options, *several)
@@ -232,6 +266,26 @@ def test_two_processes_train_as_one(more, tmp_path):
     two, one = (logged(tmp_path / name, "train/loss_epoch") for name in ("two", "one"))
     assert two == pytest.approx(one, rel=1e-4)
     assert_same(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
+    for name in ("val/loss", "val/accuracy", "val/class_accuracy"):
+        two, one = (logged(tmp_path / folder, name) for folder in ("two", "one"))
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def copied(videos, folder):
+    """With videos of its own to test on."""
+    for subset in ("train", "test"):
+        shutil.copytree(videos / "train", folder / subset)
+    return folder
+
+
+def test_a_process_that_can_read_nothing_keeps_no_other_waiting(more, tmp_path):
+    videos = copied(more, tmp_path / "videos")
+    for name in ("left/1", "right/0", "right/2"):  # the second, fourth and sixth: all of one process
+        (videos / "test" / f"{name}.mkv").write_bytes(b"no video")
+    several = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp", "data.validation=test"]
+    done = run_tiny(videos, tmp_path / "run", -1, *several)
+    assert done.returncode == 0, done.stderr
+    assert all(3 * value == pytest.approx(round(3 * value)) for value in logged(tmp_path / "run", "val/accuracy"))
 
 
 def test_progress_is_measured_on_videos_set_aside(more, tmp_path, capsys):
@@ -282,6 +336,97 @@ def test_a_run_is_not_overwritten(root, tmp_path):
         evaluate(tmp_path / "nothing")
 
 
+@pytest.fixture
+def fit_tiny(monkeypatch):
+    """Splits are trained on the tiny network, too."""
+    monkeypatch.setattr(run, "fit", lambda *arguments, **options: fit(*arguments, **options, backbone=tiny.network()))
+
+
+def test_other_settings_leave_runs_of_all_splits_alone(root, fit_tiny, tmp_path):
+    settings = ["trainer.epochs=1", "data.split=all", r"data.group=(\d)"]
+    config = tiny.config(root / "train", *settings)
+    made = list(train_splits(config, tmp_path / "all"))
+    assert [path.parent.name for path in made] == ["split-0", "split-1"]
+    files = [tmp_path / "all" / name for name in ("config.yaml", "split-0/config.yaml", "split-0/model.safetensors")]
+    before = [path.read_bytes() for path in files]
+    other = tiny.config(root / "train", *settings, "optimiser.lr=0.5")
+    with pytest.raises(FileExistsError, match="holds runs already: resume them, or choose another folder"):
+        list(train_splits(other, tmp_path / "all"))
+    made[1].unlink()
+    with pytest.raises(FileExistsError, match=r"split-0 is trained already, by other settings.*model\.weights="):
+        list(train_splits(other, tmp_path / "all", resume=True))
+    assert [path.read_bytes() for path in files] == before
+    assert not made[1].exists()
+    elsewhere = tiny.config(root / "train", *settings, "data.workers=1", "trainer.progress=false")
+    assert list(train_splits(elsewhere, tmp_path / "all", resume=True)) == made
+    assert made[0].read_bytes() == before[2]
+    with pytest.raises(FileExistsError, match="holds the run of one split"):
+        list(train_splits(config, tmp_path / "all" / "split-0", resume=True))
+
+
+def test_what_does_not_fit_leaves_a_stopped_run_alone(root, tmp_path):
+    folder = tmp_path / "run"
+    fit(tiny.config(root, "trainer.epochs=1"), folder, backbone=tiny.network())
+    (folder / "model.safetensors").unlink()
+    before = (folder / "config.yaml").read_text(), (folder / "classes.txt").read_text()
+    (tmp_path / "videos").mkdir()
+    for label, name in (("left", "back"), ("right", "forth")):
+        (tmp_path / "videos" / name).symlink_to(root / "train" / label)
+    other = tiny.config(tmp_path / "videos", "trainer.epochs=2", "data.split=1")
+    with pytest.raises(ConfigError, match="has other classes, left, right, …, than back, forth, …"):
+        fit(other, folder, resume=True, backbone=tiny.network())
+    wide = tiny.network()
+    wide[0], wide[1], wide[6] = nn.Conv2d(3, 9, 3, 2, 1), nn.BatchNorm2d(9), nn.Linear(36, 2)
+    with pytest.raises(ConfigError, match=r"last\.ckpt is of another network .* differs in model\.backbone\.0\.weight"):
+        fit(tiny.config(root), folder, resume=True, backbone=wide)
+    assert ((folder / "config.yaml").read_text(), (folder / "classes.txt").read_text()) == before
+    assert fit(tiny.config(root), folder, resume=True, backbone=tiny.network()).is_file()
+
+
+def test_a_run_that_diverges_ends(root, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"diverged: weights are not finite behind epoch 1\. Lower optimiser\.lr = 1e\+30"
+    ):
+        fit(tiny.config(root, "optimiser.lr=1e30"), tmp_path, backbone=tiny.network())
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_one_class_is_not_enough(root, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "left").symlink_to(root / "train" / "left")
+    with pytest.raises(ConfigError, match="must have two classes or more, got left"):
+        fit(tiny.config(tmp_path / "videos"), tmp_path / "run", backbone=tiny.network())
+
+
+def test_missing_videos_are_written_down(root, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 left\n2 right\n")
+    listed = [f"{label}/{n}.mkv" for label in tiny.CLASSES for n in (0, 1, 5)]
+    (lists / "trainlist01.txt").write_text("".join(f"{name} {1 + name.startswith('r')}\n" for name in listed))
+    (lists / "testlist01.txt").write_text("left/0.mkv\n")
+    options = ["data.dataset=ucf101", f"data.lists={lists}", "trainer.epochs=1"]
+    with pytest.warns(RuntimeWarning, match="missing"):
+        fit(tiny.config(root / "train", *options), tmp_path / "run", backbone=tiny.network())
+    assert (tmp_path / "run" / "missing.txt").read_text().splitlines() == ["left/5", "right/5"]
+
+
+def test_evaluation_refuses_what_makes_no_sense(root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    with pytest.raises(ValueError, match=r"leave the model, which is trained, as it is, got model\.kind=static"):
+        evaluate(tmp_path, overrides=("model.kind=static",), backbone=tiny.network())
+    with pytest.raises(ValueError, match="device must be one that torch can use here, got 'nonsense'"):
+        evaluate(tmp_path, device="nonsense", backbone=tiny.network())
+
+
+def test_a_run_is_found_from_any_folder(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    fit(tiny.config(".", "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    monkeypatch.chdir(tmp_path)
+    assert saved_config(tmp_path).data.root == str(root)
+    assert evaluate(tmp_path, backbone=tiny.network(), device="cpu").scores.values.shape == (4, 2)
+
+
 def test_only_the_first_process_looks_for_a_run(root, tmp_path, monkeypatch):
     """Others may come when the first has written its configuration; here, by srun."""
     (tmp_path / "config.yaml").write_text("{}")
@@ -310,7 +455,7 @@ def test_results_on_other_classes_are_refused(root, tmp_path):
     (tmp_path / "videos").mkdir()
     for label, name in (("left", "back"), ("right", "forth")):
         (tmp_path / "videos" / name).symlink_to(root / "train" / label)
-    with pytest.raises(ValueError, match=r"classes\.txt has other classes, left, right, …, than folders split 1 test"):
+    with pytest.raises(ValueError, match=r"run has other classes, left, right, …, than folders split 1 test"):
         evaluate(tmp_path / "run", overrides=(f"data.root={tmp_path / 'videos'}", "data.split=1"))
 
 

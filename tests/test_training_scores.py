@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,33 @@ def test_fusion_goes_by_names():
     assert np.allclose(fused.values, fuse([RGB, MOTION]).values[[0, 2, 3]])
 
 
+def test_fusion_counts_a_video_that_is_left_out_once():
+    """v3 could not be read for one stream, which says so, and v1 for the other, which does not."""
+    part = stream(RGB.values[:3], names=RGB.names[:3], labels=RGB.labels[:3])
+    part = replace(part, about=replace(part.about, skipped=1))
+    order = [0, 2, 3]
+    other = stream(MOTION.values[order], names=[MOTION.names[i] for i in order], labels=MOTION.labels[order])
+    assert fuse([part, MOTION]).about.skipped == 1
+    assert fuse([part, other]).about.skipped == 2
+    assert fuse([RGB, replace(MOTION, about=replace(MOTION.about, skipped=3))]).about.skipped == 3
+
+
+def test_fusion_of_what_was_fused():
+    assert fuse([fuse([RGB, MOTION]), RGB]).about.modality == (
+        "0.5 × (0.5 × RGB frames + 0.5 × dynamic images) + 0.5 × RGB frames"
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    values = RGB.values.copy()
+    values[2, 1] = bad
+    with pytest.raises(ValueError, match=r"scores must be finite, got \[.*\] for c/v2"):
+        stream(values)
+    values[2, 1] = -np.inf  # a probability of 0
+    assert np.isfinite(fuse([stream(values), MOTION]).values).all()
+
+
 def test_fusion_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="at least two streams, got 1"):
         fuse([RGB])
@@ -182,6 +210,9 @@ def test_an_svm_scores_features_made_elsewhere(tmp_path):
     np.savez(tmp_path / "bad.npz", **{**content, "train_labels": train_labels[:-1]})
     with pytest.raises(ValueError, match="train_labels"):
         svm_scores(tmp_path / "bad.npz")
+    np.savez(tmp_path / "bad.npz", **{**content, "test_labels": test_labels + 1})
+    with pytest.raises(ValueError, match=r"test_labels must be between 0 and C - 1 = 2, got 1 … 3"):
+        svm_scores(tmp_path / "bad.npz")
     del content["classes"]
     np.savez(tmp_path / "bad.npz", **content)
     with pytest.raises(ValueError, match="it has no classes"):
@@ -207,6 +238,9 @@ def files(tmp_path):
 def test_the_command_fuse(files):
     out = run("fuse", files / "rgb.scores", files / "motion.scores", "-o", files / "fused.scores")
     assert "made split 1, 0.5 × RGB frames + 0.5 × dynamic images, pretraining: none, windows: whole video" in out
+    (files / "results").mkdir()
+    run("fuse", files / "rgb.scores", files / "motion.scores", "-o", files / "results")
+    assert (files / "results" / "1.scores").read_bytes() == (files / "fused.scores").read_bytes()
     assert [line.split()[2:4] for line in out.splitlines() if line.startswith("1 ")] == [
         ["50.0", "%"],
         ["75.0", "%"],
@@ -249,6 +283,15 @@ def test_the_command_fuse_on_all_splits(tmp_path):
     out = run("fuse", tmp_path / "rgb", tmp_path / "motion", "-o", tmp_path / "fused")
     assert out.splitlines()[-2].split()[:3] == ["mean", "8", "100.0"]
     assert sorted(path.name for path in (tmp_path / "fused").iterdir()) == ["1.scores", "2.scores"]
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install dynpool[train]")
+    (train, labels), names = features(), list(RGB.names)
+    content = {"train_features": train, "train_labels": labels, "test_names": names, "classes": CLASSES}
+    (tmp_path / "idt").mkdir()
+    for split in ("1", "2"):
+        test = {"test_features": train[RGB.labels], "test_labels": RGB.labels}
+        np.savez(tmp_path / "idt" / f"{split}.npz", **content, **test)
+    out = run("fuse", tmp_path / "rgb", tmp_path / "idt")
+    assert "splits 1, 2, 0.5 × RGB frames + 0.5 × idt, linear SVM" in out
     (tmp_path / "motion" / "2.scores").unlink()
     assert "must have the same number of splits" in run("fuse", tmp_path / "rgb", tmp_path / "motion", code=2)
 

@@ -111,7 +111,7 @@ def evaluate(
         from .evaluate import evaluate as run_evaluation
         from .report import show, write_results
         from .run import runs_in
-        from .scores import write
+        from .scores import in_words, write
 
         folder = out or runs[0]
         streams: list[Scores] = []
@@ -121,6 +121,10 @@ def evaluate(
                 typer.echo(summary, err=True)
             if any(scores.about.split == other.about.split for other in streams):
                 raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
+            if streams and scores.about.of_any_split() != streams[0].about.of_any_split():
+                raise ValueError(
+                    f"runs must differ in their split alone, got\n{in_words([streams[0].about, scores.about])}"
+                )
             streams.append(scores)
             write(scores, folder / f"{scores.about.split}.scores")
         show(streams, _console())
@@ -142,8 +146,9 @@ def fuse(
 ) -> None:
     """Fuse streams: the weighted mean of their probabilities.
 
-    A folder stands for the score files in it, one a split: all streams then are folders. Features are an .npz file of
-    train_features, train_labels, test_features, test_labels, test_names and classes, as for a linear SVM.
+    A folder stands for the score files, or features, in it, one a split and named by it: all streams then are folders.
+    Features are an .npz file of train_features, train_labels, test_features, test_labels, test_names and classes, as
+    for a linear SVM.
 
     Examples:
 
@@ -165,7 +170,7 @@ def fuse(
         fused = [run_fusion(split, shares) for split in zip(*read, strict=True)]
         show(fused, console)
         if out is not None:
-            single = len(fused) == 1 and not streams[0].is_dir()
+            single = len(fused) == 1 and not streams[0].is_dir() and not out.is_dir()
             for scores in fused:
                 write(scores, out if single else out / f"{scores.about.split}.scores")
             typer.echo(f"wrote {out}")
@@ -250,16 +255,18 @@ def _numbers(text: str) -> list[float]:
 def _streams(path: Path, C: float) -> list[Scores]:
     """The splits of a stream."""
     from .fusion import svm_scores
-    from .scores import read
+    from .scores import About, read
 
     if path.suffix == ".npz":
         return [svm_scores(path, C=C)]
     if not path.is_dir():
         return [read(path)]
-    found = sorted(path.glob("*.scores"))
-    if not found:
-        raise FileNotFoundError(f"{path} has no score file (*.scores): run dynpool evaluate first")
-    return [read(file) for file in found]
+    if found := sorted(path.glob("*.scores")):
+        return [read(file) for file in found]
+    if features := sorted(path.glob("*.npz")):
+        modality = f"{path.name}, linear SVM"
+        return [svm_scores(file, About("unknown", file.stem, modality, "unknown", "unknown"), C) for file in features]
+    raise FileNotFoundError(f"{path} has no score file (*.scores), nor features (*.npz): run dynpool evaluate first")
 
 
 def _check_splits(paths: list[Path], read: list[list[Scores]]) -> None:

@@ -23,6 +23,11 @@ from .values import ConfigError, assign, make, merge, plain
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
 _GROUPS = {"ucf101": r"_g(\d+)_c", "weizmann": r"^([^_]+)_"}  # what must not stand on both sides of a validation split
 
+_ELSEWHERE = {  # what may differ between machines
+    "data": ("root", "lists", "cache", "workers"),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
+}
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -107,7 +112,8 @@ class DataConfig:
             return train, None
         if self.validation == "test":
             return train, self.listing("test")
-        return divide(train, float(self.validation), self.group or _GROUPS.get(self.dataset))
+        kept, aside = divide(train, float(self.validation), self.group or _GROUPS.get(self.dataset))
+        return replace(kept, missing=train.missing), aside
 
     def videos(self, listing: Listing, train: bool, seed: int = 0) -> VideoDataset:
         geometry = self.geometry(train)
@@ -223,8 +229,12 @@ class Config:
         and the model pools each. The backbone is tried with images of data.size, which a CaffeNet is made for,
         unless model.size says otherwise.
         """
+        if "num_classes" in self.model:
+            raise ConfigError(f"model.num_classes is that of the data, got {self.model['num_classes']!r}")
         given = {"kind": "dynamic", **self.model, "num_classes": num_classes}
         data = self.data
+        if data.source != "frames" and given.get("layer") is not None:
+            raise ConfigError(f"model.layer = {given['layer']!r} needs data.source = 'frames', got {data.source!r}")
         if data.source != "frames" and given["kind"] == "two_stream":
             raise ConfigError(f"model.kind = 'two_stream' needs data.source = 'frames', got {data.source!r}")
         if data.source != "frames" and given["kind"] != "static":
@@ -251,6 +261,19 @@ class Config:
 
     def with_split(self, split: int | str) -> Config:
         return replace(self, data=replace(self.data, split=split))
+
+    def anchored(self) -> Config:
+        """With paths that are right from any folder."""
+        paths = {name: os.path.abspath(path) for name in ("root", "lists") if (path := getattr(self.data, name))}
+        return replace(self, data=replace(self.data, **paths))
+
+    def experiment(self) -> dict[str, Any]:
+        """What a result depends on: all but where the data lie, and on what and how fast it is computed."""
+        values = self.to_dict()
+        for part, names in _ELSEWHERE.items():
+            for name in names:
+                del values[part][name]
+        return values
 
 
 def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] = ()) -> Config:

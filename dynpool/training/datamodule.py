@@ -22,9 +22,12 @@ class Videos(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Item]:
         made = self._loader(self.train, train=True)
-        module = self.trainer.lightning_module if self.trainer else None
-        if isinstance(module, VideoClassifier) and isinstance(made.sampler, EpochSampler):
-            made.sampler.skip = module.take_resumed_batches() * self.config.data.batch_size
+        trainer, sampler = self.trainer, made.sampler
+        if trainer and isinstance(trainer.lightning_module, VideoClassifier) and isinstance(sampler, EpochSampler):
+            # Lightning asks for batches, and workers read ahead, before it sets the epoch of a run that goes on.
+            epoch, batches = trainer.lightning_module.take_resumed()
+            sampler.set_epoch(epoch)
+            sampler.skip = batches * self.config.data.batch_size
         return made
 
     def val_dataloader(self) -> DataLoader[Item] | list[Any]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
+from ..images import check_device
 from ..models import load
 from .config import load as load_config
 from .describe import describe
-from .run import CLASSES, CONFIG, MODEL
+from .run import CONFIG, MODEL, known_classes
 from .scores import About, Scores, log_probabilities
 
 PathLike = str | os.PathLike[str]
@@ -48,13 +49,17 @@ def evaluate(
 
     Raises:
         FileNotFoundError: the folder has no trained model, or the videos are not there.
+        ValueError: overrides, or the device, make no sense; the videos are of other classes; or scores are not finite.
     """
     folder = Path(run)
     if not (folder / MODEL).is_file():
         raise FileNotFoundError(f"{folder} has no {MODEL}: train the model first")
+    if changed := [override for override in overrides if override.startswith("model.")]:
+        raise ValueError(f"overrides must leave the model, which is trained, as it is, got {', '.join(changed)}")
+    check_device(device)
     config = load_config([folder / CONFIG], overrides)
     listing = config.data.listing("test")
-    _check_classes(folder / CLASSES, listing)
+    _check_classes(folder, listing)
     model = load(folder / MODEL, backbone=backbone)
     about = describe(config, listing, model.config)
     dataset = config.data.videos(listing, train=False, seed=config.seed)
@@ -71,10 +76,11 @@ def evaluate(
     )
 
 
-def _check_classes(path: Path, listing: Listing) -> None:
-    if path.is_file() and (known := tuple(path.read_text(encoding="utf-8").split("\n")[:-1])) != listing.classes:
+def _check_classes(folder: Path, listing: Listing) -> None:
+    known = known_classes(folder)
+    if known is not None and known != listing.classes:
         there = ", ".join(listing.classes[:5])
-        raise ValueError(f"{path} has other classes, {', '.join(known[:5])}, …, than {listing.name}: {there}, …")
+        raise ValueError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {listing.name}: {there}, …")
 
 
 def score(

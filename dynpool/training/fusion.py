@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,9 @@ def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> S
             no sense.
     """
     shares = _shares(weights, len(streams))
-    kept, left_out = in_common(streams)
+    kept, lacking = in_common(streams)
     mean = sum(share * np.exp(log_probabilities(stream.values)) for share, stream in zip(shares, kept, strict=True))
-    return replace(kept[0], about=_about(streams, shares, left_out), values=np.log(mean + 1e-300))
+    return replace(kept[0], about=_about(streams, shares, len(kept[0].names), lacking), values=np.log(mean + 1e-300))
 
 
 def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -> Scores:
@@ -38,7 +39,7 @@ def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -
         features: an .npz file (numpy, no pickles) with train_features [N, D], train_labels [N], test_features [M, D],
             test_labels [M], test_names [M] and classes [C]; labels count from 0, names are those of the listing, such
             as Archery/v_Archery_g01_c01. It may hold dataset, split, modality, pretraining, windows, of one text each.
-        about: what the scores are of, in place of that.
+        about: what the scores are of, where the file does not say.
         C: of the SVM.
 
     Raises:
@@ -50,7 +51,9 @@ def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -
     values = svm(train, content["train_labels"], test, len(content["classes"]), C)
     names = tuple(map(str, content["test_names"]))
     labels = content["test_labels"].astype(np.int64)
-    return Scores(about or _told(content, features), tuple(map(str, content["classes"])), names, labels, values)
+    return Scores(
+        _told(content, about or _unknown(features)), tuple(map(str, content["classes"])), names, labels, values
+    )
 
 
 def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float = 1.0) -> Matrix:
@@ -73,13 +76,16 @@ def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float 
     return values
 
 
-def _told(content: dict[str, np.ndarray], path: PathLike) -> About:
-    """What the file says of itself."""
+def _unknown(path: PathLike) -> About:
     stem = os.path.splitext(os.path.basename(path))[0]
-    values = {"dataset": "unknown", "split": "?", "pretraining": "unknown", "windows": "unknown"}
-    values["modality"] = f"{stem}, linear SVM"
-    told = {name: str(content.get(name, value)) for name, value in values.items()}
-    return About(told["dataset"], told["split"], told["modality"], told["pretraining"], told["windows"])
+    return About("unknown", "?", f"{stem}, linear SVM", "unknown", "unknown")
+
+
+def _told(content: dict[str, np.ndarray], default: About) -> About:
+    """What the file says of itself."""
+    names = ("dataset", "split", "modality", "pretraining", "windows")
+    told: dict[str, Any] = {name: str(content[name]) for name in names if name in content}
+    return replace(default, **told)
 
 
 _NEEDED = ("train_features", "train_labels", "test_features", "test_labels", "test_names", "classes")
@@ -92,6 +98,12 @@ def _npz(path: PathLike) -> dict[str, np.ndarray]:
         if name not in content:
             raise ValueError(f"{path} must hold {', '.join(_NEEDED)}; it has no {name}")
     shapes = {name: content[name].shape for name in _NEEDED}
+    count = len(content["classes"])
+    for name in ("train_labels", "test_labels"):
+        labels = content[name]
+        if labels.size and not 0 <= labels.min() <= labels.max() < count:
+            told = f"{labels.min()} … {labels.max()}"
+            raise ValueError(f"{path}: {name} must be between 0 and C - 1 = {count - 1}, got {told}")
     for part in ("train", "test"):
         if len(shapes[f"{part}_features"]) != 2 or shapes[f"{part}_labels"] != shapes[f"{part}_features"][:1]:
             raise ValueError(f"{part}_features must have shape [N, D] and {part}_labels [N], got {shapes}")
@@ -110,8 +122,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _about(streams: Sequence[Scores], shares: Sequence[float], left_out: int) -> About:
-    parts = [f"{share:.3g} × {stream.about.modality}" for share, stream in zip(shares, streams, strict=True)]
+def _about(streams: Sequence[Scores], shares: Sequence[float], count: int, lacking: int) -> About:
+    """count: videos that all streams have. lacking: those that only some have."""
+    modalities = [stream.about.modality for stream in streams]
+    named = [f"({modality})" if " + " in modality else modality for modality in modalities]
+    parts = [f"{share:.3g} × {modality}" for share, modality in zip(shares, named, strict=True)]
+    listed = max(count + lacking, *(len(stream.names) + stream.about.skipped for stream in streams))
     known = next((stream.about for stream in streams if stream.about.dataset != "unknown"), streams[0].about)
     return replace(
         known,
@@ -119,5 +135,5 @@ def _about(streams: Sequence[Scores], shares: Sequence[float], left_out: int) ->
         pretraining=" + ".join(dict.fromkeys(stream.about.pretraining for stream in streams)),
         windows=" + ".join(dict.fromkeys(stream.about.windows for stream in streams)),
         clip_accuracy=None,
-        skipped=max(stream.about.skipped for stream in streams) + left_out,
+        skipped=listed - count,
     )

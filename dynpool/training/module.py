@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ..data import Batch, Notices
 from .config import OptimiserConfig
+
+
+class Resumed(NamedTuple):
+    """The epoch in which a run goes on, and batches of it that were done before the run was stopped."""
+
+    epoch: int
+    batches: int
 
 
 class VideoClassifier(L.LightningModule):
@@ -29,10 +37,11 @@ class VideoClassifier(L.LightningModule):
         self.seed = seed
         self.loss = nn.CrossEntropyLoss(label_smoothing=optimiser.label_smoothing)
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_class_accuracy = MulticlassAccuracy(num_classes, average="macro")
         self.notices = Notices("training")
-        self._resumed_batches = 0
+        self._resumed = Resumed(0, 0)
         if optimiser.train == "head":
             model.requires_grad_(False)
             for parameter in head_parameters(model):
@@ -76,18 +85,29 @@ class VideoClassifier(L.LightningModule):
         self.log("train/accuracy", self.train_accuracy, **options)
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise ValueError(
+                f"training diverged: weights are not finite behind epoch {self.current_epoch + 1}. Lower "
+                f"optimiser.lr = {self.optimiser_config.lr:g}, or set optimiser.clip, and start in another folder"
+            )
+
     # --- validation ------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Of batches that none of whose videos could be read, nothing is measured, but all processes log as often."""
         self.notices.add(batch)
-        size = len(batch["label"])
-        if size == 0:  # none of its videos could be read
-            return
-        scores = self(batch["video"], batch["lengths"])
-        self.val_accuracy(scores, batch["label"])
-        self.val_class_accuracy(scores, batch["label"])
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size}
-        self.log("val/loss", self.loss(scores, batch["label"]), sync_dist=True, **options)
+        own = (
+            batch["index"] % self.trainer.world_size == self.global_rank
+        )  # others are dealt twice, to even processes out
+        label = batch["label"][own]
+        if len(label):
+            scores = self(batch["video"][own], batch["lengths"][own])
+            self.val_loss.update(self.loss(scores, label), len(label))
+            self.val_accuracy(scores, label)
+            self.val_class_accuracy(scores, label)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(label)}
+        self.log("val/loss", self.val_loss, **options)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, **options)
         self.log("val/class_accuracy", self.val_class_accuracy, **options)
 
@@ -119,17 +139,18 @@ class VideoClassifier(L.LightningModule):
         groups: list[dict[str, Any]] = [{"params": body, "scale": 1.0}, {"params": last, "scale": config.head_lr}]
         return [group for group in groups if group["params"]]
 
-    # --- going on in the middle of an epoch ------------------------------------------------------------------------
+    # --- going on where a run was stopped ----------------------------------------------------------------------------
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        ended = progress["is_last_batch"]
-        self._resumed_batches = 0 if ended else int(progress["current"]["processed"])
+        loop = checkpoint["loops"]["fit_loop"]
+        batches = loop["epoch_loop.batch_progress"]
+        done = 0 if batches["is_last_batch"] else int(batches["current"]["processed"])
+        self._resumed = Resumed(int(loop["epoch_progress"]["current"]["processed"]), done)
 
-    def take_resumed_batches(self) -> int:
-        """Batches of the epoch that were done before the run was stopped; asked for once."""
-        batches, self._resumed_batches = self._resumed_batches, 0
-        return batches
+    def take_resumed(self) -> Resumed:
+        """Where the run goes on; asked for once."""
+        resumed, self._resumed = self._resumed, Resumed(0, 0)
+        return resumed
 
 
 def rate(config: OptimiserConfig, epoch: int, epochs: int) -> float:

@@ -29,7 +29,7 @@ from .module import VideoClassifier
 from .progress import EpochLines
 from .values import ConfigError
 
-CONFIG, CLASSES, MODEL = "config.yaml", "classes.txt", "model.safetensors"
+CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
 CHECKPOINT, BEST = "last.ckpt", "best.ckpt"
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
@@ -37,7 +37,7 @@ _EXPECTED = (  # what Lightning warns of, and we mean
     ".*number of training batches.*",
     ".*Total length of .list. across ranks is zero.*",
     ".*LeafSpec.*",
-    ".*your dataloader is not resumable.*",  # it is: VideoClassifier.take_resumed_batches
+    ".*your dataloader is not resumable.*",  # it is: VideoClassifier.take_resumed
     ".*Experiment logs directory.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*Found .* module.* in eval mode.*",
@@ -56,7 +56,8 @@ def fit(
 
     Args:
         config: what, on which data, and how.
-        out: the folder of the run. It gets config.yaml and classes.txt; last.ckpt after every epoch; best.ckpt, where
+        out: the folder of the run. It gets config.yaml and classes.txt; missing.txt, the names of training videos that
+            are listed and not there, if any; last.ckpt after every epoch; best.ckpt, where
             progress is measured on videos set aside; logs/version_N/metrics.csv, another N for every start, and
             tensorboard/; and at the end model.safetensors, which `dynpool.models.load` reads.
         resume: go on where the run in `out` was stopped, however it was: on the same machine and settings, the result
@@ -69,10 +70,13 @@ def fit(
 
     Raises:
         FileExistsError: `out` holds a run already, and resume is false.
+        ConfigError: what was stopped is of other classes or another network; there is but one class; or Lightning
+            refuses an option.
+        ValueError: training diverged.
         others: as `dynpool.data` and `dynpool.models`.
     """
     try:
-        return _fit(config, Path(out), resume, backbone, callbacks)
+        return _fit(config.anchored(), Path(out), resume, backbone, callbacks)
     finally:  # Lightning's trainer and loaders refer to one another, and to the images that are cached: a gigabyte
         gc.collect()
 
@@ -85,17 +89,48 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     train, validation = config.data.subsets()
+    if len(train.classes) < 2:
+        raise ConfigError(f"{train.name} must have two classes or more, got {', '.join(train.classes)}")
     torch.manual_seed(config.seed)
     model = build(config.model_config(len(train.classes)), backbone=backbone)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
+    if resume:
+        _check_continues(folder, train.classes, module)
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         write(config, folder / CONFIG)
-        (folder / CLASSES).write_text("\n".join(train.classes) + "\n", encoding="utf-8")
+        _write_lines(folder / CLASSES, train.classes)
+        if train.missing:
+            _write_lines(folder / MISSING, train.missing)
     found = str(checkpoint) if resume and checkpoint.exists() else None
     with _quiet(), _stopping(folder):
         trainer.fit(module, Videos(config, train, validation), ckpt_path=found)
     return _finish(trainer, module, folder)
+
+
+def known_classes(folder: Path) -> tuple[str, ...] | None:
+    """The classes of the run in a folder; None where it does not say them."""
+    path = folder / CLASSES
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.is_file() else None
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _check_continues(folder: Path, classes: tuple[str, ...], module: VideoClassifier) -> None:
+    """Raise ConfigError where the run in a folder is of other classes or another network."""
+    known = known_classes(folder)
+    if known is not None and known != classes:
+        raise ConfigError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {', '.join(classes[:5])}, …")
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    own = module.state_dict()
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (saved, own)]
+    if different := [name for name in {**saved, **own} if shapes[0].get(name) != shapes[1].get(name)]:
+        raise ConfigError(f"{path} is of another network than is configured: it differs in {', '.join(different[:3])}")
 
 
 def is_main() -> bool:
@@ -205,7 +240,7 @@ class StepCheckpoint(ModelCheckpoint):
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
-        if not trainer.is_last_batch:
+        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():  # a step is done
             super().on_train_batch_end(trainer, *rest)
 
 
@@ -229,22 +264,50 @@ def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = 
     """Train the configuration's split; or every one, into a folder of its own below `out`, where split is "all".
 
     With `resume`, splits that are done are not trained again.
+
+    Raises:
+        FileExistsError: `out` holds a run already, and resume is false; it holds one of another kind; or a split is
+            done that was trained by other settings.
+        others: as `fit`.
     """
-    folder = Path(out)
+    folder, config = Path(out), config.anchored()
     if config.data.split != "all":
         yield _train_one(config, folder, resume)
         return
+    if is_main():
+        _check_holds_splits(folder, resume)
     inner = {split: folder / f"split-{split}" for split in config.data.splits()}
+    for split, path in inner.items():
+        _is_done(config.with_split(split), path, resume)
     for path in inner.values():
         path.mkdir(parents=True, exist_ok=True)
-    write(config, folder / CONFIG)
+    if is_main():
+        write(config, folder / CONFIG)
     for split, path in inner.items():
         yield _train_one(config.with_split(split), path, resume)
 
 
+def _check_holds_splits(folder: Path, resume: bool) -> None:
+    if (folder / CHECKPOINT).exists() or (folder / MODEL).exists():
+        raise FileExistsError(f"{folder} holds the run of one split: choose another folder for all of them")
+    if not resume and (folder / CONFIG).exists():
+        raise FileExistsError(f"{folder} holds runs already: resume them, or choose another folder")
+
+
 def _train_one(config: Config, folder: Path, resume: bool) -> Path:
-    done = folder / MODEL
-    return done if resume and done.is_file() else fit(config, folder, resume=resume)
+    return folder / MODEL if _is_done(config, folder, resume) else fit(config, folder, resume=resume)
+
+
+def _is_done(config: Config, folder: Path, resume: bool) -> bool:
+    """Whether a run that is to go on is trained already. Raises FileExistsError if that was by other settings."""
+    if not resume or not (folder / MODEL).is_file():
+        return False
+    if (folder / CONFIG).is_file() and saved_config(folder).experiment() != config.experiment():
+        raise FileExistsError(
+            f"{folder} is trained already, by other settings. To train on, choose another folder and "
+            f"model.weights={folder / MODEL}"
+        )
+    return True
 
 
 def runs_in(folder: Path) -> list[Path]:

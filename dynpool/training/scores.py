@@ -38,12 +38,16 @@ class About:
         """One line."""
         return in_words([self])
 
+    def of_any_split(self) -> About:
+        """What must be alike for a mean over splits."""
+        return replace(self, split="", clip_accuracy=None, skipped=0)
+
 
 def in_words(abouts: Sequence[About]) -> str:
     """What results are of: a line, in which splits that are otherwise alike stand together; or several."""
     alike: dict[About, list[About]] = {}
     for about in abouts:
-        alike.setdefault(replace(about, split="", clip_accuracy=None, skipped=0), []).append(about)
+        alike.setdefault(about.of_any_split(), []).append(about)
     return "\n".join(_line(list(group)) for group in alike.values())
 
 
@@ -75,6 +79,10 @@ class Scores:
             raise ValueError("names must be distinct")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(f"labels must be between 0 and {len(self.classes) - 1}")
+        wrong = ~np.isfinite(self.values.max(1, initial=-np.inf))  # -inf is the logarithm of 0
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"scores must be finite, got {self.values[row][:5].tolist()} for {self.names[row]}")
 
     # --- results ---------------------------------------------------------------------------------------------------
 
