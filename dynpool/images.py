@@ -74,11 +74,13 @@ def dynamic_image(
         timeout: seconds that reading a file may take; see `read_clip`.
         device: pool on this device; by default where the frames are, the CPU for files.
 
-    A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames):
-    in memory that does not depend on its length, and equal to pooling its RGB frames within a level of 255, or two
-    levels where hardly anything moves and min-max blows up the rounding of roots. Under ψ = identity the planes are
-    pooled and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what
-    they are.
+    A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
+    in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that is nearly
+    all videos, the image equals that of its RGB frames within a level of 255, or two levels where hardly anything moves
+    and min-max blows up the rounding of roots. In other formats and odd sizes FFmpeg interpolates colour between its
+    samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
+    17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Under ψ = identity the planes are pooled and their
+    sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what they are.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -46,6 +47,25 @@ MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_p
 
 # --- kernels -------------------------------------------------------------------------------------------------------
 
+_used_several_threads = False
+
+
+def _num_threads() -> int:
+    global _used_several_threads
+    threads = torch.get_num_threads()
+    _used_several_threads = _used_several_threads or threads > 1
+    return threads
+
+
+def _after_fork() -> None:
+    """OpenMP's threads are not in a forked process, which would wait for them for good: torch's own, too."""
+    if _used_several_threads:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 class Kernels(NamedTuple):
     """Launchers of one device type; the last argument is the torch.device."""
@@ -61,11 +81,10 @@ class Kernels(NamedTuple):
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     if module is None:
         return None
-    num_threads = torch.get_num_threads
 
     def with_threads(launch: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any) -> None:
-            launch(*args[:-1], num_threads())
+            launch(*args[:-1], _num_threads())
 
         return call
 
@@ -749,12 +768,12 @@ def pool_planes(
     dtype = torch.float32 if mix is None else torch.float64
     sums = [row.data_ptr() for row in rows if row.dtype == dtype]  # too few are refused; too narrow would be overrun
     psi = _NONLINEARITY_CODES[nonlinearity]
-    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, fresh, 0, torch.get_num_threads())
+    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, fresh, 0, _num_threads())
 
 
 def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
     """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
-    threads = torch.get_num_threads()
+    threads = _num_threads()
     _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], [], largest.data_ptr(), threads)
 
 

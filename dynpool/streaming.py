@@ -27,7 +27,7 @@ class RankPoolStream:
     After every frame, `result()` is what `approx_rank_pool` gives for all frames so far. Memory is that of 16 frames
     and a dozen float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
     frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
-    differs from the first frame: after 100 000 frames the result is still good to nine digits.
+    differs from the first frame: after 100 000 frames the result is still good to nine digits, of decoded ones to six.
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.

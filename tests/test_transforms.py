@@ -1,6 +1,9 @@
 """The operation under torch's transforms: torch.func, torch.compile, torch.export, fake and meta tensors, autocast."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import oracle
 import pytest
@@ -662,6 +665,24 @@ def test_opcheck_backward(device, case):
 
 
 # --- life in a program ---------------------------------------------------------------------------------------------
+
+
+FORKED = """
+import multiprocessing, torch, dynpool
+torch.set_num_threads(2)
+x = torch.rand(4, 30, 3, 128, 128)
+def pool(_): return dynpool.approx_rank_pool(x).double().sum().item()
+first = pool(0)
+with multiprocessing.get_context("fork").Pool(2) as processes:
+    print(max(abs(other - first) for other in processes.map(pool, range(4))) < 1e-6)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_from_one_with_threads():
+    """Without threads, which OpenMP would wait for in vain."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_subclasses_are_not_broken(backend):

@@ -116,7 +116,9 @@ def evaluate(
         folder = out or runs[0]
         streams: list[Scores] = []
         for run in (inner for outer in runs for inner in runs_in(outer)):
-            scores, notices = run_evaluation(run, overrides=tuple(overrides or ()), device=device, clips=clips)
+            scores, notices = run_evaluation(
+                run, overrides=tuple(overrides or ()), device=device, clips=clips, progress=True
+            )
             if summary := notices.summary():
                 typer.echo(summary, err=True)
             if any(scores.about.split == other.about.split for other in streams):

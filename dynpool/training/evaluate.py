@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..images import check_device
@@ -36,6 +37,7 @@ def evaluate(
     overrides: tuple[str, ...] = (),
     device: str | torch.device | None = None,
     clips: bool = True,
+    progress: bool = False,
     backbone: nn.Module | None = None,
 ) -> Evaluation:
     """Scores of a run's model on the test videos of its split.
@@ -45,6 +47,7 @@ def evaluate(
         overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
+        progress: show a bar, on a terminal.
         backbone: what `fit` got.
 
     Raises:
@@ -73,6 +76,7 @@ def evaluate(
         workers=config.data.workers,
         device=where,
         clip_frames=clip_frames if clips else None,
+        progress=progress,
     )
 
 
@@ -92,6 +96,7 @@ def score(
     workers: int = 0,
     device: torch.device | str = "cpu",
     clip_frames: int | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Log-probabilities of every video of a dataset by a model [B, T, 3, H, W], lengths -> scores [B, C].
 
@@ -103,7 +108,8 @@ def score(
     rows: dict[int, Tensor] = {}
     hits = shown = 0
     with torch.inference_mode():
-        for batch in loader(dataset, batch_size, num_workers=workers):
+        batches = loader(dataset, batch_size, num_workers=workers)
+        for batch in tqdm(batches, dataset.listing.name, leave=False, disable=None if progress else True):
             notices.add(batch)
             if not len(batch["label"]):
                 continue
