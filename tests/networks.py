@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from dynpool import rank_pool
 from dynpool.models import ModelConfig, VideoModel, build
-from dynpool.models.layers import Forked
+from dynpool.models.layers import Forked, replace
 from dynpool.models.network import TwoNetworks
 
 SIZE = 16
@@ -37,6 +38,61 @@ def tiny() -> nn.Sequential:
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(network.norm2, name).uniform_(0.5, 1.5)
     return network
+
+
+class Residual(nn.Module):
+    """Adds its input to what `inner` makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(3, 3, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def residual() -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(block=Residual(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(3, CLASSES))
+    )
+
+
+class Tokens(nn.Module):
+    """Maps [N, C, H, W] -> tokens [N, S, C]."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Attention of each token to itself and those before, of which the layer puts out a tuple."""
+
+    def __init__(self, width: int, weights: bool) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.weights = weights
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        size = tokens.shape[1]
+        mask = torch.ones(size, size, dtype=torch.bool).triu(1)
+        seen, weights = self.layer(tokens, tokens, value=tokens, attn_mask=mask, need_weights=self.weights)
+        return seen if weights is None else seen + weights.mean(2, keepdim=True) * tokens
+
+
+def attentive() -> nn.Sequential:
+    """patches … fc: 16 tokens an image, through layers of attention."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    return nn.Sequential(
+        OrderedDict(
+            patches=nn.Conv2d(3, 8, 4, 4),
+            tokens=Tokens(),
+            encoder=nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False),
+            attention=Attention(8, weights=False),
+            attention2=Attention(8, weights=True),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(128, CLASSES),
+        )
+    )
 
 
 def tiny_model(kind: str = "dynamic", classes: int = CLASSES, **options: object) -> VideoModel:
@@ -121,10 +177,20 @@ def _run(model: VideoModel, x: Tensor, stream: str, start: str | None = None, st
     first = 0 if start is None else names.index(start) + 1
     last = len(names) if stop is None else names.index(stop) + 1
     for name in names[first:last]:
-        layer = getattr(model.backbone, name)
-        layer = getattr(layer, stream) if isinstance(layer, Forked) else layer
+        layer = _of_stream(getattr(model.backbone, name), stream)
         x = layer.forward(x[None].clone())[0]  # without hooks
     return x
+
+
+def _of_stream(layer: nn.Module, stream: str) -> nn.Module:
+    """A layer as one stream has it; a copy where only layers in it are forked."""
+    if isinstance(layer, Forked):
+        return getattr(layer, stream)
+    inner = [name for name, module in layer.named_modules() if isinstance(module, Forked)]
+    layer = copy.deepcopy(layer) if inner else layer
+    for name in inner:
+        replace(layer, name, getattr(layer.get_submodule(name), stream))
+    return layer
 
 
 def _pooled(config: ModelConfig, frames: Tensor, at_input: bool) -> Tensor:

@@ -5,11 +5,12 @@ import pickle
 
 import pytest
 import torch
-from networks import CLASSES, SIZE, expected, tiny, tiny_model, videos
+from networks import CLASSES, SIZE, attentive, expected, residual, tiny, tiny_model, videos
 from torch import nn
 
 from dynpool import dynamic_image, to_image
 from dynpool.models import Backbone, ModelConfig, build
+from dynpool.models.layers import Forked
 
 NAN = float("nan")
 
@@ -133,6 +134,30 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
     if hasattr(model, "backbone"):
         return [model.backbone.fc2.static, model.backbone.fc2.dynamic]
     return [model.static.backbone.fc2, model.dynamic.backbone.fc2]
+
+
+@pytest.mark.parametrize("branch", ["patches", "encoder"])
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+def test_both_streams_have_attention_of_their_own(branch, gradients):
+    """With tuples, masks and options; without gradients, nn.TransformerEncoderLayer computes past the layers in it."""
+    config = ModelConfig("two_stream", CLASSES, "custom", size=SIZE, branch=branch, every=2)
+    model = different(build(config, backbone=attentive())).double().eval()
+    video = videos(7, 4, 1, fill=NAN)
+    with torch.set_grad_enabled(gradients):
+        scores = model(video, [7, 4, 1])
+    torch.testing.assert_close(scores, expected(model, video, [7, 4, 1]), rtol=1e-9, atol=1e-10)
+
+
+def test_a_forked_layer_answers_for_itself_but_not_for_its_weights():
+    layer = build(
+        ModelConfig("two_stream", CLASSES, "custom", size=SIZE, branch="patches"), backbone=attentive()
+    ).backbone.attention.layer
+    assert isinstance(layer, Forked)
+    assert (layer.batch_first, layer.embed_dim) == (True, 8)
+    with pytest.raises(AttributeError, match=r"'in_proj_weight' twice: static\.in_proj_weight and dynamic"):
+        layer.in_proj_weight  # noqa: B018
+    with pytest.raises(AttributeError, match="'MultiheadAttention' object has no attribute 'nothing'"):
+        layer.nothing  # noqa: B018
 
 
 def test_features_of_any_layer_are_pooled_over_the_video():
@@ -302,17 +327,34 @@ class Remembers(nn.Module):
         return self.fc(self.pool(self.conv(x)).view(x.shape[0], -1))
 
 
-class Skips(nn.Module):
-    """Adds the input of `inner` to its output."""
+class Named(nn.Module):
+    """Returns its scores by name."""
 
     def __init__(self):
         super().__init__()
-        self.inner = nn.Conv2d(3, 3, 3, 1, 1)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(3, CLASSES)
+        self.network = tiny()
 
     def forward(self, x):
-        return self.fc(self.pool(x + self.inner(x)).flatten(1))
+        return {"logits": self.network(x)}
+
+
+def test_scores_by_name_are_no_scores():
+    model = build(ModelConfig("static", CLASSES, "custom"), backbone=Named())
+    with pytest.raises(ValueError, match=r"backbone must return its scores, .* got dict"):
+        model(videos(2, dtype=torch.uint8))
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.transpose(0, 1)
+
+
+def sequences_first():
+    """Attention to tokens [S, N, C]."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12)
+    network = attentive()
+    network.encoder = nn.Sequential(Turned(), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), Turned())
+    return network
 
 
 class Odd(nn.Module):
@@ -362,13 +404,30 @@ class Pair(nn.Module):
         (tiny, {"window": 3, "video_layer": "x"}, "video_layer must be a named layer"),
         (tiny, {"window": 3, "layer": "fc1", "video_layer": "pool"}, "must not run before the layer 'fc1'"),
         (tiny, {"layer": "relu1", "mean": [0] * 4, "std": [1] * 4}, "cannot take images of 16 × 16"),
-        (Remembers, {"layer": "conv"}, "cannot be pooled inside, perhaps because its forward keeps to the batch"),
-        (Remembers, {"window": 3}, "cannot be pooled inside"),
-        (Remembers, {"window": 2, "stride": 3}, "cannot be pooled inside"),
-        (Skips, {"layer": "inner"}, "cannot be pooled inside"),
-        (Skips, {"kind": "two_stream", "branch": "inner"}, "cannot be pooled inside"),
-        (Skips, {"kind": "two_stream", "branch": "inner", "frames": "middle"}, "cannot be pooled inside"),
-        (Skips, {"kind": "two_stream", "branch": "inner", "every": 2}, "cannot be pooled inside"),
+        (
+            Remembers,
+            {"layer": "conv"},
+            r"at layer = 'conv', .* or because a forward keeps to .* `flatten\(1\)`\): ",
+        ),
+        (Remembers, {"window": 3}, "cannot be pooled at video_layer = 'pool'"),
+        (Remembers, {"window": 2, "stride": 3}, "cannot be pooled at video_layer = 'pool'"),
+        (residual, {"layer": "block.inner"}, "layer = 'block.inner', perhaps because a skip connection goes around it"),
+        (residual, {"layer": "block.inner"}, "; layer = 'block', which holds it, can be: "),
+        (residual, {"kind": "two_stream", "branch": "block.inner"}, "; branch = 'block', which holds it, can be"),
+        (residual, {"kind": "two_stream", "branch": "block.inner", "frames": "middle"}, "branch = 'block.inner'"),
+        (residual, {"kind": "two_stream", "branch": "block.inner", "every": 2}, "branch = 'block.inner'"),
+        (residual, {"window": 2, "video_layer": "block.inner"}, "; video_layer = 'block', which holds it, can be"),
+        (Named, {"layer": "network.relu1"}, "must return its scores, a Tensor .* got dict: wrap it in a module"),
+        (
+            sequences_first,
+            {"kind": "two_stream", "branch": "patches"},
+            r"inside: behind a branch, TransformerEncoderLayer must see rows \[N, ...\] = \[3, ...\], got \[16, 3, 8\]",
+        ),
+        (
+            attentive,
+            {"kind": "two_stream", "branch": "patches", "window": 2, "video_layer": "encoder.layers.1.linear2"},
+            "video_layer must be a named layer of Sequential, got 'encoder.layers.1.linear2'",
+        ),
         (Odd, {"layer": "pair"}, "must put out maps .* 'pair' puts out tuple"),
         (Odd, {"layer": "unused"}, "must run once in an image, but 'unused' runs 0 times"),
         (Odd, {"window": 3}, "video_layer must be given: Odd has no spatial pooling layer"),

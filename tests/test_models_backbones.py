@@ -1,13 +1,14 @@
 """Backbones by name, and where their weights come from."""
 
 import importlib
+from collections import OrderedDict
 
 import pytest
 import torch
-from networks import CLASSES, SIZE, tiny
+from networks import CLASSES, SIZE, attentive, residual, tiny, tiny_model
 from torch import nn
 
-from dynpool.models import CaffeNet, ModelConfig, backbones, build, extract_features, load_backbone
+from dynpool.models import CaffeNet, ModelConfig, backbones, build, extract_features, load_backbone, save
 from dynpool.models.layers import trial_run
 from dynpool.models.weights import load_into
 
@@ -189,14 +190,41 @@ def test_weights_from_a_file(tmp_path, kind):
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
-def test_a_network_by_name_takes_the_classes_of_its_file_and_then_its_own(tmp_path):
-    source = CaffeNet(9, size=67)
-    torch.save(source.state_dict(), tmp_path / "weights.pth")
+def write_state(model, folder):
+    torch.save(model.backbone.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def write_model(model, folder):
+    needs("safetensors")
+    save(model, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def write_checkpoint(model, folder):
+    """As Lightning does."""
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state, "optimizer_states": [{}]}, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("write", [write_state, write_model, write_checkpoint])
+def test_a_network_by_name_takes_the_classes_of_its_file_and_then_its_own(tmp_path, write):
+    trained = build(ModelConfig("dynamic", 9, "caffenet", size=67, layer="pool1"))
+    source, path = trained.backbone, write(trained, tmp_path)
     for classes in (9, 4):
-        model = build(ModelConfig("dynamic", classes, "caffenet", weights=str(tmp_path / "weights.pth"), size=67))
+        model = build(ModelConfig("dynamic", classes, "caffenet", weights=str(path), size=67))
         assert torch.equal(model.backbone.fc7.weight, source.fc7.weight)
         assert model.backbone.fc8.out_features == classes
         assert torch.equal(model.backbone.fc8.weight, source.fc8.weight) == (classes == 9)
+
+
+def test_prefixes_that_the_network_has_itself_stay(tmp_path):
+    source, network = (nn.Sequential(OrderedDict(model=tiny())) for _ in range(2))
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pth")
+    load_into(network, "model.fc2", tmp_path / "weights.pth")
+    assert torch.equal(network.model.conv1.weight, source.model.conv1.weight)
 
 
 class Code:
@@ -218,6 +246,10 @@ def test_bad_files(tmp_path, capsys):
     torch.save({"conv9.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"do not fit Sequential: .*conv1\.weight"):
         load_into(tiny(), "fc2", tmp_path / "other.pth")
+    for options in ({}, {"branch": "relu2"}):
+        torch.save(tiny_model("two_stream", **options).state_dict(), tmp_path / "streams.pth")
+        with pytest.raises(ValueError, match=r"do not fit Sequential \(they are of two streams\): "):
+            load_into(tiny(), "fc2", tmp_path / "streams.pth")
 
 
 # --- features ------------------------------------------------------------------------------------------------------
@@ -231,6 +263,13 @@ def batches():
         yield {"video": video, "lengths": torch.tensor(lengths), "label": torch.tensor(lengths), "name": names}
 
 
+def second_clip():
+    """Its two frames as a network of ImageNet sees them."""
+    frames = next(iter(batches()))["video"][1, :2].float()
+    mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return (frames - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
 @pytest.mark.parametrize("layer", [None, "fc1", "relu1"])
 def test_features_of_a_frozen_image_network(layer):
     network = tiny().train()
@@ -238,10 +277,7 @@ def test_features_of_a_frozen_image_network(layer):
     assert found.labels.tolist() == [3, 2, 1]
     assert found.names == ["clip 3", "clip 2", "clip 1"]
     assert network.training
-    first = next(iter(batches()))["video"][1, :2].float()
-    x = (first - torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)) / torch.tensor([58.395, 57.12, 57.375]).view(
-        3, 1, 1
-    )
+    x = second_clip()
     for name, module in network.eval().named_children():
         if name == "fc2":
             break
@@ -251,6 +287,26 @@ def test_features_of_a_frozen_image_network(layer):
             break
     want = x.flatten(1).amax(0)
     torch.testing.assert_close(found.values[1], want, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_a_layer_inside_a_block():
+    network = residual().eval()
+    found = extract_features(network, batches(), "block.inner")
+    want = network.block.inner(second_clip()).flatten(1).amax(0)
+    torch.testing.assert_close(found.values[1], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("zzz", "layer must be a named layer of Sequential, got 'zzz'; it has: patches, tokens"),
+        ("attention.layer", "layer must put out maps .* but 'attention.layer' puts out tuple"),
+        ("attention.layer.out_proj", "layer 'attention.layer.out_proj' did not run"),
+    ],
+)
+def test_layers_without_features(layer, message):
+    with pytest.raises(ValueError, match=message):
+        extract_features(attentive(), batches(), layer)
 
 
 def test_features_of_a_model():

@@ -9,7 +9,18 @@ import torch
 from networks import SIZE, tiny, tiny_model, videos
 from torch import nn
 
-from dynpool.models import Backbone, CaffeNet, ModelConfig, build, export, export_onnx, load, read_config, save
+from dynpool.models import (
+    Backbone,
+    CaffeNet,
+    ModelConfig,
+    build,
+    export,
+    export_onnx,
+    export_pt2,
+    load,
+    read_config,
+    save,
+)
 
 EXPORTED = {
     "dynamic image": {},
@@ -133,13 +144,32 @@ def test_exported_programs_take_other_batches(options, lengths):
 
 def test_exported_programs_go_through_files(tmp_path):
     model = model_of({"window": 3, "stride": 2})
-    torch.export.save(export(model, num_frames=6, dynamic=False), tmp_path / "model.pt2")
-    program = torch.export.load(tmp_path / "model.pt2").module()
+    path = tmp_path / "model.pt2"
+    export_pt2(model, path, num_frames=6, dynamic=False)
+    assert os.listdir(tmp_path) == ["model.pt2"]
+    assert read_config(path) == model.config
+    beside = {"dynpool.model": ""}
+    program = torch.export.load(path, extra_files=beside).module()
+    assert ModelConfig.from_dict(json.loads(beside["dynpool.model"])) == model.config
     video = videos(6, 6, dtype=torch.uint8)
     torch.testing.assert_close(program(video=video), model(video), rtol=1e-5, atol=1e-5)
 
 
-def test_what_cannot_be_exported():
+def test_programs_that_hold_no_model(tmp_path):
+    path = tmp_path / "model.pt2"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_config(path)
+    path.write_bytes(b"noise")
+    with pytest.raises(ValueError, match=r"model\.pt2 is not a file of torch\.export"):
+        read_config(path)
+    torch.export.save(export(tiny_model(), num_frames=4), path)
+    with pytest.raises(ValueError, match=r"model\.pt2 holds no model of dynpool: its metadata has no 'dynpool\.model'"):
+        read_config(path)
+
+
+def test_what_cannot_be_exported(tmp_path):
+    with pytest.raises(ValueError, match=r"path must end in \.pt2, got .*model\.pt'"):
+        export_pt2(tiny_model(), tmp_path / "model.pt", num_frames=4)
     with pytest.raises(ValueError, match="solver of pool = 'exact' cannot be exported"):
         export(tiny_model(pool="exact"), num_frames=5)
     with pytest.raises(ValueError, match="num_frames must be at least 4, got 3"):

@@ -9,7 +9,7 @@ from .backbones import Backbone, backbones, load_backbone
 from .building import VideoModel, build
 from .caffenet import CaffeNet
 from .config import ModelConfig
-from .exporting import export, export_onnx
+from .exporting import export, export_onnx, export_pt2
 from .extraction import Features, extract_features
 from .flow import optical_flow
 from .network import TwoNetworks, VideoNetwork
@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "export",
     "export_onnx",
+    "export_pt2",
     "extract_features",
     "load",
     "load_backbone",

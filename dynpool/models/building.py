@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator
 from dataclasses import replace as changed
 from typing import Any
 
@@ -13,7 +14,17 @@ from torch import Tensor, nn
 from .backbones import CUSTOM, Backbone, load_backbone
 from .checkpointing import checkpoint_blocks
 from .config import ModelConfig, forks, pools_at
-from .layers import Run, evaluating, fork_after, last_pooling, named_layer, replace, trial_run
+from .layers import (
+    Run,
+    evaluating,
+    fork_after,
+    last_pooling,
+    lets_rows_go,
+    named_layer,
+    replace,
+    scores_of,
+    trial_run,
+)
 from .network import Route, TwoNetworks, VideoNetwork
 
 VideoModel = VideoNetwork | TwoNetworks
@@ -30,7 +41,8 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
         pretrained: False leaves config.weights out, for a model whose weights are loaded next.
 
     Raises:
-        ValueError: a layer is not there, or cannot be pooled at; the weights do not fit.
+        ValueError: a layer is not there, or cannot be pooled at; the backbone does not take the images, or returns no
+            scores; the weights do not fit.
         ImportError: the backbone's library is not there; the message says what to install.
         FileNotFoundError: config.weights is not a file.
     """
@@ -85,7 +97,7 @@ def _network(config: ModelConfig, base: Backbone) -> VideoNetwork:
         route=route,
     )
     if pools_inside:
-        _check_rows(model)
+        _check_rows(model, route)
     return model
 
 
@@ -117,13 +129,19 @@ def _dropped(probability: float, layer: nn.Module, args: tuple[Tensor]) -> tuple
 
 def _trial(base: Backbone) -> list[Run]:
     """Two grey images through the backbone."""
-    parameter = next(base.module.parameters())
     try:
-        images = torch.zeros(2, len(base.mean), base.size, base.size, dtype=parameter.dtype, device=parameter.device)
-        return trial_run(base.module, images)
+        runs = trial_run(base.module, _grey(base.module, len(base.mean), base.size))
     except Exception as error:  # whatever a network raises
         size = f"{base.size} × {base.size}"
         raise ValueError(f"backbone cannot take images of {size} (size of the configuration): {error}") from error
+    scores_of(runs[-1].output)
+    return runs
+
+
+def _grey(module: nn.Module, channels: int, size: int) -> Tensor:
+    """Two images for a backbone."""
+    parameter = next(module.parameters())
+    return torch.zeros(2, channels, size, size, dtype=parameter.dtype, device=parameter.device)
 
 
 def _check_layer(module: nn.Module, runs: list[Run], argument: str, name: str) -> Run:
@@ -152,7 +170,7 @@ def _video_layer(module: nn.Module, runs: list[Run], name: str | None, layer: st
     return name
 
 
-def _check_rows(model: VideoNetwork) -> None:
+def _check_rows(model: VideoNetwork, route: Route) -> None:
     """A network whose forward remembers how many images came in cannot have some of them pooled on the way."""
     config, size = model.config, model.size
     two_windows = 1 + max(config.window or 1, config.stride or 1)
@@ -164,14 +182,34 @@ def _check_rows(model: VideoNetwork) -> None:
         with evaluating(model), torch.no_grad():
             shape = list(model(video).shape)
     except Exception as error:
-        raise ValueError(f"{_FIXED}: {error}") from error
+        route.clear()
+        raise ValueError(f"{_unpoolable(model)}: {error}") from error
     finally:
         model.config = config
     if shape != [1, config.num_classes]:
-        raise ValueError(f"{_FIXED}: scores of one video have shape {shape}")
+        raise ValueError(f"{_unpoolable(model)}: scores of one video have shape {shape}")
 
 
-_FIXED = (
-    "backbone cannot be pooled inside, perhaps because its forward keeps to the batch size of its input "
+def _unpoolable(model: VideoNetwork) -> str:
+    """What to say where pooling failed: the layer after which rows cannot go, and the one around it that would do."""
+    images = _grey(model.backbone, len(model.mean), model.size)
+    argument = "branch" if forks(model.config) else "layer"
+    for option, name in ((argument, pools_at(model.config)), ("video_layer", model.video_layer)):
+        if name is None or lets_rows_go(model.backbone, name, images):
+            continue
+        blocks = (block for block in _around(name) if lets_rows_go(model.backbone, block, images))
+        block = next((f"; {option} = {block!r}, which holds it, can be" for block in blocks), "")
+        return f"backbone cannot be pooled at {option} = {name!r}, {_KEPT}{block}"
+    return "backbone cannot be pooled inside"
+
+
+def _around(name: str) -> Iterator[str]:
+    """Names of the layers that hold a named layer, from inside out."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
+_KEPT = (
+    "perhaps because a skip connection goes around it, or because a forward keeps to the batch size of its input "
     "(`view(batch, -1)` instead of `flatten(1)`)"
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import reference
 from .building import VideoModel
-from .storage import METADATA_KEY, temporary_beside
+from .storage import METADATA_KEY, PROGRAM_SUFFIX, temporary_beside
 
 
 def export(
@@ -45,6 +45,32 @@ def export(
         model.train(training)
 
 
+def export_pt2(
+    model: VideoModel,
+    path: str | Path,
+    *,
+    num_frames: int,
+    size: int | None = None,
+    lengths: bool = False,
+    dynamic: bool = True,
+) -> None:
+    """Write the program that `export` gives as a file of `torch.export`, whole or not at all.
+
+    The configuration is in the file too, as JSON under "dynpool.model": `read_config` reads it, and
+    `torch.export.load(path, extra_files={"dynpool.model": ""})` gives it beside the program.
+
+    Raises:
+        ValueError: the path does not end in .pt2; or as `export`.
+        OSError: the file cannot be written.
+    """
+    if Path(path).suffix != PROGRAM_SUFFIX:
+        raise ValueError(f"path must end in {PROGRAM_SUFFIX}, got {str(path)!r}")
+    program = export(model, num_frames=num_frames, size=size, lengths=lengths, dynamic=dynamic)
+    with temporary_beside(Path(path)) as temporary:
+        torch.export.save(program, temporary, extra_files={METADATA_KEY: _config_of(model)})
+        os.replace(temporary, path)
+
+
 def export_onnx(
     model: VideoModel,
     path: str | Path,
@@ -68,10 +94,14 @@ def export_onnx(
     plain = program.run_decompositions(_plain_operators())
     onnx = torch.onnx.export(plain, dynamo=True, output_names=["scores"], verbose=False)
     assert onnx is not None
-    onnx.model.metadata_props[METADATA_KEY] = json.dumps(model.config.to_dict())
+    onnx.model.metadata_props[METADATA_KEY] = _config_of(model)
     with temporary_beside(Path(path)) as temporary:
         onnx.save(temporary)
         os.replace(temporary, path)
+
+
+def _config_of(model: VideoModel) -> str:
+    return json.dumps(model.config.to_dict())
 
 
 def _check(model: VideoModel, num_frames: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import CUSTOM, Backbone
-from .building import VideoModel, build
+from .building import VideoModel
 from .config import ModelConfig
 from .layers import evaluating
 from .network import TwoNetworks, VideoNetwork
@@ -39,13 +39,13 @@ def extract_features(
             images of its windows, or frames) up to that layer, where the maximum over the video is taken.
         batches: mappings with video [B, T, 3, H, W] and, if there are, lengths [B], label [B] and name, B strings; such
             as a DataLoader of `dynpool.data` gives.
-        layer: a named layer; None: what enters the last linear layer. See `VideoNetwork.features`.
+        layer: any named layer; None: what enters the last linear layer. See `VideoNetwork.features`.
         device: where to compute; None: where the model is. The model is moved there.
 
     Raises:
-        ValueError: there is no such layer, or there are no batches.
+        ValueError: there is no such layer, it puts out no maps, or there are no batches.
     """
-    network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model, layer)
+    network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model)
     device = next(network.parameters()).device if device is None else torch.device(device)
     network.to(device)
     values, labels, names = [], [], []
@@ -61,9 +61,8 @@ def extract_features(
     return Features(torch.cat(values), torch.cat(labels) if labels else None, names)
 
 
-def _of_images(backbone: Backbone | nn.Module, layer: str | None) -> VideoNetwork | TwoNetworks:
+def _of_images(backbone: Backbone | nn.Module) -> VideoNetwork:
+    """Pools nothing on the way: `features` does, what it sees."""
     base = backbone if isinstance(backbone, Backbone) else Backbone(backbone)
-    classes = base.module.get_submodule(base.classifier).out_features
-    assert isinstance(classes, int)
-    config = ModelConfig("dynamic", classes, CUSTOM, pool="none", video_layer=layer or base.classifier)
-    return build(config, backbone=base)
+    config, head = ModelConfig("dynamic", 1, CUSTOM, pool="none"), base.classifier
+    return VideoNetwork(config, base.module, head=head, mean=base.mean, std=base.std, size=base.size, video_layer=None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 _POOLING = (
     nn.MaxPool2d,
@@ -21,9 +22,13 @@ _POOLING = (
 )
 
 
+# They compute with the weights of the layers in them, past their forward: they are forked as one.
+_FUSED = (nn.TransformerEncoderLayer,)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One call of a layer during a trial run of its network."""
+    """One call of a layer during a trial run of its network; the network itself is the layer ""."""
 
     name: str
     module: nn.Module
@@ -45,15 +50,14 @@ def named_layer(backbone: nn.Module, name: str, argument: str = "layer") -> nn.M
 
 
 def trial_run(backbone: nn.Module, images: Tensor) -> list[Run]:
-    """Every call of a named layer while the network sees these images, in the order in which the calls end."""
+    """Every call of a layer while the network sees these images, in the order in which the calls end, its own last."""
     runs: list[Run] = []
     started: dict[str, int] = {}
     clock = iter(range(1 << 62))
     with _hooked(backbone) as handles:
         for name, module in backbone.named_modules():
-            if name:
-                handles.append(module.register_forward_pre_hook(_starter(started, name, clock), prepend=True))
-                handles.append(module.register_forward_hook(_ender(runs, started, name, clock)))
+            handles.append(module.register_forward_pre_hook(_starter(started, name, clock), prepend=True))
+            handles.append(module.register_forward_hook(_ender(runs, started, name, clock)))
         with evaluating(backbone), torch.no_grad():
             backbone(images)
     return runs
@@ -71,6 +75,32 @@ def _ender(runs: list[Run], started: dict[str, int], name: str, clock: Iterator[
         runs.append(Run(name, module, started[name], next(clock), output))
 
     return end
+
+
+def lets_rows_go(backbone: nn.Module, name: str, images: Tensor) -> bool:
+    """Whether the network, of whose rows only the first is left after a named layer, gives scores of this one."""
+    with _hooked(backbone) as handles:
+        handles.append(backbone.get_submodule(name).register_forward_hook(lambda module, args, output: output[:1]))
+        try:
+            with evaluating(backbone), torch.no_grad():
+                return scores_of(backbone(images)).shape[0] == 1
+        except Exception:  # whatever a network raises
+            return False
+
+
+def scores_of(output: Any) -> Tensor:
+    """The scores in what a backbone returns: auxiliary ones, in training, come behind.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    scores = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            "backbone must return its scores, a Tensor [N, classes], or a tuple that begins with them, got "
+            f"{type(output).__name__}: wrap it in a module that does"
+        )
+    return scores
 
 
 @contextmanager
@@ -118,8 +148,11 @@ def replace(backbone: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class Forked(nn.Module):
-    """A layer of which the two streams of a batch have one each: the first `route.static` rows see `static`, the other
-    rows `dynamic`.
+    """A layer of which the two streams of a batch have one each: of its `route.size` rows the first `route.static` see
+    `static`, the others `dynamic`.
+
+    Inputs and outputs may be nested; what has no rows, as masks, goes to both. Other attributes are those of `static`,
+    but for the weights, which are there twice: who reads them would leave `dynamic` out.
     """
 
     def __init__(self, layer: nn.Module, route: Any) -> None:
@@ -129,14 +162,43 @@ class Forked(nn.Module):
         self.route = route
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        n = self.route.static
-        first = self.static(*(_part(a, slice(None, n)) for a in args), **kwargs)
-        second = self.dynamic(*(_part(a, slice(n, None)) for a in args), **kwargs)
-        return torch.cat([first, second])
+        if self.route.size is None:  # the backbone was called by itself
+            return self.dynamic(*args, **kwargs)
+        inputs, n = (args, kwargs), self.route.static
+        self._check(inputs)
+        first, first_options = self._part(inputs, slice(None, n))
+        second, second_options = self._part(inputs, slice(n, None))
+        return tree_map(_joined, self.static(*first, **first_options), self.dynamic(*second, **second_options))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or name in ("static", "dynamic"):  # of copies and pickles, before there are any
+                raise
+        value = getattr(self.static, name)
+        if isinstance(value, Tensor):
+            raise AttributeError(f"a layer of two streams has {name!r} twice: static.{name} and dynamic.{name}")
+        return value
+
+    def _check(self, inputs: Any) -> None:
+        tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
+        if not any(self._has_rows(value) for value in tensors):
+            shapes = ", ".join(str(list(value.shape)) for value in tensors)
+            raise ValueError(
+                f"behind a branch, {type(self.static).__name__} must see rows [N, ...] = [{self.route.size}, ...], got "
+                f"{shapes} (attention: batch_first=True)"
+            )
+
+    def _has_rows(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.route.size
+
+    def _part(self, inputs: Any, rows: slice) -> Any:
+        return tree_map(lambda value: value[rows] if self._has_rows(value) else value, inputs)
 
 
-def _part(value: Any, rows: slice) -> Any:
-    return value[rows] if isinstance(value, Tensor) else value
+def _joined(first: Any, second: Any) -> Any:
+    return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
 def fork_after(backbone: nn.Module, name: str, runs: list[Run], route: Any) -> None:
@@ -145,7 +207,7 @@ def fork_after(backbone: nn.Module, name: str, runs: list[Run], route: Any) -> N
     before = {run.module for run in runs if run.started < branch}
     for run in sorted(runs, key=lambda run: run.started):  # a layer before the layers in it
         holds = [*run.module.parameters(recurse=False), *run.module.buffers(recurse=False)]
-        if run.module in before or not holds:
+        if run.module in before or not (holds or isinstance(run.module, _FUSED)):
             continue
         before.update(run.module.modules())  # once, and nothing in it again
         replace(backbone, run.name, Forked(run.module, route))

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from ..pooling import _check_lengths
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
-from .layers import named_layer
+from .layers import named_layer, scores_of
 from .rows import Rows
 
 
 class Route:
-    """Where the rows of one forward pass stand: `static` of them in front belong to frames, the others to windows."""
+    """Where the rows of one forward pass stand: of `size` behind a branch, `static` in front belong to frames, the
+    others to windows.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
+        self.size: int | None = None
         self.static = 0
         self.static_rows: Rows | None = None
         self.rows: Rows | None = None
@@ -79,14 +82,15 @@ class VideoNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self._route = route or Route()
         self._pool = FramePool(config)
+        named_layer(backbone, head, "head")  # neither it nor the video layer may be part of a layer that was forked
         if (layer := pools_at(config)) is not None:
-            backbone.get_submodule(layer).register_forward_hook(self._pool_frames)
+            named_layer(backbone, layer).register_forward_hook(self._pool_frames)
         if video_layer is not None:
-            backbone.get_submodule(video_layer).register_forward_hook(self._pool_windows)
+            named_layer(backbone, video_layer, "video_layer").register_forward_hook(self._pool_windows)
 
     def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Scores [B, num_classes]."""
-        rows = self._run(video, lengths)
+        rows = scores_of(self._run(video, lengths))
         route = self._route
         scores = self._streams(rows, route.static_rows, route.rows, route.static)
         route.clear()
@@ -97,15 +101,15 @@ class VideoNetwork(nn.Module):
     ) -> Tensor:
         """What enters the last linear layer, or comes out of a named layer: [B, D].
 
-        Maps are flattened. Frames of a static stream are averaged; frames and windows of a dynamic one that the layer
-        sees apart are pooled by their maximum. A two-stream network gives the features of its static stream, then those
-        of its dynamic stream.
+        Maps are flattened; of a layer that runs several times, the last are taken. Frames of a static stream are
+        averaged; frames and windows of a dynamic one that the layer sees apart are pooled by their maximum. A
+        two-stream network gives the features of its static stream, then those of its dynamic stream.
         """
         module = named_layer(self.backbone, self.head if layer is None else layer)
         if layer is None:
             handle = module.register_forward_pre_hook(lambda module, args: self._see(args[0]))
         else:
-            handle = module.register_forward_hook(lambda module, args, output: self._see(output))
+            handle = module.register_forward_hook(lambda module, args, output: self._see(output, layer))
         try:
             self._run(video, lengths)
         finally:
@@ -118,12 +122,12 @@ class VideoNetwork(nn.Module):
 
     # --- one pass --------------------------------------------------------------------------------------------------
 
-    def _run(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Tensor:
+    def _run(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Any:
+        """What the backbone returns."""
         self._route.clear()
         images = self._images(video, self._frames(video, lengths))
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
-        scores = self.backbone(((images - self.mean) / self.std).to(dtype).contiguous())  # for forwards with `view`
-        return scores[0] if isinstance(scores, tuple) else scores  # auxiliary ones, in training, come behind
+        return self.backbone(((images - self.mean) / self.std).to(dtype).contiguous())  # for forwards with `view`
 
     def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:
         """What the T axis of the video holds, after a look at it."""
@@ -169,7 +173,7 @@ class VideoNetwork(nn.Module):
         if frames is None:  # the backbone was called by itself
             return output
         dynamic, self._route.rows = self._pool(output, frames)
-        return torch.cat([self._static_rows(output, frames), dynamic]) if forks(self.config) else dynamic
+        return self._behind_static(self._static_rows(output, frames), dynamic) if forks(self.config) else dynamic
 
     def _pool_windows(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """At the video layer: the windows become one row a video."""
@@ -178,9 +182,17 @@ class VideoNetwork(nn.Module):
             return output
         self._route.rows = Rows(windows.clips, 1)
         pooled = windows.max(output[n:]) if self.config.video_pool == "max" else windows.mean(output[n:])
-        return torch.cat([output[:n], pooled.to(output.dtype)]) if n else pooled
+        return self._behind_static(output[:n], pooled.to(output.dtype)) if n else pooled
 
-    def _see(self, value: Tensor) -> None:
+    def _behind_static(self, static: Tensor, dynamic: Tensor) -> Tensor:
+        """The rows of both streams."""
+        rows = torch.cat([static, dynamic])
+        self._route.size = rows.shape[0]
+        return rows
+
+    def _see(self, value: Any, layer: str | None = None) -> None:
+        if not isinstance(value, Tensor):
+            raise ValueError(f"layer must put out maps [N, ...], but {layer!r} puts out {type(value).__name__}")
         route = self._route
         route.seen = (
             value.clone().flatten(1),

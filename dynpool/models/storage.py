@@ -1,13 +1,14 @@
-"""A model in one safetensors file: its weights, and its configuration as JSON in the metadata."""
+"""A model in one safetensors file: its weights, and its configuration as JSON in the metadata, as in exported files."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,8 @@ from .weights import lines_of, safetensors_torch
 
 METADATA_KEY = "dynpool.model"
 _INPUT_KEY = "dynpool.input"  # what a backbone that was passed as an object says of its input, beside the configuration
+PROGRAM_SUFFIX = ".pt2"
+_PROGRAM_EXTRAS = ("extra", "extra_files")  # folders in the archives of torch.export.save; the second until torch 2.7
 
 
 def save(model: VideoModel, path: str | Path) -> None:
@@ -49,7 +52,7 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
         ValueError: it holds no model of dynpool, or not one of this backbone.
         ImportError: the backbone's library or safetensors is not there.
     """
-    config = read_config(path)
+    config = ModelConfig.from_dict(_metadata(path, METADATA_KEY))
     if isinstance(backbone, nn.Module):
         backbone = Backbone(backbone, **_metadata(path, _INPUT_KEY))
     model = build(config, backbone=backbone, pretrained=False)
@@ -61,8 +64,15 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration in a file that `save` wrote."""
-    return ModelConfig.from_dict(_metadata(path, METADATA_KEY))
+    """The configuration in a file that `save` or `export_pt2` wrote. Nothing else of it is read, and nothing unpickled.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no model of dynpool.
+        ImportError: safetensors is not there, and the file is one.
+    """
+    read = _of_program if Path(path).suffix == PROGRAM_SUFFIX else _of_weights
+    return ModelConfig.from_dict(_metadata(path, METADATA_KEY, read))
 
 
 def _input_of(model: VideoModel) -> dict[str, Any]:
@@ -71,15 +81,32 @@ def _input_of(model: VideoModel) -> dict[str, Any]:
     return {"mean": mean, "std": std, "size": network.size, "head": network.head}
 
 
-def _metadata(path: str | Path, key: str) -> dict[str, Any]:
+def _of_weights(path: str | Path) -> Mapping[str, str | bytes]:
+    """What is written beside the tensors."""
     library = safetensors_torch()
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     try:
         with library.safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except Exception as error:  # SafetensorError, which older versions do not export here
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+
+def _of_program(path: str | Path) -> Mapping[str, str | bytes]:
+    """What is written beside the program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [PurePosixPath(name) for name in archive.namelist()]
+            return {m.name: archive.read(str(m)) for m in members if m.parent.name in _PROGRAM_EXTRAS}
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a file of torch.export: {error}") from error
+
+
+def _metadata(
+    path: str | Path, key: str, read: Callable[[str | Path], Mapping[str, str | bytes]] = _of_weights
+) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    metadata = read(path)
     if key not in metadata:
         raise ValueError(f"{path} holds no model of dynpool: its metadata has no {key!r}")
     values: dict[str, Any] = json.loads(metadata[key])

@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from .layers import replace
 
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")  # of DDP, torch.compile, Lightning, and dynpool
+
 
 def load_into(module: nn.Module, head: str, path: str | Path) -> None:
     """Load the weights of a file into an image network; its head takes the number of classes of the file.
+
+    They may be those of a video network or of its checkpoint: what wrappers put in front of all names is dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read as weights, or does not fit; the message names what is missing or too much.
     """
-    state = read(path)
+    state = _unwrapped(read(path), module.state_dict())
     layer = module.get_submodule(head)
     weight = state.get(f"{head}.weight")
     if isinstance(layer, nn.Linear) and weight is not None and weight.shape[0] != layer.out_features:
@@ -27,23 +31,29 @@ def load_into(module: nn.Module, head: str, path: str | Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"weights in {path} do not fit {type(module).__name__}: {lines_of(error)}") from error
+        streams = " (they are of two streams)" if any(".static." in f".{name}" for name in state) else ""
+        raise ValueError(f"weights in {path} do not fit {type(module).__name__}{streams}: {lines_of(error)}") from error
+
+
+def _unwrapped(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without wrappers' prefixes, one after the other, until there are names that the network has too."""
+    prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), None)
+    if not state or prefix is None or not own.keys().isdisjoint(state):
+        return state
+    return _unwrapped({name.removeprefix(prefix): value for name, value in state.items()}, own)
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; a "module." in front of all of them, which DDP leaves, is dropped."""
+    """The tensors of a file by name."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights must be a file, 'default' or None: there is no file {path}")
     try:
-        state = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     except Exception as error:  # each reader has exceptions of its own
         if isinstance(error, ImportError):
             raise
         raise ValueError(f"{path} cannot be read as weights: {lines_of(error)}") from error
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
