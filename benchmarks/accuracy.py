@@ -5,7 +5,8 @@
 Frozen features: what enters the last layer of a network trained on ImageNet, for every frame, image or window, averaged
 over a video (or, "max", their maximum), standardised, and classified by logistic regression (C = 0.01) or a linear SVM
 (C = 0.001). End to end: all layers are fine-tuned, as `dynpool train` does it. The paper fine-tunes CaffeNet on UCF101;
-other data and another network give other numbers: it is their order that can be compared.
+other data and another network give other numbers: it is their order that can be compared. Every row tells its splits,
+its test videos, and how many of them are left out: missing, or unreadable.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rich.table import Table
 from speed import default_data
 
 from dynpool.data import Listing, Notices, Sampling, VideoDataset, loader, make_listing, splits
-from dynpool.data.named import DATASETS
+from dynpool.data.named import dataset_and_root
 from dynpool.models import ModelConfig, build
 from dynpool.training import report
 from dynpool.training.config import load
@@ -121,7 +122,9 @@ class Row:
     windows: str
     video: list[float]
     by_class: list[float]
-    videos: int
+    splits: list[str]
+    videos: int  # tested, of all splits together
+    left_out: int  # of the test videos that are listed
     seconds: float
     streams: list[Scores] = field(repr=False, default_factory=list)
 
@@ -129,10 +132,24 @@ class Row:
     def accuracy(self) -> float:
         return float(np.mean(self.video))
 
+    @property
+    def tested(self) -> str:
+        return tested(self.splits, self.videos, self.left_out)
+
     def plain(self) -> dict[str, Any]:
         values = asdict(replace(self, streams=[]))
         del values["streams"]
         return {**values, "accuracy": self.accuracy, "paper": PAPER.get(self.name)}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many videos of a listing are there, and how many are missing."""
+
+    split: str
+    subset: str
+    videos: int
+    missing: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,34 @@ class Task:
     def listing(self, split: int | str, subset: str) -> Listing:
         options = {"lists": self.lists} if self.dataset in ("ucf101", "hmdb51") else {}
         return make_listing(self.dataset, self.root, split, subset, **options)  # type: ignore[arg-type]
+
+    def coverage(self) -> list[Coverage]:
+        """What there is of each half of each split."""
+        listings = (self.listing(split, subset) for split in self.splits for subset in ("train", "test"))
+        return [Coverage(one.split, one.subset, len(one), len(one.missing)) for one in listings]
+
+
+def in_words(coverage: Sequence[Coverage]) -> str:
+    """Such as "tested on 7 of 3783 videos (3776 missing), trained on 9537 of 9537"; splits are counted together."""
+    told = []
+    for subset, what in (("test", "tested on"), ("train", "trained on")):
+        videos, missing = counts(coverage, subset)
+        told.append(f"{what} {videos} of {videos + missing}" + (f" ({missing} missing)" if missing else ""))
+    return f"videos of all splits: {', '.join(told)}"
+
+
+def counts(coverage: Sequence[Coverage], subset: str) -> tuple[int, int]:
+    """Videos of all splits that are there, and that are missing."""
+    half = [c for c in coverage if c.subset == subset]
+    return sum(c.videos for c in half), sum(c.missing for c in half)
+
+
+def tested(splits: Sequence[str], videos: int, left_out: int) -> str:
+    return f"{in_short(splits)}: {videos} of {videos + left_out} videos"
+
+
+def in_short(splits: Sequence[str]) -> str:
+    return ", ".join(splits) if len(splits) <= 3 else f"{splits[0]} … {splits[-1]} ({len(splits)})"
 
 
 # --- frozen features --------------------------------------------------------------------------------------------------
@@ -229,8 +274,9 @@ def fold(stream: Stream, learner: str, features: dict[str, np.ndarray], train: L
 def row(name: str, table: str, learner: str, streams: list[Scores], seconds: float) -> Row:
     video = [100 * stream.accuracy() for stream in streams]
     by_class = [100 * stream.mean_class_accuracy() for stream in streams]
-    videos, windows = sum(len(stream.names) for stream in streams), streams[0].about.windows
-    return Row(name, table, learner, windows, video, by_class, videos, seconds, streams)
+    videos, left_out = sum(len(stream.names) for stream in streams), sum(stream.about.skipped for stream in streams)
+    splits, windows = [stream.about.split for stream in streams], streams[0].about.windows
+    return Row(name, table, learner, windows, video, by_class, splits, videos, left_out, seconds, streams)
 
 
 # --- end to end -------------------------------------------------------------------------------------------------------
@@ -280,13 +326,16 @@ def fused_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def show(rows: Iterable[Row], title: str) -> None:
-    table = Table(
-        "table", "pictures", "learnt", "windows", "accuracy, %", "by class, %", "paper", title=title, box=None
-    )
+    table = Table(title=title, box=None)
+    for name in ("table", "pictures", "learnt", "windows", "splits"):
+        table.add_column(name)
+    for name in ("videos", "left out", "accuracy, %", "by class, %"):
+        table.add_column(name, justify="right")
+    table.add_column("paper, UCF101")
     for r in sorted(rows, key=lambda r: r.table):
-        paper = PAPER.get(r.name, "")
-        table.add_row(r.table, r.name, r.learner, r.windows, f"{r.accuracy:.1f}", f"{np.mean(r.by_class):.1f}", paper)
-    Console(width=150, highlight=False).print(table)
+        figures = str(r.videos), str(r.left_out), f"{r.accuracy:.1f}", f"{np.mean(r.by_class):.1f}"
+        table.add_row(r.table, r.name, r.learner, r.windows, in_short(r.splits), *figures, PAPER.get(r.name, ""))
+    Console(width=180, highlight=False).print(table)
 
 
 def expectations(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -305,6 +354,7 @@ def expectations(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("two streams ≥ multiple dynamic images - 1", frozen, fused, frozen, motion, -1),
         ("dynamic image, end to end ≥ frozen - 1", tuned, "dynamic image", frozen, "dynamic image", -1),
         ("multiple dynamic images, end to end ≥ frozen - 1", tuned, motion, frozen, motion, -1),
+        ("dynamic maps, end to end ≥ frozen - 1", tuned, "dynamic maps", frozen, "dynamic maps", -1),
         ("dynamic maps, end to end ≥ mean image", tuned, "dynamic maps", frozen, "mean image", 0),
     ]
     told = []
@@ -314,25 +364,28 @@ def expectations(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return told
 
 
-def draw(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Bars of one learner on frozen features and of networks end to end, with what is known of the paper beside."""
+def draw(rows: Sequence[Row], path: Path, title: str, usual: str) -> None:
+    """Bars of one learner on frozen features and of networks end to end, with what is known of the paper beside, and
+    what a row was tested on where that is not the `usual`.
+    """
     pyplot = report._pyplot()
     ranked = sorted((r for r in rows if r.learner in COLORS), key=lambda r: r.accuracy)
-    figure, panel = pyplot.subplots(figsize=(9, 0.26 * len(ranked) + 1), layout="constrained")
+    figure, panel = report._panel(10, 0.26 * len(ranked) + 1, title)
     places = range(len(ranked))
     bars = panel.barh(places, [r.accuracy for r in ranked], color=[COLORS[r.learner] for r in ranked])
     panel.set_yticks(places, [r.name for r in ranked], fontsize=7)
-    panel.bar_label(bars, [f" {r.accuracy:.1f}  {told(r)}" for r in ranked], fontsize=7)
-    panel.legend([pyplot.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()], COLORS, fontsize=7)
-    panel.set(xlabel="accuracy, %", xlim=(0, 165), xticks=range(0, 101, 20))
-    panel.set_title(report._wrapped(title), fontsize=8)
+    panel.bar_label(bars, [f" {r.accuracy:.1f}  {told(r, usual)}" for r in ranked], fontsize=7)
+    colors = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
+    figure.legend(colors, COLORS, fontsize=7, ncols=len(COLORS), loc="outside lower left")
+    panel.set(xlabel="accuracy, %", xlim=(0, 200), xticks=range(0, 101, 20))
     panel.margins(y=0.01)
     panel.spines[["top", "right"]].set_visible(False)
     report._save(figure, path)
 
 
-def told(r: Row) -> str:
-    return f"(paper, UCF101: {PAPER[r.name]})" if r.name in PAPER else ""
+def told(r: Row, usual: str) -> str:
+    paper = [f"(paper, UCF101: {PAPER[r.name]})"] if r.name in PAPER else []
+    return "  ".join([*paper, *([f"split {r.tested}"] if r.tested != usual else [])])
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -343,7 +396,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="[ucf101:|hmdb51:|weizmann:]FOLDER; default: the Weizmann actions, see speed.py")
     parser.add_argument("--lists", help="folder of the official lists")
     parser.add_argument("--splits", help="1,2,3 or people; default: all of Weizmann, else 1")
-    parser.add_argument("--quick", action="store_true", help="fewer rows; end to end on one split, a few epochs")
+    parser.add_argument("--quick", action="store_true", help="fewer rows; end to end on the first split, a few epochs")
     parser.add_argument("--frozen", action="store_true", help="nothing end to end")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that read videos; default: %(default)s")
@@ -354,13 +407,12 @@ def parse() -> argparse.Namespace:
 
 
 def make_task(options: argparse.Namespace) -> Task:
-    name, colon, root = (options.data or "").partition(":")
-    if not options.data:
-        if default_data() is None:
-            raise SystemExit("no data: --data [NAME:]FOLDER, or DYNPOOL_TEST_DATA with a folder weizmann in it")
+    if options.data:
+        name, root = dataset_and_root(options.data)
+    elif default_data() is None:
+        raise SystemExit("no data: --data [NAME:]FOLDER, or DYNPOOL_TEST_DATA with a folder weizmann in it")
+    else:
         name, root = "weizmann", str(default_data())
-    elif not colon or name not in DATASETS:
-        name, root = "folders", options.data
     chosen = options.splits.split(",") if options.splits else splits(name, root) if name == "weizmann" else [1]
     numbered = tuple(int(s) if str(s).isdecimal() else s for s in chosen)
     jobs = 1 if options.device.startswith("cuda") else options.jobs
@@ -370,6 +422,8 @@ def make_task(options: argparse.Namespace) -> Task:
 def main() -> None:
     options = parse()
     task = make_task(options)
+    coverage = task.coverage()
+    print(f"{task.dataset}: {in_words(coverage)}", flush=True)
     start = time.perf_counter()
     rows: list[Row] = []
     for stream in STREAMS:
@@ -382,14 +436,15 @@ def main() -> None:
     if not options.frozen:
         for network in END_TO_END[: 1 if options.quick else None]:
             shorter = ["trainer.epochs=4", "optimiser.lr=3e-4"] if options.quick else []
-            shown = replace(task, splits=task.splits[: task.jobs]) if options.quick else task
+            shown = replace(task, splits=task.splits[:1], jobs=1) if options.quick else task
             rows.append(end_to_end_row(network, shown, shorter))
             print(f"{network.name}, end to end: {rows[-1].accuracy:.1f} ({rows[-1].seconds:.0f} s)", flush=True)
-    finish(rows, task, options, time.perf_counter() - start)
+    finish(rows, task, coverage, options, time.perf_counter() - start)
 
 
-def finish(rows: list[Row], task: Task, options: argparse.Namespace, seconds: float) -> None:
-    title = f"{task.dataset}, splits {', '.join(map(str, task.splits))}; EfficientNet-Lite0, ImageNet"
+def finish(rows: list[Row], task: Task, coverage: list[Coverage], options: argparse.Namespace, seconds: float) -> None:
+    named = f"{task.dataset}, splits {', '.join(map(str, task.splits))}; EfficientNet-Lite0, ImageNet"
+    title = f"{named}\n{in_words(coverage)}"
     show(rows, title)
     claims = [] if options.quick else expectations(rows)
     for claim in claims:
@@ -401,14 +456,15 @@ def finish(rows: list[Row], task: Task, options: argparse.Namespace, seconds: fl
     options.out.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": machine(),
-        "data": {**asdict(task), "root": Path(task.root).name},
+        "data": {**asdict(task), "root": Path(task.root).name, "coverage": [asdict(c) for c in coverage]},
         "seconds": seconds,
         "rows": [r.plain() for r in rows],
         "claims": claims,
         "table 5": [{**d._asdict(), "difference": d.difference} for d in differences],
     }
     (options.out / f"{stem}.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
-    draw(rows, options.out / f"{stem}.png", title)
+    usual = tested([c.split for c in coverage if c.subset == "test"], *counts(coverage, "test"))
+    draw(rows, options.out / f"{stem}.png", title, usual)
     gains = np.array([100 * d.difference for d in differences])
     table5 = f"Table 5: multiple dynamic images beside RGB frames, {title}"
     report.draw_bars(gains, [d.name for d in differences], "points gained", table5, options.out / f"{stem}-classes.png")
@@ -422,5 +478,5 @@ def finish(rows: list[Row], task: Task, options: argparse.Namespace, seconds: fl
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", ".*are missing, the first.*")
+    warnings.filterwarnings("ignore", ".*are missing, the first.*")  # said by title and rows, not every time
     main()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import replace
+
 import clips
 import pytest
 
 from dynpool.data import (
+    Listing,
+    Video,
     class_counts,
     class_folders,
     groups,
@@ -18,8 +24,9 @@ from dynpool.data import (
     ucf101_entries,
     weizmann,
 )
-from dynpool.data.folders import divide
+from dynpool.data.folders import GROUPS, divide
 from dynpool.data.listing import pictures_of
+from dynpool.data.named import dataset_and_root
 
 LISTS = clips.DATA / "splits"
 real_lists = pytest.mark.skipif(not LISTS.is_dir(), reason=f"no split lists in {LISTS}")
@@ -113,8 +120,9 @@ def test_none_of_the_videos_is_an_error(ucf_lists, tmp_path):
     touch(tmp_path / "videos", "Biking/other.avi")
     with pytest.raises(FileNotFoundError, match="has none of the 4 videos of ucf101 split 1 train"):
         ucf101(tmp_path / "videos", 1, "train", ucf_lists)
-    with pytest.raises(FileNotFoundError, match="root must be a folder"):
-        ucf101(tmp_path / "elsewhere", 1, "train", ucf_lists)
+    for lists in (ucf_lists, None):
+        with pytest.raises(FileNotFoundError, match="root must be a folder"):
+            ucf101(tmp_path / "elsewhere", 1, "train", lists)
 
 
 def test_lists_are_looked_for_beside_the_videos(ucf_lists, tmp_path):
@@ -248,8 +256,28 @@ def test_weizmann_leaves_one_person_out(tmp_path):
     assert not {v.name for v in weizmann(tmp_path, "bob")} & {v.name for v in test}
     assert make_listing("weizmann", tmp_path, "bob", "test") == test
     assert test.name == "weizmann split bob test"
-    with pytest.raises(ValueError, match="split must be one of ann, bob, cy, got 'eve'"):
-        weizmann(tmp_path, "eve")
+    for nobody in ("eve", 1):  # 1 is the split of who names none
+        message = f"split must name the person to leave out, one of ann, bob, cy, got '{nobody}'"
+        with pytest.raises(ValueError, match=message):
+            make_listing("weizmann", tmp_path, nobody, "train")
+
+
+def test_a_wrong_folder_of_weizmann(tmp_path):
+    touch(tmp_path, "weizmann/run/ann_run.avi", "clips/boats/tree.avi")
+    with pytest.raises(FileNotFoundError, match=r"<class>/<video>, got '.*', which has no class: none of its folders"):
+        weizmann(tmp_path / "weizmann" / "run", "ann")
+    with pytest.raises(
+        ValueError, match=r"root must be .*<class>/<person>_<class>\.avi, got '.*', which has boats/tree"
+    ):
+        weizmann(tmp_path / "clips", "ann")
+
+
+def test_folders_of_folders_are_no_classes(tmp_path):
+    touch(tmp_path, "weizmann/run/ann_run.avi", "weizmann/walk/ann_walk.avi", "other/deep/er/1.png")
+    with pytest.raises(FileNotFoundError, match="which has no class"):
+        class_folders(tmp_path, "ann", "train", group=r"^([^_]+)_")
+    touch(tmp_path, "frames/b/1.png", "frames/c/1.png")
+    assert class_folders(tmp_path).classes == ("frames",)
 
 
 @pytest.mark.skipif(not (clips.DATA / "weizmann").is_dir(), reason="no Weizmann videos")
@@ -268,10 +296,76 @@ def test_training_videos_are_set_aside_by_groups(tmp_path):
     assert len(aside) == 2 * 4  # two of five people, 30 % rounded
     assert sorted({*kept.videos, *aside.videos}) == sorted(train.videos)
     assert not {v.name.split("/")[1][0] for v in kept} & {v.name.split("/")[1][0] for v in aside}
-    kept, aside = divide(train, 0.3)
+    assert divide(train, 0.3) == (kept, aside)  # people are the groups of Weizmann
+    kept, aside = divide(replace(train, dataset="folders"), 0.3)
     assert class_counts(aside) == {"run": 3, "walk": 3}
     with pytest.raises(ValueError, match="at least two groups"):
         divide(train, 0.3, "(_)")
+
+
+def listed(names, dataset="folders"):
+    """A listing of names <class>/<video>."""
+    classes = sorted({name.split("/")[0] for name in names})
+    videos = tuple(Video(name, classes.index(name.split("/")[0]), name) for name in names)
+    return Listing(videos, tuple(classes), dataset, "1", "train")
+
+
+@pytest.mark.parametrize("draw", range(8))
+def test_a_group_too_large_for_its_class_is_not_set_aside(draw):
+    """Of 20 videos, 10 are of one film: 4 are wanted, and the other films have one each."""
+    train = listed([f"run/{film}_{i}" for film, count in [("glory", 10), *((f"f{n}", 1) for n in range(10))]
+                    for i in range(count)])  # fmt: skip
+    kept, aside = divide(train, 0.2, "^(.+)_", draw)
+    assert (len(kept), len(aside)) == (16, 4)
+    assert "glory" not in {video.name[len("run/") :].split("_")[0] for video in aside}
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_one_group_at_least_on_each_side(fraction, count):
+    kept, aside = divide(listed([f"run/{film}_0" for film in "abcd"]), fraction, "^(.)")
+    assert (len(kept), len(aside)) == (4 - count, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "film"),
+    [
+        ("RATRACE_wave_f_nm_np1_fr_goo_37", "RATRACE"),
+        ("21_wave_u_nm_np1_fr_goo_5", "21"),
+        ("19th_Century_Cavalry_Sabre_Draw_draw_sword_u_nm_np1_fr_bad_1", "19th_Century_Cavalry_Sabre_Draw"),
+        ("rope_climb_Olivia_Age_4_climb_f_cm_np1_ba_med_1", "rope_climb_Olivia_Age_4"),
+        ("boom_snap_clap_(challenge)_clap_u_nm_np1_fr_med_0", "boom_snap_clap_(challenge)"),
+        ("hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6", "hmdb51_Turnk_r_Pippi_Michel"),
+    ],
+)
+def test_films_of_hmdb51(name, film):
+    assert re.search(GROUPS["hmdb51"], name)[1] == film
+
+
+@real_lists
+@pytest.mark.parametrize("split", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("entries", "dataset", "source"),
+    [
+        (ucf101_entries, "ucf101", lambda entry: entry.stem.split("_g")[1][:2]),
+        (hmdb51_entries, "hmdb51", lambda entry: entry.stem.rpartition(f"_{entry.folder}_")[0]),
+    ],
+)
+def test_official_training_videos_are_set_aside_by_their_source(entries, dataset, source, split):
+    train, _ = entries(LISTS / dataset, split, "train")
+    sources = {entry.name: source(entry) for entry in train}
+    own = Counter(entry.folder for entry in train)
+    kept, aside = divide(listed([entry.name for entry in train], dataset), 0.1)
+    assert len(kept) + len(aside) == len(train)
+    assert not {sources[video.name] for video in kept} & {sources[video.name] for video in aside}
+    assert 0.1 <= len(aside) / len(train) < 0.13  # sources are whole: in a class, half and twice of it at worst
+    assert all(0.05 < count / own[name] < 0.22 for name, count in class_counts(aside).items())
+
+
+@real_lists
+def test_the_groups_of_hmdb51_are_what_stands_before_the_class():
+    halves = [hmdb51_entries(LISTS / "hmdb51", 1, half)[0] for half in ("train", "test")]
+    for entry in (*halves[0], *halves[1]):
+        assert re.search(GROUPS["hmdb51"], entry.stem)[1] == entry.stem.rpartition(f"_{entry.folder}_")[0]
 
 
 def test_pictures_stand_for_videos(tmp_path):
@@ -290,3 +384,29 @@ def test_datasets_by_name(tmp_path):
     with pytest.raises(ValueError, match="split must be 1, 2 or 3, got 'lena'"):
         make_listing("ucf101", tmp_path, "lena", "train")
     assert splits("hmdb51", tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "dataset", "root"),
+    [
+        ("ucf101:UCF-101", "ucf101", "UCF-101"),
+        ("UCF101:UCF-101", "ucf101", "UCF-101"),
+        ("Weizmann:C:\\weizmann", "weizmann", "C:\\weizmann"),
+        ("folders:a:b", "folders", "a:b"),
+        ("clips", "folders", "clips"),
+        ("C:\\clips", "folders", "C:\\clips"),
+        ("c:/clips", "folders", "c:/clips"),
+        ("/data/a:b", "folders", "/data/a:b"),
+        ("./ucf101:old", "folders", "./ucf101:old"),
+    ],
+)
+def test_names_before_folders(data, dataset, root):
+    assert dataset_and_root(data) == (dataset, root)
+
+
+def test_unknown_names_before_folders(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"one of 'ucf101', 'hmdb51', 'weizmann', 'folders', got 'ucf:UCF-101', which"):
+        dataset_and_root("ucf:UCF-101")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ucf:UCF-101").mkdir()
+    assert dataset_and_root("ucf:UCF-101") == ("folders", "ucf:UCF-101")

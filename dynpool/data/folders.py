@@ -6,12 +6,15 @@ import hashlib
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all
+from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all, is_video
+from .official import HMDB51_GROUP, UCF101_GROUP
 
 _WEIZMANN_PERSON = r"^([^_]+)_"  # of denis_walk, lena_run1
+GROUPS = {"ucf101": UCF101_GROUP, "hmdb51": HMDB51_GROUP, "weizmann": _WEIZMANN_PERSON}  # what must stay together
 
 
 def class_folders(
@@ -53,13 +56,12 @@ def class_folders(
     tree = Tree(root)
     if is_given(root):
         return _given(Tree(tree.root / subset), tree, dataset, subset)
-    classes = _classes(tree)
-    entries = [entry for label, name in enumerate(classes) for entry in _entries(tree, name, label)]
+    entries = _all_entries(tree)
     chosen = (
         _held_out(entries, split, group) if isinstance(split, str) else _drawn(entries, split, group, test_fraction)
     )
     kept = [entry for entry in entries if (entry in chosen) == (subset == "test")]
-    return find_all(kept, tree, classes, dataset=dataset, split=str(split), subset=subset)
+    return find_all(kept, tree, _classes(tree), dataset=dataset, split=str(split), subset=subset)
 
 
 def weizmann(root: PathLike, held_out: str, subset: Subset = "train") -> Listing:
@@ -70,21 +72,32 @@ def weizmann(root: PathLike, held_out: str, subset: Subset = "train") -> Listing
         held_out: the person to test on; `people` names them.
         subset: "train", all the others, or "test", the one held out.
 
-    Raises: as `class_folders`.
+    Raises:
+        FileNotFoundError: root, or a video in it, is not there.
+        ValueError: held_out is nobody who is there, subset makes no sense, or videos are called otherwise.
     """
+    if held_out not in (there := people(root)):
+        raise ValueError(f"split must name the person to leave out, one of {', '.join(there)}, got {held_out!r}")
     return class_folders(root, held_out, subset, group=_WEIZMANN_PERSON, dataset="weizmann")
 
 
 def people(root: PathLike) -> list[str]:
-    """Who appears in a Weizmann folder, sorted: the splits of leave-one-person-out."""
-    return groups(root, _WEIZMANN_PERSON)
+    """Who appears in a Weizmann folder, sorted: the splits of leave-one-person-out.
+
+    Raises:
+        FileNotFoundError: root, or a video in it, is not there.
+        ValueError: videos are called otherwise.
+    """
+    entries = _all_entries(Tree(root))
+    if odd := [entry.name for entry in entries if not re.search(_WEIZMANN_PERSON, entry.stem)]:
+        told = f"got {str(root)!r}, which has {odd[0]}"
+        raise ValueError(f"root must be a folder of <class>/<person>_<class>.avi, {told}")
+    return sorted({_group(entry, _WEIZMANN_PERSON) for entry in entries})
 
 
 def groups(root: PathLike, group: str) -> list[str]:
     """The groups of the videos of a folder, sorted."""
-    tree = Tree(root)
-    entries = (entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label))
-    return sorted({_group(entry, group) for entry in entries})
+    return sorted({_group(entry, group) for entry in _all_entries(Tree(root))})
 
 
 def is_given(root: PathLike) -> bool:
@@ -95,17 +108,19 @@ def is_given(root: PathLike) -> bool:
 def divide(listing: Listing, fraction: float, group: str | None = None, draw: int = 0) -> tuple[Listing, Listing]:
     """A listing without, and only with, a share of its videos: of each class about `fraction`, groups kept whole.
 
-    Args: as `class_folders`; another `draw` gives other groups. A group is taken for all classes at once.
+    Args:
+        listing: the videos.
+        fraction: between 0 and 1, both excluded.
+        group: as in `class_folders`; by default that of the listing's dataset (`GROUPS`), if it has one. A group is
+            taken for all classes at once.
+        draw: another one gives other groups.
+
+    Raises:
+        ValueError: there is one group only, or group does not match a name.
     """
     entries = [Entry(*os.path.split(video.name), video.label) for video in listing]
-    names = sorted({_group(entry, group) for entry in entries}, key=lambda name: _draw(draw, name))
-    if group is None:
-        chosen = _drawn(entries, draw, group, fraction)
-    elif len(names) < 2:
-        raise ValueError(f"fraction needs at least two groups to divide, got {len(names)}")
-    else:
-        taken = names[: min(max(1, round(fraction * len(names))), len(names) - 1)]
-        chosen = {entry for entry in entries if _group(entry, group) in taken}
+    group = group or GROUPS.get(listing.dataset)
+    chosen = _drawn(entries, draw, group, fraction) if group is None else _taken(entries, draw, group, fraction)
     held = [index for index, entry in enumerate(entries) if entry in chosen]
     kept = sorted(set(range(len(entries))) - set(held))
     return listing.subset_of(kept), listing.subset_of(held)
@@ -121,10 +136,15 @@ def _given(inner: Tree, outer: Tree, dataset: str, subset: Subset) -> Listing:
 def _classes(tree: Tree) -> list[str]:
     """Folders with a video in them."""
     inside = (path.name for path in tree.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = sorted(name for name in inside if tree.names(name))
+    names = sorted(name for name in inside if any(map(is_video, tree.names(name).values())))
     if not names:
-        raise FileNotFoundError(f"root must be a folder of <class>/<video>, got {str(tree.root)!r}, which has no class")
+        told = f"got {str(tree.root)!r}, which has no class: none of its folders holds a video"
+        raise FileNotFoundError(f"root must be a folder of <class>/<video>, {told}")
     return names
+
+
+def _all_entries(tree: Tree) -> list[Entry]:
+    return [entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label)]
 
 
 def _entries(tree: Tree, folder: str, label: int) -> Iterator[Entry]:
@@ -161,6 +181,26 @@ def _drawn(entries: list[Entry], split: int, group: str | None, test_fraction: f
         count = min(max(1, round(test_fraction * len(names))), len(names) - 1)
         chosen |= {entry for entry in own if _group(entry, group) in names[:count]}
     return chosen
+
+
+def _taken(entries: list[Entry], draw: int, group: str, fraction: float) -> set[Entry]:
+    """Whole groups, in the order of the draw, of which each brings the classes nearer to their share: groups may be as
+    unequal as HMDB51's films: one is more than half of a class.
+    """
+    members: dict[str, list[Entry]] = {}
+    for entry in entries:
+        members.setdefault(_group(entry, group), []).append(entry)
+    if len(members) < 2:
+        raise ValueError(f"fraction needs at least two groups to divide, got {len(members)}")
+    names = sorted(members, key=lambda name: _draw(draw, name))
+    wanted = {label: fraction * count for label, count in Counter(entry.label for entry in entries).items()}
+    taken: list[str] = []
+    for name in names[:-1]:  # one stays
+        counts = Counter(entry.label for entry in members[name])
+        if sum(abs(wanted[label]) - abs(wanted[label] - count) for label, count in counts.items()) >= 0:
+            taken.append(name)
+            wanted.update({label: wanted[label] - count for label, count in counts.items()})
+    return {entry for name in taken or names[:1] for entry in members[name]}
 
 
 def _draw(split: int, name: str) -> bytes:

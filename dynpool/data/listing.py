@@ -210,6 +210,11 @@ def holds_frames(path: PathLike) -> bool:
     return os.path.isdir(path) and bool(numbered_images(os.fspath(path)))
 
 
+def is_video(path: PathLike) -> bool:
+    """Whether what a `Tree` has found is one: all but a folder without frames."""
+    return not os.path.isdir(path) or holds_frames(path)
+
+
 def pictures_of(path: PathLike) -> list[Path]:
     """The picture <video>.png, or those of its windows, <video>_0000.png, …, in order, given any one of them."""
     given = Path(path)

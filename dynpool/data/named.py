@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 from .folders import class_folders, groups, is_given, people, weizmann
@@ -9,6 +11,27 @@ from .listing import Listing, PathLike, Subset
 from .official import hmdb51, ucf101
 
 DATASETS = ("ucf101", "hmdb51", "weizmann", "folders")
+_NAME = re.compile(r"[\w-]{2,}")  # one letter before a colon is a drive
+
+
+def dataset_and_root(data: str) -> tuple[str, str]:
+    """Of "[NAME:]FOLDER", as on the command line: the name of the dataset, "folders" if none is given, and the folder.
+
+    Letter case of the name does not matter. A folder that exists is one, whatever colons are in its path.
+
+        "UCF101:UCF-101"  ->  ("ucf101", "UCF-101")
+        "C:/clips"        ->  ("folders", "C:/clips")
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    name, colon, root = data.partition(":")
+    if not colon or not _NAME.fullmatch(name) or os.path.isdir(data):
+        return "folders", data
+    if name.lower() not in DATASETS:
+        known = ", ".join(map(repr, DATASETS))
+        raise ValueError(f"data must be [NAME:]FOLDER, NAME being one of {known}, got {data!r}, which is no folder")
+    return name.lower(), root
 
 
 def make_listing(dataset: str, root: PathLike, split: int | str, subset: Subset, **options: Any) -> Listing:

@@ -21,6 +21,17 @@ _HMDB51_LISTS = (
     "test_train_splits/testTrainMulti_7030_splits",
     "splits/hmdb51",
 )
+
+# What clips of one video, or of one film, have in common: groups of `class_folders` and `divide`.
+UCF101_GROUP = r"_g(\d+)_c"  # of v_Archery_g08_c01
+# Of <film>_<class>_<body>_<camera>_np<people>_<view>_<quality>_<number>. Classes of two words are named: a film's name
+# may end in any word.
+HMDB51_GROUP = (
+    r"^(.+?)_(?:brush_hair|climb_stairs|draw_sword|fall_floor|flic_flac|kick_ball|ride_bike|ride_horse|shake_hands|"
+    r"shoot_ball|shoot_bow|shoot_gun|swing_baseball|sword_exercise|[a-z]+)"
+    r"_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)_\d+$"
+)
+
 _HMDB51_FILE = re.compile(r"(.+)_test_split(\d)\.txt")
 _HMDB51_SUBSETS = {"0": None, "1": "train", "2": "test"}
 
@@ -45,8 +56,9 @@ def ucf101(root: PathLike, split: int = 1, subset: Subset = "train", lists: Path
     Warns:
         RuntimeWarning: videos are missing; `Listing.missing` names them.
     """
+    tree = Tree(root)
     entries, classes = ucf101_entries(_lists(root, lists, _UCF101_LISTS, "classInd.txt"), split, subset)
-    return find_all(entries, Tree(root), classes, dataset="ucf101", split=str(split), subset=subset)
+    return find_all(entries, tree, classes, dataset="ucf101", split=str(split), subset=subset)
 
 
 def ucf101_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Entry], list[str]]:
@@ -86,8 +98,9 @@ def hmdb51(root: PathLike, split: int = 1, subset: Subset = "train", lists: Path
 
     Returns, raises, warns: as `ucf101`; labels are in alphabetical order of the classes.
     """
+    tree = Tree(root)
     entries, classes = hmdb51_entries(_lists(root, lists, _HMDB51_LISTS, "*_test_split1.txt"), split, subset)
-    return find_all(entries, Tree(root), classes, dataset="hmdb51", split=str(split), subset=subset)
+    return find_all(entries, tree, classes, dataset="hmdb51", split=str(split), subset=subset)
 
 
 def hmdb51_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Entry], list[str]]:

@@ -216,13 +216,12 @@ def compare(
 
 def _given(data: str | None, model: Kind | None, split: str | None) -> list[str]:
     """Options as overrides; text in quotes, so that YAML takes 03 for no number and no for no truth value."""
-    from ..data.named import DATASETS
+    from ..data.named import dataset_and_root
 
     given: list[str] = []
     if data is not None:
-        name, colon, root = data.partition(":")
-        known = bool(colon) and name in DATASETS
-        given += [f"data.dataset={name if known else 'folders'}", f"data.root={_quoted(root if known else data)}"]
+        dataset, root = dataset_and_root(data)
+        given += [f"data.dataset={dataset}", f"data.root={_quoted(root)}"]
     if model is not None:
         given.append(f"model.kind={model.value}")
     if model in (Kind.static, Kind.two_stream):

@@ -21,8 +21,6 @@ from ..models.storage import temporary_beside
 from .values import ConfigError, assign, make, merge, plain
 
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
-_GROUPS = {"ucf101": r"_g(\d+)_c", "weizmann": r"^([^_]+)_"}  # what must not stand on both sides of a validation split
-
 _ELSEWHERE = {  # what may differ between machines
     "data": ("root", "lists", "cache", "workers"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
@@ -112,7 +110,7 @@ class DataConfig:
             return train, None
         if self.validation == "test":
             return train, self.listing("test")
-        kept, aside = divide(train, float(self.validation), self.group or _GROUPS.get(self.dataset))
+        kept, aside = divide(train, float(self.validation), self.group)
         return replace(kept, missing=train.missing), aside
 
     def videos(self, listing: Listing, train: bool, seed: int = 0) -> VideoDataset:

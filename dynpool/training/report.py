@@ -17,6 +17,7 @@ from rich.table import Table
 from .scores import Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
+_SIZE, _CHARACTER, _LINE = 7, 0.062, 0.13  # of a title: points, and inches of its widest usual letters and its lines
 
 
 def show(streams: Sequence[Scores], console: Console) -> None:
@@ -128,16 +129,14 @@ def write_differences(rows: Sequence[ClassDifference], path: str | os.PathLike[s
 
 def draw_confusion(counts: Counts, classes: Sequence[str], title: str, path: Path) -> None:
     """Rows in percent of their class; numbers stand in the cells of small matrices."""
-    pyplot = _pyplot()
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(4.0, 0.22 * len(classes) + 2)
-    figure, panel = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
+    figure, panel = _panel(side + 1, side, title)
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     ticks = range(len(classes))
     panel.set_xticks(ticks, classes, rotation=90, fontsize=7)
     panel.set_yticks(ticks, classes, fontsize=7)
     panel.set(xlabel="taken for", ylabel="class")
-    panel.set_title(_wrapped(title), fontsize=7)
     for row, column in np.argwhere(counts) if len(classes) <= 20 else ():
         shade = "white" if shares[row, column] > 60 else "black"
         panel.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=shade)
@@ -146,21 +145,24 @@ def draw_confusion(counts: Counts, classes: Sequence[str], title: str, path: Pat
 
 
 def draw_bars(values: Matrix, names: Sequence[str], label: str, title: str, path: Path) -> None:
-    """Horizontal bars, the largest on top."""
-    pyplot = _pyplot()
-    order = np.argsort(np.nan_to_num(values, nan=-1), kind="stable")
-    figure, panel = pyplot.subplots(figsize=(6, max(2.0, 0.2 * len(names) + 1)), layout="constrained")
+    """Horizontal bars of classes, the largest on top; those without a value, NaN, are left out and counted."""
+    order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN comes last
+    left_out = len(values) - len(order)
+    figure, panel = _panel(6, max(1.2, 0.2 * len(order) + 0.8), title)
     panel.barh([names[index] for index in order], values[order], color="#30638e")
-    panel.set_xlabel(label)
-    panel.set_title(_wrapped(title), fontsize=7)
+    panel.set_xlabel(f"{label}; {left_out} classes without videos are left out" if left_out else label)
     panel.tick_params(labelsize=7)
     panel.margins(y=0.01)
     panel.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
-def _wrapped(title: str) -> str:
-    return "\n".join(textwrap.fill(line, 90) for line in title.splitlines())
+def _panel(width: float, height: float, title: str) -> tuple[Any, Any]:
+    """A figure and its panel, in inches, with the title above: in as many lines as the width asks for."""
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(width / _CHARACTER))]
+    figure, panel = _pyplot().subplots(figsize=(width, height + _LINE * len(lines)), layout="constrained")
+    figure.suptitle("\n".join(lines), fontsize=_SIZE)
+    return figure, panel
 
 
 def _pyplot() -> Any:

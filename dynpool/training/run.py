@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -26,7 +26,7 @@ from ..models import VideoModel, build, save
 from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
-from .progress import EpochLines
+from .progress import EpochBar, EpochLines
 from .values import ConfigError
 
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
@@ -227,11 +227,11 @@ def _checkpoints(config: Config, folder: Path) -> list[Callback]:
 
 
 def _progress(config: Config) -> list[Callback]:
-    return [EpochLines(), *([TQDMProgressBar(leave=False)] if _shows_bar(config) else [])]
+    return [EpochLines(), *([EpochBar()] if _shows_bar(config) else [])]
 
 
 def _shows_bar(config: Config) -> bool:
-    return config.trainer.progress and sys.stderr.isatty()
+    return config.trainer.progress and sys.stdout.isatty()  # where the bar is written
 
 
 class StepCheckpoint(ModelCheckpoint):
