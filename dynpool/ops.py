@@ -146,14 +146,14 @@ def kernels_for(device: torch.device) -> Kernels | None:
 # --- the call ------------------------------------------------------------------------------------------------------
 
 
-def is_ordinary(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor in an ordinary call, which may be one that a CUDA graph captures."""
+def is_plain(x: Tensor) -> bool:
+    """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
     return (
         type(x) in _ORDINARY
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()  # a fake mode, perhaps
-        and (x.is_cpu or not x.is_meta)
+        and (x.is_cpu or not (x.is_meta or is_captured(x)))
     )
 
 
@@ -162,9 +162,9 @@ def is_captured(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether values of x may be looked at, and results kept."""
-    return is_ordinary(x) and (x.is_cpu or not is_captured(x))
+def is_ordinary(x: Tensor) -> bool:
+    """Whether what was kept may be used: `is_plain`, or captured."""
+    return is_plain(x) or (type(x) in _ORDINARY and not torch.compiler.is_compiling() and is_captured(x))
 
 
 def is_direct(x: Tensor) -> bool:
