@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -10,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Annotated, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -18,17 +20,20 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
 from ._version import __version__
 from .decoder import VideoError, damaged_packets
-from .images import Recipe, make_images
+from .images import Pictures, Recipe
 from .training import commands
 from .video import numbered_images
+from .weights import MAX_FRAMES
 
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
+    ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
+_NOT_WRITTEN = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"])
+_NUMBERS = "size", "stride", "start", "end", "every", "max_frames"
+_LARGEST = 2**31 - 1  # of these numbers: what follows from two of them still fits an index
 
 app = typer.Typer(
     help="Dynamic images of videos: one picture that shows what moved, and in which order (Bilen et al., CVPR 2016).",
@@ -58,6 +63,12 @@ class Job(NamedTuple):
     video: str
     folder: Path
     stem: str
+    suffix: str = ".png"
+
+    def path(self, index: int | None) -> Path:
+        """Of the image of a window, or of the only one."""
+        number = "" if index is None else f"_{index:04d}"
+        return self.folder / f"{self.stem}{number}{self.suffix}"
 
 
 class UsageError(Exception):
@@ -142,8 +153,8 @@ def image(
     """Make the dynamic image of each VIDEO.
 
     It is written as a PNG file of the video's name: clip.png for clip.mp4, or clip_0000.png, clip_0001.png, ... for
-    windows. Files of these names are replaced. A video that cannot be read is reported; the others are still done,
-    and the exit code is 1.
+    windows; for a folder of images, its name. Files of these names are replaced, when all windows of the video are
+    done. A video or folder that cannot be read is reported; the others are still done, and the exit code is 1.
 
     Examples:
 
@@ -176,9 +187,10 @@ def image(
     except UsageError as error:
         typer.echo(f"dynpool image: {error}", err=True)
         raise typer.Exit(2) from None
-    failed = sum(not _report(job, recipe) for job in _with_progress(jobs))
+    with _ended_by(signal.SIGTERM):
+        failed = sum(not _report(job, recipe) for job in _with_progress(jobs))
     if len(jobs) > 1:
-        typer.echo(f"{len(jobs) - failed} of {len(jobs)} videos done" + (f", {failed} failed" if failed else ""))
+        _say(f"{len(jobs) - failed} of {len(jobs)} videos done" + (f", {failed} failed" if failed else ""))
     if failed:
         raise typer.Exit(1)
 
@@ -212,35 +224,56 @@ def _check(recipe: Recipe) -> None:
         raise UsageError(f"--stride {recipe.stride} has no meaning without --window")
     if recipe.resize_first and recipe.size is None:
         raise UsageError("--resize-first has no meaning without --size")
+    if isinstance(recipe.size, int) and recipe.size < 1:
+        raise UsageError(f"--size must be a positive integer, got {recipe.size}")
     try:
         recipe.check()
     except ValueError as error:
-        raise UsageError(f"--{error}") from error  # messages begin with the argument's name
+        name, rest = str(error).split(" ", 1)  # messages begin with the argument's name
+        raise UsageError(f"{_option(name)} {rest}") from error
+    for name, most in [("window", MAX_FRAMES), *((name, _LARGEST) for name in _NUMBERS)]:
+        if (value := getattr(recipe, name)) is not None and value > most:
+            raise UsageError(f"{_option(name)} must be at most {most}, got {value}")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _expand(arguments: Iterable[str]) -> list[str]:
-    """Every folder by the videos in it, in order of name, unless it holds the images of one; every video once."""
+    """Every folder by the videos in it; by itself, if it holds the images of one or cannot be used, which is reported
+    in its turn. Every video once.
+    """
     videos: dict[str, None] = {}
     for argument in arguments:
-        if not os.path.isdir(argument):
+        if os.path.isdir(argument):
+            videos.update(dict.fromkeys(_readable_videos_in(argument) or [os.path.normpath(argument)]))
+        else:
             videos[argument] = None
-            continue
-        inside = sorted(str(p) for p in Path(argument).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
-        if not inside and numbered_images(argument):
-            videos[os.path.normpath(argument)] = None
-            continue
-        if not inside:
-            raise UsageError(f"the folder {argument} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))}) and no image")
-        videos.update(dict.fromkeys(inside))
     return list(videos)
+
+
+def _readable_videos_in(folder: str) -> list[str]:
+    try:
+        return _videos_in(folder)
+    except OSError:
+        return []
+
+
+def _videos_in(folder: str) -> list[str]:
+    """In order of name."""
+    return sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
 
 
 def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
     """Where every video's images go: no two to the same name."""
-    if output.suffix.lower() == ".png" and not output.is_dir():
+    suffix = "" if output.is_dir() else output.suffix.lower()
+    if suffix in _NOT_WRITTEN:
+        raise UsageError(f"--output {output} must be a folder, or an image's name with .png: PNG is what is written")
+    if suffix == ".png":
         if len(videos) > 1 or windows:
             raise UsageError(f"--output {output} names one image, but there will be several: give a folder")
-        jobs = [Job(videos[0], output.parent, output.stem)]
+        jobs = [Job(videos[0], output.parent, output.stem, output.suffix)]
     else:
         jobs = [Job(video, output, stem) for video, stem in zip(videos, _distinct_stems(videos), strict=True)]
     try:
@@ -251,13 +284,20 @@ def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
 
 
 def _distinct_stems(videos: list[str]) -> list[str]:
-    """File names without suffix; -2, -3, ... follow where one is taken, in any case of letters."""
-    stems = [
-        "stdin" if video == "-" else Path(urlsplit(video).path if "://" in video else video).stem for video in videos
-    ]
+    """What images are called; -2, -3, ... follow where a name is taken, in any case of letters."""
+    stems = list(map(_stem, videos))
     times = Counter(map(str.casefold, stems))
     taken = {stem for stem, count in times.items() if count == 1}
     return [stem if times[stem.casefold()] == 1 else _free_name(stem, taken) for stem in stems]
+
+
+def _stem(video: str) -> str:
+    """A file's name without suffix; the whole name of a folder, which is none at the root."""
+    if video == "-":
+        return "stdin"
+    if os.path.isdir(video):
+        return Path(os.path.abspath(video)).name or "root"
+    return Path(urlsplit(video).path if "://" in video else video).stem or "video"
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -275,7 +315,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
 def _with_progress(jobs: list[Job]) -> Iterator[Job]:
     """The jobs, under a progress bar where there is a terminal to show it and more than one job."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    shown = len(jobs) > 1 and sys.stdout.isatty() and sys.stderr.isatty()
+    shown = len(jobs) > 1 and all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
     with Progress(*columns, transient=True, disable=not shown) as progress:
         task = progress.add_task("videos", total=len(jobs))
         for job in jobs:
@@ -287,53 +327,99 @@ def _with_progress(jobs: list[Job]) -> Iterator[Job]:
 def _report(job: Job, recipe: Recipe) -> bool:
     """Do one job and print its summary line; False if it failed."""
     try:
-        typer.echo(_process(job, recipe))
-    except (VideoError, FileNotFoundError) as error:
-        typer.echo(f"{job.video}: FAILED: {_without_name(error)}", err=True)
+        summary = _process(job, recipe)
     except Exception as error:  # whatever goes wrong with one video, the others are done
-        typer.echo(f"{job.video}: FAILED: {type(error).__name__}: {error}", err=True)
-    else:
-        return True
-    return False
+        typer.echo(f"{job.video}: FAILED: {_reason(error)}", err=True)
+        return False
+    _say(summary)
+    return True
 
 
-def _without_name(error: VideoError | FileNotFoundError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"
+def _reason(error: Exception) -> str:
+    """Without the video's name, where the error is of a kind that names it."""
+    if isinstance(error, VideoError):
+        return error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"
+    if isinstance(error, FileNotFoundError):  # also fsspec's, of whatever kept it from a URL
+        return str(error.__cause__ or "no such file")
+    return f"{type(error).__name__}: {error}"
+
+
+def _say(line: str) -> None:
+    """Print to standard output. Where nobody reads it, or it is full, that is the end."""
+    try:
+        typer.echo(line)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is buffered fails again at exit
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"dynpool image: cannot write to standard output: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _ended_by(number: signal.Signals) -> Iterator[None]:
+    """Within, the signal is an exception, which cleans up on its way."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _process(job: Job, recipe: Recipe) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
-    made = make_images(sys.stdin.buffer if job.video == "-" else job.video, recipe)
-    paths = _write(made.images.cpu(), job, windows=recipe.window is not None)
+    with _source(job.video) as source:
+        pictures = Pictures(source, recipe)
+        paths, (width, height) = _write(pictures, job, windows=recipe.window is not None)
     seconds = time.perf_counter() - start
-    height, width = made.images.shape[2:]
+    num_frames, damage = pictures.account
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name} ({len(paths)} images)"
-    damaged = f", {damaged_packets(made.damaged)} skipped" if made.damaged else ""
-    rate = f"{made.num_frames / seconds:.0f} frames/s"
-    return f"{job.video} -> {written}: {made.num_frames} frames, {width}x{height}, {rate}{damaged}"
-
-
-def _write(images: Tensor, job: Job, windows: bool) -> list[Path]:
-    names = [f"{job.stem}_{index:04d}.png" for index in range(len(images))] if windows else [f"{job.stem}.png"]
-    paths = [job.folder / name for name in names]
-    for path, pixels in zip(paths, images, strict=True):
-        with _whole(path) as temporary:
-            Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(temporary, format="PNG")
-    return paths
+    damaged = f", {damaged_packets(damage)} skipped" if damage else ""
+    rate = f"{num_frames / seconds:.0f} frames/s"
+    return f"{job.video} -> {written}: {num_frames} frames, {width}x{height}, {rate}{damaged}"
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes it at the end: the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _source(video: str) -> Iterator[str | BinaryIO]:
+    """What is read."""
+    if video == "-":
+        yield sys.stdin.buffer
+    elif Path(video).is_fifo():
+        with open(video, "rb") as file:  # unlike FFmpeg, Python lets a signal end the wait for a pipe
+            yield file
+    else:
+        _check_folder(video)
+        yield video
+
+
+def _check_folder(video: str) -> None:
+    if os.path.isdir(video) and not _videos_in(video) and not numbered_images(video):
+        suffixes, inside = " ".join(sorted(VIDEO_SUFFIXES)), os.path.join(video, "*")
+        raise VideoError(video, f"holds no video ({suffixes}) and no image; subfolders are not searched: give {inside}")
+
+
+def _write(pictures: Pictures, job: Job, windows: bool) -> tuple[list[Path], tuple[int, int]]:
+    """Every picture to a short temporary name, and when the last is there, all to their own: of a video that fails, or
+    when this is killed meanwhile, none appears. Returns the names and the size.
+    """
+    paths: list[Path] = []
+    size = 0, 0
+    with TemporaryDirectory(prefix=".dynpool-", dir=job.folder) as temporary:
+        for index, pixels in enumerate(pictures):
+            path = job.path(index if windows else None)
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+            image.save(Path(temporary, str(index)), format="PNG")
+            paths.append(path)
+            size = image.size
+        for index, path in enumerate(paths):
+            os.replace(Path(temporary, str(index)), path)
+    return paths, size
 
 
 commands.register(app)

@@ -3,7 +3,7 @@
     python examples/stream.py /dev/video0 --format v4l2        a camera (Linux; "avfoundation", "dshow" elsewhere)
     ffmpeg -i rtsp://… -f matroska - | python examples/stream.py -
 
-Writes OUT.png every N frames; with --restart, each image is of the N frames since the last.
+Writes OUT.png every N frames and at the end; with --restart, each image is of the frames since the last.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from PIL import Image
 from dynpool import RankPoolStream, to_image
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", help="a device, a file, a URL that FFmpeg knows, or - for standard input")
     parser.add_argument("--format", help="of the input, where its name does not tell")
     parser.add_argument("-o", "--out", type=Path, default=Path("live.png"))
-    parser.add_argument("--every", type=int, default=25, metavar="N")
+    parser.add_argument("--every", type=positive, default=25, metavar="N")
     parser.add_argument("--restart", action="store_true")
     options = parser.parse_args()
 
@@ -37,14 +43,14 @@ def main() -> None:
 
     stream = RankPoolStream(nonlinearity="sqrt", normalize_weights=True)
     source = sys.stdin.buffer if options.input == "-" else options.input
-    with av.open(source, format=options.format) as container:
+    with av.open(source, format=options.format, metadata_errors="ignore") as container:
         for count, frame in enumerate(container.decode(video=0), 1):
             stream.update(frame)
             if count % options.every == 0:
                 write(stream)
                 if options.restart:
                     stream.reset()
-    if len(stream):
+    if len(stream) > 1:  # one frame has no order: its image is grey
         write(stream)
 
 

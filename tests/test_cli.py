@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+import time
+import weakref
+from pathlib import Path
 from types import ModuleType
 
 import clips
@@ -21,6 +28,16 @@ from typer.testing import CliRunner
 from dynpool import cli
 
 FRAMES = clips.random_frames(7, 16, 24)
+PROGRAM = [sys.executable, "-c", "from dynpool.cli import main; main()", "image"]
+
+DIES_AT_THE_THIRD = """
+import os
+from PIL import Image
+from dynpool.cli import main
+save, left = Image.Image.save, [1, 2]
+Image.Image.save = lambda *given, **how: save(*given, **how) if left and left.pop() else os._exit(9)
+main()
+"""
 
 
 @pytest.fixture
@@ -155,14 +172,14 @@ def test_a_single_failure_is_exit_code_1(here):
 
 def test_unexpected_errors_fail_one_video_only(clip, here, monkeypatch):
     clips.write(here / "zebra.mkv", FRAMES)
-    make = cli.make_images
+    make = cli.Pictures
 
     def flaky(video, recipe):
         if "clip" in video:
             raise MemoryError("too large")
         return make(video, recipe)
 
-    monkeypatch.setattr(cli, "make_images", flaky)
+    monkeypatch.setattr(cli, "Pictures", flaky)
     result = run("image", "clip.mkv", "zebra.mkv", code=1)
     assert result.stderr == "clip.mkv: FAILED: MemoryError: too large\n"
     assert (here / "zebra.png").exists()
@@ -192,24 +209,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):
         (["--stride", "4"], "--stride 4 has no meaning without --window"),
         (["--window", "0"], "--window must be a positive integer, got 0"),
         (["--window", "4", "--stride", "-1"], "--stride must be a positive integer, got -1"),
-        (["--size", "0"], "--size must be a positive integer"),
+        (["--size", "0"], "--size must be a positive integer, got 0"),
+        (["--max-frames", "0"], "--max-frames must be a positive integer, got 0"),
+        (["--every", 10**23], f"--every must be at most 2147483647, got {10**23}"),
+        (["--start", 10**23], f"--start must be at most 2147483647, got {10**23}"),
+        (["--window", 10**11], f"--window must be at most 16777216, got {10**11}"),
         (["--device", "abacus"], "--device must be one that torch can use here, got 'abacus'"),
         (["--window", "4", "-o", "one.png"], "--output one.png names one image"),
         (["other.mkv", "-o", "one.png"], "--output one.png names one image"),
         (["-o", "clip.mkv"], "--output clip.mkv cannot be made a folder"),
         (["-o", "clip.mkv/below"], "--output clip.mkv/below cannot be made a folder"),
-        (["."], None),
+        (["-o", "one.JPG"], "--output one.JPG must be a folder, or an image's name with .png: PNG is what is written"),
+        (["other.mkv", "-o", "a/b.gif"], "--output a/b.gif must be a folder, or an image's name with .png"),
     ],
 )
 def test_bad_command_lines_end_in_one_line_and_code_2(arguments, message, clip, here):
-    if message is None:  # a folder without videos
-        (here / "empty").mkdir()
-        arguments, message = ["empty"], "the folder empty holds no video"
     result = run("image", "clip.mkv", *arguments, code=2)
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"dynpool image: {message}")
     assert result.stdout == ""
-    assert not list(here.glob("*.png"))
+    assert files(here) == ["clip.mkv"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -246,7 +265,7 @@ def test_info_prints_the_build(monkeypatch):
 
 
 def test_as_a_program(clip, here):
-    program = [sys.executable, "-c", "from dynpool.cli import main; main()", "image", "clip.mkv", "missing.avi"]
+    program = [*PROGRAM, "clip.mkv", "missing.avi"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=here, check=False)
     assert done.returncode == 1
     assert "missing.avi: FAILED: no such file" in done.stderr
@@ -263,7 +282,7 @@ def test_real_clips(here):
 
 
 def test_standard_input(clip, here):
-    program = [sys.executable, "-c", "from dynpool.cli import main; main()", "image", "-"]
+    program = [*PROGRAM, "-"]
     with open(clip, "rb") as file:
         done = subprocess.run(program, stdin=file, capture_output=True, text=True, cwd=here, check=False)
     assert done.returncode == 0, done.stderr
@@ -285,3 +304,218 @@ def test_chosen_frames_and_folders_of_images(clip, here):
     assert (
         "--end must be a frame number behind start = 3" in run("image", clip, "--start", 3, "--end", 2, code=2).output
     )
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def write_numbered(folder):
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(FRAMES):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+
+
+def test_folders_of_images_give_images_their_whole_names(here, monkeypatch):
+    for name in ("take.1", "take.2"):
+        write_numbered(here / name)
+    run("image", "take.1", "take.2/", "-o", "images")
+    assert files(here / "images") == ["take.1.png", "take.2.png"]
+    monkeypatch.chdir(here / "take.1")
+    run("image", ".", "-o", "../here")
+    assert files(here / "here") == ["take.1.png"]
+
+
+def test_what_has_no_name_gets_one():
+    assert cli._stem("/") == "root"
+    assert cli._stem("https://host/?clip=1") == "video"
+
+
+def test_an_image_keeps_its_suffix_as_given(clip, here):
+    run("image", clip, "-o", "images/y.PNG")
+    assert files(here / "images") == ["y.PNG"]
+
+
+def test_a_folder_may_be_named_like_a_picture(clip, here):
+    (here / "z.jpg").mkdir()
+    run("image", clip, "-o", "z.jpg")
+    assert files(here / "z.jpg") == ["clip.png"]
+
+
+def test_names_as_long_as_may_be(here):
+    names = ["é" * 120 + "abc", "n" * 251]  # 243 and 251 bytes
+    for name in names:
+        clips.write(here / f"{name}.mkv", FRAMES)
+    run("image", *(f"{name}.mkv" for name in names), "-o", "images")
+    assert files(here / "images") == sorted(f"{name}.png" for name in names)
+
+
+def test_files_of_these_kinds_are_found_in_folders(here):
+    names = [f"{number}.{suffix}" for number, suffix in enumerate(["asf", "gif", "mxf", "Y4M"])]
+    (here / "videos").mkdir()
+    for name in names:
+        clips.write(here / "videos" / name, FRAMES)
+    run("image", "videos", "-o", "images")
+    assert files(here / "images") == ["0.png", "1.png", "2.png", "3.png"]
+
+
+# --- what fails -----------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_cannot_be_used_fail_alone(clip, here, monkeypatch):
+    (here / "empty").mkdir()
+    (here / "above/below").mkdir(parents=True)
+    (here / "closed").mkdir()
+    inside = Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return inside(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    result = run("image", "empty", "closed/", "above", clip, "-o", "images", code=1)
+    assert files(here / "images") == ["clip.png"]
+    empty, closed, above = result.stderr.splitlines()
+    assert empty.startswith("empty: FAILED: holds no video (.3gp ")
+    assert closed == "closed: FAILED: PermissionError: [Errno 13] Permission denied: 'closed'"
+    assert above.endswith(" and no image; subfolders are not searched: give above/*")
+    assert result.stdout.splitlines()[-1] == "1 of 4 videos done, 3 failed"
+
+
+def test_of_a_url_the_librarys_words_are_said(here):
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/clip.mp4"
+        assert run("image", url, code=1).stderr.startswith(f"{url}: FAILED: Cannot connect to host 127.0.0.1")
+
+
+def test_images_are_written_as_their_windows_end(clip, here, monkeypatch):
+    made = []
+
+    class Watched(cli.Pictures):
+        def __iter__(self):
+            for pixels in super().__iter__():
+                made.append(weakref.ref(pixels))
+                assert sum(picture() is not None for picture in made) <= 2  # this one, and the last, written
+                yield pixels
+
+    monkeypatch.setattr(cli, "Pictures", Watched)
+    run("image", clip, "--window", 2, "--stride", 1, "-o", "images")
+    assert len(made) == len(files(here / "images")) == 6
+
+
+def test_windows_of_a_video_that_fails_midway_leave_nothing(clip, here, monkeypatch):
+    save, saved = Image.Image.save, []
+
+    def save_two(self, file, format):
+        if len(saved) == 2:
+            raise OSError("disk full")
+        saved.append(file)
+        save(self, file, format=format)
+
+    monkeypatch.setattr(Image.Image, "save", save_two)
+    (here / "clip_0000.png").write_bytes(b"old")
+    assert "disk full" in run("image", clip, "--window", 2, code=1).stderr
+    assert files(here) == ["clip.mkv", "clip_0000.png"]
+    assert (here / "clip_0000.png").read_bytes() == b"old"
+
+
+def test_windows_of_a_command_that_is_killed_do_not_appear(clip, here):
+    program = [sys.executable, "-c", DIES_AT_THE_THIRD, "image", "clip.mkv", "--window", "2", "-o", "images"]
+    assert subprocess.run(program, cwd=here, check=False).returncode == 9
+    assert (here / "images").exists()
+    assert not list(here.glob("images/*.png"))
+
+
+def test_a_folder_in_the_way_is_seen_before_any_image_appears(clip, here):
+    (here / "clip_0001.png").mkdir()
+    assert "IsADirectoryError: clip_0001.png is a folder" in run("image", clip, "--window", 2, code=1).stderr
+    assert files(here) == ["clip.mkv", "clip_0001.png"]
+
+
+def wait_for(what):
+    for _ in range(600):
+        if what():
+            return
+        time.sleep(0.1)
+    pytest.fail("nothing came in a minute")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_a_signal_ends_the_command_and_cleans_up(here):
+    os.mkfifo(here / "pipe")
+    with subprocess.Popen([*PROGRAM, "pipe", "-o", "images"], cwd=here, stderr=subprocess.PIPE) as program:
+        with open(here / "pipe", "wb", buffering=0) as pipe:
+            pipe.write(clips.encoded(FRAMES)[:1000])
+            wait_for(lambda: list(here.glob("images/.dynpool-*")))
+            program.send_signal(signal.SIGTERM)
+            assert program.wait(60) == 128 + signal.SIGTERM
+        assert program.stderr.read() == b""
+    assert files(here / "images") == []
+
+
+def test_the_end_of_standard_output_is_the_end(clip, here):
+    clips.write(here / "zebra.mkv", FRAMES)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*PROGRAM, "."], stdout=writing, stderr=subprocess.PIPE, cwd=here, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert files(here) == ["clip.mkv", "clip.png", "zebra.mkv"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no /dev/full")
+def test_a_full_standard_output_is_said_once(clip, here):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*PROGRAM, "clip.mkv"], stdout=full, stderr=subprocess.PIPE, cwd=here, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"dynpool image: cannot write to standard output: No space left on device\n"
+    assert files(here) == ["clip.mkv", "clip.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a file descriptor")
+def test_standard_output_may_be_closed(clip, here):
+    clips.write(here / "zebra.mkv", FRAMES)
+    command = ["sh", "-c", '"$@" >&-', "sh", *PROGRAM, "."]
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=here, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert files(here) == ["clip.mkv", "clip.png", "zebra.mkv", "zebra.png"]
+
+
+# --- the example of streams -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(here, monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "examples" / "stream.py"
+    if not path.exists():
+        pytest.skip("the examples are not here")
+
+    def run_stream(*arguments):
+        """The lines that it prints."""
+        monkeypatch.setattr("sys.argv", ["stream.py", *map(str, arguments)])
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run_stream
+
+
+@pytest.mark.parametrize("every", ["0", "-1"])
+def test_stream_wants_a_positive_interval(every, stream, clip, capsys):
+    with pytest.raises(SystemExit) as stop:
+        stream(clip, f"--every={every}")
+    assert stop.value.code == 2
+    assert f"argument --every: must be a positive integer, got {every}" in capsys.readouterr().err
+
+
+def test_stream_writes_no_image_of_a_last_single_frame(stream, clip, here):
+    assert stream(clip, "--every", 3, "--restart") == ["live.png: 3 frames"] * 2
+    assert picture(here / "live.png").unique().numel() > 1
+    assert stream(clip, "--every", 5, "--restart") == ["live.png: 5 frames", "live.png: 2 frames"]
+
+
+def test_stream_reads_files_whose_metadata_is_no_text(stream):
+    for path in clips.real_clips("hmdb51"):
+        assert stream(path)

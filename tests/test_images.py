@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynpool import approx_rank_pool, ops
-from dynpool.decoder import VideoError
-from dynpool.images import covering_starts, dynamic_image, dynamic_images, to_image
+from dynpool.decoder import Decoder, VideoError
+from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);
 # (-2, 0, 2) by eq. (4), away from (-1, 0, 1).
@@ -306,3 +306,37 @@ def test_real_clips_have_motion_on_grey():
         image = dynamic_image(file, size=64)
         assert (int(image.min()), int(image.max())) == (0, 255)
         assert 90 < image.float().mean() < 165, file  # what stands still is grey
+
+
+# --- one by one -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
+def test_pictures_are_the_images_one_by_one(method, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(clips.damaged(clips.random_frames(40), 3))
+    recipe = Recipe(method, window=9, stride=4)
+    pictures = Pictures(tmp_path / "clip.mp4", recipe)
+    images, *account = make_images(tmp_path / "clip.mp4", recipe)
+    assert torch.equal(torch.stack(list(pictures)), images)
+    assert list(pictures.account) == account == [39, 1]
+
+
+def test_pictures_come_as_their_windows_end(tmp_path, monkeypatch):
+    clips.write(tmp_path / "clip.mkv", clips.random_frames(200))
+    whole, decoded = Decoder.frames, []
+
+    def counted(decoder):
+        for number, frame in whole(decoder):
+            decoded.append(number)
+            yield number, frame
+
+    monkeypatch.setattr(Decoder, "frames", counted)
+    batch = 16
+    for index, _ in enumerate(Pictures(tmp_path / "clip.mkv", Recipe(window=10, stride=5))):
+        assert len(decoded) < 5 * index + 10 + batch
+    assert index == 38
+
+
+def test_a_recipe_is_checked_before_anything_is_read():
+    with pytest.raises(ValueError, match="window must be a positive integer, got 0"):
+        Pictures("missing.mp4", Recipe(window=0, stride=1))
