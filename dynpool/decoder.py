@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import re
+import select
+import stat
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
@@ -22,6 +26,8 @@ from torch import Tensor
 try:
     import av
     from av.error import FFmpegError
+    from av.filter import Graph
+    from av.sidedata.sidedata import Type as SideDataType
     from av.stream import Disposition
     from av.video.reformatter import VideoReformatter
 except ImportError as error:  # tensors, arrays and frames do without
@@ -38,6 +44,9 @@ _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
 _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
+_WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
+_FOREVER = 1e6  # seconds
+_SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
 
@@ -104,30 +113,53 @@ def frame_count(video: File, chosen: slice, timeout: float | None = None) -> int
 @contextmanager
 def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iterator[Decoder]:
     """The decoder of what `is_file`. Raises, also while frames are decoded, what `read_clip` does."""
-    if isinstance(video, (str, os.PathLike)):
-        path = os.fsdecode(video)
-        if "://" in path:
-            with _open_url(path) as file, _decoder(file, path, chosen, timeout) as decoder:
-                yield decoder
-            return
-        os.stat(path)  # FileNotFoundError in the system's own words
-        file = f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
-    elif isinstance(video, (bytes, bytearray, memoryview)):
-        file = io.BytesIO(video)
-    else:
-        file = _borrowed(video)
-    with _decoder(file, source_name(video), chosen, timeout) as decoder:
-        yield decoder
-
-
-@contextmanager
-def _decoder(file: Any, source: str, chosen: slice, timeout: float | None) -> Iterator[Decoder]:
-    with _opened(file, source, timeout) as container:
-        decoder = Decoder(container, source, chosen, timeout)
+    limit = TimeLimit(source_name(video), timeout)
+    with _readable(video, limit) as file, _opened(file, limit) as container:
+        decoder = Decoder(container, file, chosen, limit)
         try:
             yield decoder
         finally:
             decoder.close()
+
+
+class TimeLimit:
+    """Seconds that reading `source` may take, from now on."""
+
+    def __init__(self, source: str, timeout: float | None) -> None:
+        self.source, self.timeout = source, timeout
+        self._end = math.inf if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float:
+        """Raises VideoError if nothing is."""
+        left = self._end - time.monotonic()
+        if left < 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> VideoError:
+        return VideoError(self.source, f"takes longer than timeout = {self.timeout:g} s")
+
+
+@contextmanager
+def _readable(video: File, limit: TimeLimit) -> Iterator[Any]:
+    """What PyAV opens: a name, or a file object."""
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(video)
+    elif not isinstance(video, (str, os.PathLike)):
+        yield _Borrowed(_rewound(video), limit)
+    elif "://" in (path := os.fsdecode(video)):
+        with _open_url(path) as file:
+            yield _Borrowed(file, limit)
+    elif stat.S_ISFIFO(os.stat(path).st_mode):  # FileNotFoundError in the system's own words
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            yield _Borrowed(file, limit)
+    else:
+        yield f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a named pipe before it has a writer, who is waited for when it is read."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _open_url(url: str) -> Any:
@@ -138,32 +170,97 @@ def _open_url(url: str) -> Any:
     return fsspec.open(url, "rb")
 
 
-def _borrowed(file: Any) -> _Borrowed:
+def _rewound(file: Any) -> Any:
     if isinstance(file, io.TextIOBase):
         raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
     if hasattr(file, "seekable") and file.seekable():
         file.seek(0)
-    return _Borrowed(file)
+    return file
 
 
 class _Borrowed:
-    """The reading half of a file object: all but `close`, since PyAV closes what it is given."""
+    """The reading half of a file object: all but `close`, since PyAV closes what it is given.
 
-    def __init__(self, file: Any) -> None:
-        self.read = file.read
-        for name in ("seek", "tell", "seekable"):
-            if hasattr(file, name):
-                setattr(self, name, getattr(file, name))
+    No exception passes through FFmpeg, which calls this: the file seems to end there, and `check` raises what was kept.
+    """
+
+    def __init__(self, file: Any, limit: TimeLimit) -> None:
+        self._file, self._limit = file, limit
+        self._poll = _poll_of(file)
+        self._kept: BaseException | None = None
+
+    def read(self, count: int) -> bytes:
+        return self._guarded(self._read, b"", count)
+
+    def seek(self, offset: int, whence: int) -> int | None:
+        return self._guarded(self._file.seek, -1, offset, whence)
+
+    def tell(self) -> int:
+        return self._guarded(self._file.tell, -1)
+
+    def seekable(self) -> bool:
+        file = self._file
+        return hasattr(file, "seek") and hasattr(file, "tell") and (not hasattr(file, "seekable") or file.seekable())
+
+    def check(self) -> None:
+        """Raise what the file object raised."""
+        if self._kept is not None:
+            try:
+                raise self._kept
+            finally:
+                self._kept = None  # whose traceback refers to this
+
+    def _guarded(self, call: Callable[..., Any], otherwise: Any, *arguments: Any) -> Any:
+        if self._kept is None:
+            try:
+                return call(*arguments)
+            except BaseException as error:  # KeyboardInterrupt, too
+                self._kept = error
+        return otherwise
+
+    def _read(self, count: int) -> bytes:
+        self._wait()
+        # Of a pipe what is there, and not all of `count`, for which `read` would wait.
+        read = self._file.read if self._poll is None else getattr(self._file, "read1", self._file.read)
+        data = read(count)
+        if not isinstance(data, bytes) or len(data) > count:
+            got = len(data) if isinstance(data, bytes) else type(data).__name__
+            raise VideoError(self._limit.source, f"read({count}) must return bytes, at most {count}, got {got}")
+        return data
+
+    def _wait(self) -> None:
+        left = self._limit.left()
+        if self._poll is not None and not self._poll.poll(None if left > _FOREVER else 1000 * left):
+            raise self._limit.exceeded()
 
 
-def _opened(file: Any, source: str, timeout: float | None) -> Any:
+def _poll_of(file: Any) -> Any:
+    """What waits for the bytes of a pipe or terminal, so that a time limit can end it; None for other files.
+
+    Only where Python's own classes read the descriptor: others, such as those of an HTTP response, may hold bytes that
+    it does not tell of.
+    """
+    raw = file.raw if type(file) is io.BufferedReader else file
+    if type(raw) is not io.FileIO or stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(raw, select.POLLIN)
+    return poll
+
+
+def _opened(file: Any, limit: TimeLimit) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
     try:
         # Some files of HMDB51 hold metadata that is no text.
-        return av.open(file, metadata_errors="ignore", timeout=timeout)
+        container = av.open(file, metadata_errors="ignore", timeout=limit.timeout)
     except FFmpegError as error:
-        raise VideoError(source, reason_of(error)) from error
+        if isinstance(file, _Borrowed):
+            file.check()
+        raise VideoError(limit.source, reason_of(error)) from error
+    if isinstance(file, _Borrowed):
+        file.check()
+    return container
 
 
 class Decoder:
@@ -173,14 +270,14 @@ class Decoder:
     tells how many frames there will be, and the frames can be decoded once more if it does not.
     """
 
-    def __init__(self, container: Any, source: str, chosen: slice, timeout: float | None) -> None:
-        self.source = source
+    def __init__(self, container: Any, file: Any, chosen: slice, limit: TimeLimit) -> None:
+        self.source = limit.source
         self._unreadable: list[Exception] = []
         self._undecodable: list[Exception] = []
-        self._container, self._chosen = container, chosen
-        self._stream = _video_stream(container, source)
-        self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._container, self._file, self._chosen, self._limit = container, file, chosen, limit
+        self._stream = _video_stream(container, self.source)
+        self._indexed = len(self._stream.index_entries)
+        self._demuxed, self._ended = 0, False
         self._packets = self._demux()
         self._kept: list[Any] = []
         self._kept_bytes = 0
@@ -191,7 +288,28 @@ class Decoder:
     @property
     def damage(self) -> list[Exception]:
         """Why packets so far could not be read or decoded."""
-        return self._unreadable + self._undecodable
+        found = self._unreadable + self._undecodable
+        if self._missing:
+            wanted = self._demuxed + self._missing
+            found.append(VideoError(self.source, f"ends after {self._demuxed} packets of {wanted}"))
+        return found
+
+    @property
+    def damaged(self) -> int:
+        """How many packets those are."""
+        return len(self._unreadable) + len(self._undecodable) + self._missing
+
+    @property
+    def _missing(self) -> int:
+        """How many packets a file that was read to its end lacks of those that it promised, if that is not just a few.
+
+        An index that was there before it was read holds all of them, and none that an edit list drops. Without, as in
+        an AVI file that was cut off, the header's count must do, which may include frames that repeat the one before.
+        """
+        if not self._ended or self._chosen.stop is not None:
+            return 0
+        promised = self._indexed if self._demuxed <= self._indexed else self._stream.frames
+        return promised - self._demuxed if self._demuxed < _WHOLE * promised else 0
 
     @property
     def expected(self) -> int | None:
@@ -217,7 +335,7 @@ class Decoder:
         """Raise VideoError if no frame was decoded."""
         if count:
             return
-        first = f": {damaged_packets(len(self.damage))}, the first: {reason_of(self.damage[0])}" if self.damage else ""
+        first = f": {damaged_packets(self.damaged)}, the first: {reason_of(self.damage[0])}" if self.damage else ""
         which = "no frame" if self._chosen.start == 0 else f"no frame from frame {self._chosen.start} on"
         raise VideoError(self.source, f"{which} can be decoded{first}")
 
@@ -262,17 +380,34 @@ class Decoder:
                 raise VideoError(self.source, f"{_KEPT_BYTES >> 20} MB of it hold too few frames that can be decoded")
             yield packet
 
+    def _check_time(self) -> None:
+        if self._limit.timeout is not None:
+            self._limit.left()
+
     def _demux(self) -> Generator[Any, None, None]:
         """Packets of the stream, then what makes the decoder hand out the frames it holds back."""
+        packets = self._read_packets()
+        return self._checked(packets) if isinstance(self._file, _Borrowed) else packets
+
+    def _checked(self, packets: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        with closing(packets):
+            for packet in packets:
+                self._file.check()
+                yield packet
+
+    def _read_packets(self) -> Generator[Any, None, None]:
         try:
-            yield from self._container.demux(self._stream)
+            with closing(self._container.demux(self._stream)) as packets:  # left open, it leaks some
+                for packet in packets:
+                    if packet.dts is None and not packet.size:  # PyAV's last, which is none of the file
+                        self._ended = True
+                    else:
+                        self._demuxed += 1
+                    yield packet
         except (FFmpegError, IndexError) as error:  # PyAV's, for a stream that appears midway
             self._unreadable.append(error)
+            self._ended = True
             yield None
-
-    def _check_time(self) -> None:
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            raise VideoError(self.source, f"takes longer than timeout = {self._timeout:g} s")
 
 
 def _video_stream(container: Any, source: str) -> Any:
@@ -304,9 +439,9 @@ def reason_of(error: Exception) -> str:
 # --- decoded frames -------------------------------------------------------------------------------------------------
 
 
-def reformatted(frame: Any, width: int, height: int, format: str) -> Any:
-    """A decoded frame in another size and pixel format, by swscale."""
-    return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1)
+def reformatted(frame: Any, width: int, height: int, format: str, **colours: int) -> Any:
+    """A decoded frame in another size, pixel format, and colour matrix and range, by swscale."""
+    return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1, **colours)
 
 
 class RgbConverter:
@@ -333,6 +468,26 @@ def _pixels(rgb: Any) -> Pixels:
     return lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
+def _side_data(frame: Any) -> Any:
+    """PyAV hands out none of a frame that has a kind that it does not know, as JPEG files with EXIF data have."""
+    try:
+        return frame.side_data
+    except ValueError:
+        return _without_unknown(frame).side_data
+
+
+def _without_unknown(frame: Any) -> Any:
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1)
+    )
+    unknown = set(range(_SIDE_DATA_KINDS)) - {kind.value for kind in SideDataType}
+    removed = [graph.add("sidedata", f"mode=delete:type={kind}") for kind in sorted(unknown)]
+    graph.link_nodes(source, *removed, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
 class Turn(NamedTuple):
     """How a decoded image becomes upright, to the nearest right angle: transposed first, then flipped."""
 
@@ -346,7 +501,7 @@ class Turn(NamedTuple):
 
         The matrix a b · c d · … · (ISO/IEC 14496-12, 8.3.2) takes the decoded point (x, y) to (ax + cy, bx + dy).
         """
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix = _side_data(frame).get("DISPLAYMATRIX")
         if matrix is None:
             return cls(False, False, False)
         a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

@@ -342,7 +342,7 @@ def _of_decoder(decoder: Decoder, recipe: Recipe) -> Making:
     else:
         yield from _pictures(feed, range(0, sys.maxsize, recipe.stride))
         count = feed.count
-    return Account(count, len(decoder.damage))
+    return Account(count, decoder.damaged)
 
 
 def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Making:
@@ -353,7 +353,7 @@ def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Making:
         images = list(_pictures(feed, recipe.starts(count)))
         if feed.count == count:
             yield from images
-            return Account(count, len(decoder.damage))
+            return Account(count, decoder.damaged)
         count = feed.count
     raise VideoError(decoder.source, "has not the same frames whenever it is decoded")
 

@@ -14,11 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from . import ops
-from .decoder import RgbConverter, Turn, reformatted
+from .decoder import Pixels, RgbConverter, Turn, reformatted
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, resized
 
@@ -57,10 +59,13 @@ _PACKED = {
     "bgr0": (4, (2, 1, 0)),
 }
 
-# Weights of red and blue in luma by the stream's matrix_coefficients (ITU-T H.273); BT.601 where it says nothing.
-_LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+# Weights of red and blue in luma by the stream's matrix_coefficients (ITU-T H.273): BT.601 where it says nothing. What
+# is not here, such as YCgCo, is for swscale to convert, or to refuse.
 _BT601 = (0.299, 0.114)
-_FULL_RANGE = 2  # of PyAV's color_range
+_LUMA = {2: _BT601, 3: _BT601, 5: _BT601, 6: _BT601}
+_LUMA.update({1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)})
+_UNSPECIFIED, _SWSCALES_BT601 = (2, 3), 5
+_LIMITED_RANGE, _FULL_RANGE = 1, 2  # of PyAV's color_range
 
 
 Matrix: TypeAlias = Sequence[Sequence[float]]
@@ -90,11 +95,19 @@ class Format(NamedTuple):
 
     def colour_factors(self) -> tuple[float, float, float, float, float]:
         """y, rv, gu, gv, bu: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, at 8 bits."""
-        red, blue = _LUMA.get(self.colorspace, _BT601)
+        red, blue = _LUMA[self.colorspace]
         green = 1 - red - blue
         luma, chroma = (1.0, 1.0) if self.black == 0 else (255 / 219, 255 / 224)
         rv, bu = 2 * (1 - red) * chroma, 2 * (1 - blue) * chroma
         return luma, rv, -bu * blue / green, -rv * red / green, bu
+
+    def made_of(self, frame: Any) -> Any:
+        """A frame with other metadata, size or pixels, as one of this format; RGB is of the frame's own colours."""
+        colours = {}
+        if self.name in _YUV:
+            matrix = _SWSCALES_BT601 if self.colorspace in _UNSPECIFIED else self.colorspace
+            colours = {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE if self.black else _FULL_RANGE}
+        return reformatted(frame, self.width, self.height, self.name, **colours)
 
 
 class Pool(ABC):
@@ -112,12 +125,20 @@ class Pool(ABC):
         """The frame as it can be added."""
         if self.takes(frame):
             return frame
-        return reformatted(frame, self.form.width, self.form.height, self.form.name)
+        return self.form.made_of(frame)
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of a sum."""
+
+    @abstractmethod
+    def samples(self, frame: Any) -> list[Pixels]:
+        """What a frame that can be added is made of: views, valid as long as it is."""
+
+    @abstractmethod
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        """Which values of a sum, bool of its `shape`, are made of the samples that are marked."""
 
     def zeros(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A sum of nothing: float32 or float64; or uint8, of which a maximum is taken."""
@@ -155,6 +176,11 @@ class _Kernel(Pool):
     _layout: Any
     _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
 
+    def samples(self, frame: Any) -> list[Pixels]:
+        return [
+            np.asarray(_Lines(plane, *size)) for plane, size in zip(frame.planes, _plane_sizes(self.form), strict=True)
+        ]
+
     def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
         addresses, strides = [], []
         for frame in frames:
@@ -190,6 +216,15 @@ class ColourPlanes(_Kernel):
     def shape(self) -> tuple[int, ...]:
         return 3, self.form.height, self.form.width
 
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        _, height, width = self.shape
+        _, shift_x, shift_y, _ = _YUV[self.form.name]
+        found = marks[0].reshape(height, width, -1).any(2)
+        for mark in marks[1:]:
+            chroma = mark.reshape(len(mark), -(-width >> shift_x), -1).any(2)
+            found |= chroma.repeat(1 << shift_y, 0).repeat(1 << shift_x, 1)[:height, :width]
+        return torch.from_numpy(found).expand(self.shape)
+
     def image(self, row: Tensor, total: float) -> Tensor:
         return self._turn.image(row)
 
@@ -199,19 +234,16 @@ class RawPlanes(_Kernel):
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
-        width, height = form.width, form.height
-        if form.name in _PACKED:
-            self._sizes = [(height, width * _PACKED[form.name][0])]
-        else:
-            _, shift_x, shift_y, step = _YUV[form.name]
-            chroma = -(-height >> shift_y), -(-width >> shift_x) * step
-            self._sizes = [(height, width), chroma] if step == 2 else [(height, width), chroma, chroma]
+        self._sizes = _plane_sizes(form)
         self._address_of = tuple((index, 0) for index in range(len(self._sizes)))
         self._layout = ops.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (sum(height * width for height, width in self._sizes),)
+
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        return torch.from_numpy(np.concatenate([mark.reshape(-1) for mark in marks]))
 
     def image(self, row: Tensor, total: float) -> Tensor:
         if self.form.name in _PACKED:
@@ -244,6 +276,12 @@ class RgbFrames(Pool):
 
     def fitting(self, frame: Any) -> Tensor:
         return self._rgb(frame)
+
+    def samples(self, frame: Tensor) -> list[Pixels]:
+        return [frame.numpy()]
+
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        return torch.from_numpy(marks[0]).to(self._device)
 
     def _rgb(self, frame: Any) -> Tensor:
         return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
@@ -304,10 +342,33 @@ def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size:
     if size is not None or device.type != "cpu" or not ops.has_planes():
         return RgbFrames(frame, nonlinearity, device, size)
     form, turn = Format.of(frame), Turn.of(frame)
-    if form.name not in _YUV:
+    if form.name not in _YUV or form.colorspace not in _LUMA:
         return RawPlanes(form if form.name in _PACKED else form._replace(name="rgb24"), nonlinearity, turn)
     raw = nonlinearity == "identity" and not colours and _YUV[form.name].depth == 8
     return (RawPlanes if raw else ColourPlanes)(form, nonlinearity, turn)
+
+
+def _plane_sizes(form: Format) -> list[tuple[int, int]]:
+    """Lines of each plane of a decoder, and bytes of one."""
+    if form.name in _PACKED:
+        return [(form.height, form.width * _PACKED[form.name][0])]
+    depth, shift_x, shift_y, step = _YUV[form.name]
+    size = 1 if depth == 8 else 2
+    chroma = -(-form.height >> shift_y), -(-form.width >> shift_x) * step * size
+    return [(form.height, form.width * size), *[chroma] * (1 if step == 2 else 2)]
+
+
+class _Lines:
+    """Lines of a decoder's plane, which may be padded, and run upwards, for numpy."""
+
+    def __init__(self, plane: Any, height: int, width: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (height, width),
+            "strides": (plane.line_size, 1),
+            "data": (plane.buffer_ptr, True),
+        }
 
 
 def _colours(form: Format) -> Any:

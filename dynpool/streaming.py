@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .decoder import is_decoded
+from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
 from .video import Frame, frame_tensor
@@ -28,6 +30,7 @@ class RankPoolStream:
     and a dozen float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
     frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
     differs from the first frame: after 100 000 frames the result is still good to nine digits, of decoded ones to six.
+    What never differs is 0, without a rounding that a picture would stretch.
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.
@@ -75,6 +78,7 @@ class RankPoolStream:
         self._chunk: Tensor | None = None  # [16, *frame]
         # Float64 [rows, *frame]: S, P and Q, or S and Σ t ψ(I_t), all of ψ(I_t) - ψ(I_1); and ψ(I_1).
         self._sums = self._first = torch.empty(0)
+        self._frame = self._moved = torch.empty(0)  # the first, and where others differ
         self._pooled = self._waiting = 0
         self._decoded: _DecodedStream | None = None
 
@@ -126,17 +130,16 @@ class RankPoolStream:
 
     def _result(self) -> Tensor:
         self._pool_chunk()
-        if self.time_average:
-            _, P, Q = self._sums
-            return 2 * Q - (len(self) + 1) * P
-        S, R = self._sums
-        return 2 * R - (len(self) + 1) * S
+        *_, P, Q = self._sums  # or S and Σ t ψ(I_t)
+        return (2 * Q - (len(self) + 1) * P).where(self._moved, 0)
 
     def _start(self, image: Tensor) -> None:
         _check_frames(image[None], 0)
         with torch.inference_mode(False):  # the stream may go on outside of it
             first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64))[0]
             self._first = first.clone()
+            self._frame = image.detach().clone()
+            self._moved = torch.zeros(image.shape, dtype=torch.bool, device=image.device)
             self._sums = first.new_zeros(3 if self.time_average else 2, *image.shape)
             self._chunk = torch.empty((_CHUNK, *image.shape), dtype=image.dtype, device=image.device)
 
@@ -166,6 +169,8 @@ class RankPoolStream:
             self._sums[1] += self._sums[0] * since[0]
             self._sums[2] += self._sums[0] * k
         self._sums += new
+        for few in self._chunk[:k].split(_PART):
+            self._moved |= ((few - self._frame) != 0).any(0)  # so is NaN, which is not equal, and ∞, whose sum is NaN
         self._pooled, self._waiting = a + k, 0
 
 
@@ -257,28 +262,56 @@ class Endless:
         return total if T > 1 else torch.zeros_like(total)
 
 
+class _Moved:
+    """Where frames of a pool differ from their first."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._first: list[Pixels] = []
+        self._marks: list[npt.NDArray[np.bool_]] = []
+
+    def take(self, frames: Sequence[Any]) -> None:
+        if not self._first:
+            self._first = [samples.copy() for samples in self._pool.samples(frames[0])]
+            self._marks = [np.zeros(samples.shape, np.bool_) for samples in self._first]
+        if all(mark.all() for mark in self._marks):
+            return
+        for frame in frames:
+            for mark, samples, first in zip(self._marks, self._pool.samples(frame), self._first, strict=True):
+                mark |= samples != first
+
+    def values(self) -> Tensor:
+        """bool, of the shape of a sum."""
+        return self._pool.spread(self._marks)
+
+
 class _DecodedStream:
     """A stream of frames of PyAV."""
 
     def __init__(self, first: Any, nonlinearity: Nonlinearity, time_average: bool) -> None:
         self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=False)
         self._sums = Endless(self._pool, time_average)
+        self._moved = _Moved(self._pool)
         self._waiting: list[Any] = []
 
     def __len__(self) -> int:
         return self._sums.count + len(self._waiting)
 
     def update(self, frame: Any) -> None:
-        self._waiting.append(self._pool.fitting(frame))
+        try:
+            self._waiting.append(self._pool.fitting(frame))
+        except DecodingError as error:
+            raise ValueError(f"frame cannot be converted: {reason_of(error)}") from error
         if len(self._waiting) == self._pool.batch:
             self._flush()
 
     def result(self) -> Tensor:
         """float64 [3, H, W]"""
         self._flush()
-        return self._pool.image(self._sums.ranked(), 0.0)
+        return self._pool.image(self._sums.ranked().where(self._moved.values(), 0), 0.0)
 
     def _flush(self) -> None:
         if self._waiting:
             self._sums.take(self._waiting)
+            self._moved.take(self._waiting)
             self._waiting.clear()

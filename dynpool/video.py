@@ -49,7 +49,7 @@ class Clip(NamedTuple):
     """A video in memory."""
 
     frames: Tensor  # uint8 [T, 3, H, W], T ≥ 1
-    damaged: int  # packets of the file, or files of the folder, that could not be read or decoded, and were skipped
+    damaged: int  # packets of the file, or files of the folder, that could not be read or decoded, or are missing
 
 
 def read_clip(
@@ -73,8 +73,8 @@ def read_clip(
         start, end, every: use the frames [start:end:every], counted as they are shown, from 0.
         max_frames: of these, use no more than the first `max_frames`.
         timeout: seconds that reading a file may take, from its first byte to its last frame; without limit by default.
-            It is checked between packets, and within FFmpeg's own waiting: a read of a file object or fsspec URL that
-            never returns is not cut short.
+            It is checked between packets and reads, and ends the waiting for a pipe or terminal: a read of another
+            file object, or of an fsspec URL, that never returns is not cut short.
 
     Returns:
         Clip of uint8 frames [T, 3, H, W]. Of a file: its first video stream, in display order, rotated and mirrored
@@ -205,7 +205,7 @@ def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor
 def _checked_frame(frame: Frame, name: str) -> Pixels:
     """A frame that was decoded elsewhere as uint8 [H, W, 3]."""
     if isinstance(frame, Image.Image):
-        return np.asarray(frame.convert("RGB"))
+        return np.asarray(_rgb(frame))
     if isinstance(frame, Tensor) and frame.dtype == torch.uint8 and frame.dim() == 3 and frame.shape[0] == 3:
         return frame.permute(1, 2, 0).cpu().numpy()
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3 and frame.shape[2] == 3:
@@ -215,6 +215,13 @@ def _checked_frame(frame: Frame, name: str) -> Pixels:
         f"{name} must be a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image, "
         f"got {type(frame).__name__} {described}".rstrip()
     )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Of 16-bit grey the nearest of 8 bits, where Pillow would clip."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 class _FrameBuffer:
@@ -326,16 +333,19 @@ def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
         except (DecodingError, ValueError) as error:
             raise VideoError(decoder.source, f"cannot be converted to RGB: {reason_of(error)}", number) from error
     decoder.check_any(len(frames))
-    return Clip(frames.clip(), len(decoder.damage))
+    return Clip(frames.clip(), decoder.damaged)
 
 
 def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
     frames, damaged = _FrameBuffer(size), 0
     first: tuple[int, int] | None = None
-    for name in numbered_images(folder)[chosen]:
+    names = numbered_images(folder)
+    if names and chosen.start >= len(names):
+        raise VideoError(folder, f"start must be below the number of its images, {len(names)}, got {chosen.start}")
+    for name in names[chosen]:
         try:
             with Image.open(os.path.join(folder, name)) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = _rgb(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that are no images, or broken
             damaged += 1
             continue

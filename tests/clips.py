@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 av = pytest.importorskip("av", reason="needs PyAV, to write clips")
 from av.stream import Disposition  # noqa: E402
@@ -40,10 +42,11 @@ def write(
     rate: int = 25,
     tags: dict[str, int] | None = None,
     frame_format: str = "rgb24",
+    muxing: dict[str, str] | None = None,
     **options: str,
 ) -> None:
     """Encode frames [H, W, 3] (or planes, as `frame_format` says). By default without any loss."""
-    with av.open(file if isinstance(file, io.BytesIO) else str(file), "w", format=format) as container:
+    with av.open(file if isinstance(file, io.BytesIO) else str(file), "w", format=format, options=muxing) as container:
         stream = None
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=frame_format)
@@ -74,6 +77,44 @@ def damaged(frames: npt.NDArray[np.uint8], *which: int) -> bytes:
     for index in which:
         mp4[starts[index] : starts[index] + 60] = bytes(60)
     return bytes(mp4)
+
+
+def fields() -> bytes:
+    """An MJPEG AVI half as high as its header says, which FFmpeg takes for fields: it decodes to 4 frames, 5, 4, …"""
+    avi = bytearray(encoded(random_frames(9, 31, 17), codec="mjpeg", pix_fmt="yuvj420p", format="avi"))
+    height = avi.index(b"strf") + 8 + 8  # biHeight of the BITMAPINFOHEADER
+    avi[height : height + 4] = (62).to_bytes(4, "little")
+    return bytes(avi)
+
+
+def photographs(frames: npt.NDArray[np.uint8], orientation: int) -> bytes:
+    """An MJPEG AVI of pictures with EXIF data, as cameras write."""
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0110], exif[0x0112] = "Camera", orientation
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuvj444p"
+        for index, pixels in enumerate(frames):
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "JPEG", quality=100, subsampling=0, exif=exif)
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), index, index
+            container.mux(packet)
+    return file.getvalue()
+
+
+def with_times(frames: npt.NDArray[np.uint8], times: Sequence[int], format: str, codec: str) -> bytes:
+    """Frames shown at multiples of 1/25 s."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for pixels, time in zip(frames, times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def write_sound(path: Path, cover: bool = False) -> None:

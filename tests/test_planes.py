@@ -251,6 +251,49 @@ def test_threads_give_the_same_bits(nonlinearity):
     assert torch.equal(images[0], images[2])
 
 
+@pytest.mark.parametrize("format", ["yuv420p", "yuv444p", "nv12", "yuv422p10le"])
+@pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
+def test_colours_that_change_midway_are_converted(format, nonlinearity):
+    """Range and matrix may change where size and pixels do not."""
+    kinds = [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT2020, FULL), (2, 0), (2, 2), (7, LIMITED)]
+    greys = [np.full((16, 24, 3), (90, 140, 110), np.uint8), np.full((16, 24, 3), (150, 100, 120), np.uint8)]
+    for first, second in itertools.permutations(kinds, 2):
+        frames = []
+        for grey, (colorspace, color_range) in zip(greys, (first, second), strict=True):
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24").reformat(format=format)
+            frame.colorspace, frame.color_range = colorspace, color_range
+            frames.append(frame)
+        pool = pool_for(frames[0], nonlinearity, CPU, None, colours=False)
+        for weights in ([1.0, 0.0], [0.0, 1.0]):
+            found = pooled_by(pool, frames, [weights])[0]
+            found = found.square() if nonlinearity == "sqrt" else found
+            expected = frames[int(weights[1])].to_ndarray(format="rgb24").transpose(2, 0, 1)
+            # Y and U that are rounded by one move blue by 255 / 219 + 2.14; and each way rounds R, G, B itself.
+            assert np.abs(found.numpy() - expected).max() <= 3.3 + 1
+
+
+@pytest.mark.parametrize("colorspace", [8, 10, 11, 14])
+def test_matrices_that_ffmpeg_does_not_convert_are_refused(colorspace):
+    """YCgCo, for one, is no BT.601."""
+    planes_of = np.full((3, 16, 24), 100, np.uint8)
+    tags = {"colorspace": colorspace, "color_range": LIMITED}
+    video = clips.encoded([planes_of] * 3, codec="libx264", pix_fmt="yuv444p", frame_format="yuv444p", tags=tags)
+    with open_video(video, ALL) as decoder:
+        assert {int(frame.colorspace) for _, frame in decoder.frames()} == {colorspace}
+    for call in (read_clip, dynamic_image, lambda video: dynamic_image(video, nonlinearity="identity")):
+        with pytest.raises(VideoError, match=r"^<bytes>, frame 0: cannot be converted"):
+            call(video)
+    with pytest.raises(ValueError, match=r"^frame cannot be converted"):
+        RankPoolStream().update(random_frame("yuv420p", 16, 16, colorspace=colorspace))
+
+
+def test_yuv_that_says_it_is_rgb_is_what_ffmpeg_makes_of_it():
+    frame = random_frame("yuv420p", 32, 16, colorspace=0)
+    pool = pool_for(frame, "identity", CPU, None, colours=False)
+    found = pooled_by(pool, [frame], [[1.0]])[0].permute(1, 2, 0)
+    assert np.abs(found.numpy() - frame.to_ndarray(format="rgb24")).max() <= 1e-3
+
+
 @needs_kernels
 def test_other_formats_go_through_swscale():
     for format in ("gbrp", "yuv410p", "gray16le", "p010le", "yuv444p16le"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import dynpool
-from dynpool import RankPoolStream, approx_rank_pool
+from dynpool import RankPoolStream, approx_rank_pool, to_image
 
 
 def pooled(frames, **options) -> torch.Tensor:
@@ -66,6 +67,62 @@ def test_what_hardly_changes():
     x = 200 + 1e-3 * torch.randn(20_000, 4, dtype=torch.float64)
     expected = torch.einsum("t,ti->i", dynpool.rank_weights(len(x)), x - x[0])
     assert (pooled(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+DECODED = ["rgb24", "bgr0", "gray", "yuv420p", "nv12", "yuv422p", "yuv444p", "yuv420p10le", "gbrp"]
+
+
+def decoded(frame: np.ndarray, format: str):
+    av = pytest.importorskip("av")
+    return av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=format)
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("kind", ["tensor", "float", *DECODED])
+def test_what_does_not_move_is_nothing(kind, time_average, nonlinearity):
+    frame = np.random.default_rng(0).integers(0, 256, (13, 17, 3), dtype=np.uint8)
+    as_tensor = torch.from_numpy(frame).permute(2, 0, 1)
+    kinds = {"tensor": as_tensor, "float": as_tensor / 7}
+    still = kinds[kind] if kind in kinds else decoded(frame, kind)
+    for normalize in (True, False):
+        stream = RankPoolStream(time_average=time_average, nonlinearity=nonlinearity, normalize_weights=normalize)
+        for t in range(1, 101):
+            stream.update(still)
+            if t in (1, 2, 10, 17, 100):
+                assert not stream.result().any()
+                assert to_image(stream.result()).unique().tolist() == [128]
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+@pytest.mark.parametrize("kind", ["tensor", *DECODED])
+def test_the_least_motion_is_seen_where_it_is(kind, nonlinearity):
+    frames = np.random.default_rng(0).integers(60, 200, (1, 14, 18, 3), dtype=np.uint8).repeat(100, 0)
+    stream = RankPoolStream(nonlinearity=nonlinearity)
+    for t, frame in enumerate(frames):
+        frame[4:6, 8:10] = 253 + 2 * (t == 70)  # of one frame
+        frame = frame if kind == "tensor" else decoded(frame, kind)
+        stream.update(frame)
+    changed = stream.result()
+    assert changed[:, 4:6, 8:10].ne(0).all()
+    changed[:, 4:6, 8:10] = 0
+    assert not changed.any()
+
+
+def test_a_scene_that_begins_to_move_after_results():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 3), dtype=np.uint8)
+    stream = RankPoolStream()
+    for t in range(40):
+        stream.update(decoded(frames[0], "rgb24"))
+        assert t == 0 or not stream.result().any()
+    stream.update(decoded(frames[1], "rgb24"))
+    moved = torch.from_numpy(frames[0] != frames[1]).permute(2, 0, 1)
+    assert torch.equal(stream.result() != 0, moved)
+
+
+def test_values_that_are_not_finite_stay_so():
+    result = pooled([torch.tensor([math.nan, math.inf, 1.0])] * 3)
+    assert result.isnan().tolist() == [True, True, False]
 
 
 def test_dtypes_of_results():

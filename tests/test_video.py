@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
+import itertools
+import math
 import os
 import pickle
+import select
+import signal
+import struct
 import sys
+import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,8 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dynpool.decoder import Decoder, VideoError
-from dynpool.images import dynamic_image
+from dynpool.decoder import Decoder, TimeLimit, VideoError, open_video
+from dynpool.images import Pictures, Recipe, dynamic_image, dynamic_images
 from dynpool.video import read_clip
 
 av = clips.av
@@ -205,6 +213,122 @@ def test_errors_of_a_file_object_are_its_own():
         read_clip(Broken())
 
 
+def test_whatever_a_file_object_raises_is_raised(mkv):
+    """FFmpeg's own code lies between: nothing passes through it by itself, and Ctrl-C least of all."""
+
+    class Interrupted(io.BytesIO):
+        def __init__(self, error, calls):
+            super().__init__(film)
+            self.error, self.calls, self.wound = error, calls, False
+
+        def read(self, count=-1):
+            self.calls -= 1
+            if self.calls <= 0:
+                raise self.error
+            return super().read(count)
+
+    film = clips.encoded(clips.random_frames(60, 64, 96), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    for error, calls in itertools.product([KeyboardInterrupt, ConnectionError, IndexError, SystemExit], [1, 2, 3]):
+        for read in (read_clip, dynamic_image, lambda file: list(Pictures(file, Recipe()))):
+            with pytest.raises(error):
+                read(Interrupted(error, calls))
+
+    class Unwound(io.BytesIO):
+        def seek(self, offset, whence=0):
+            if offset:
+                raise KeyboardInterrupt
+            return super().seek(offset, whence)
+
+    with pytest.raises(KeyboardInterrupt):
+        read_clip(Unwound(film))
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [(lambda count: bytes(count + 1), r"\d+"), (lambda count: "text", "str"), (lambda count: None, "NoneType")],
+)
+def test_file_objects_that_return_what_they_should_not(answer, got):
+    class Odd:
+        def read(self, count):
+            return answer(count)
+
+    with pytest.raises(VideoError, match=rf"^<Odd>: read\((\d+)\) must return bytes, at most \1, got {got}$"):
+        read_clip(Odd())
+
+
+@contextlib.contextmanager
+def stalled_pipe(data, buffering):
+    """The reading end of a pipe whose writer wrote this and then waits."""
+    source, sink = os.pipe()
+    try:
+        os.write(sink, data)
+        with open(source, "rb", buffering=buffering) as file:
+            yield file
+    finally:
+        os.close(sink)
+
+
+@contextlib.contextmanager
+def stalled_fifo(data, buffering):
+    """The path of such a pipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "fifo")
+        os.mkfifo(path)
+        sink = os.open(path, os.O_RDWR)
+        try:
+            os.write(sink, data)
+            yield path
+        finally:
+            os.close(sink)
+
+
+needs_pipes = pytest.mark.skipif(not hasattr(select, "poll"), reason="pipes cannot be waited for here")
+
+
+@needs_pipes
+@pytest.mark.parametrize("stalled", [stalled_pipe, stalled_fifo])
+@pytest.mark.parametrize(("size", "buffering"), [(0, -1), (0, 0), (3000, -1), (3000, 0)])
+def test_a_time_limit_ends_the_waiting_for_a_pipe(size, buffering, stalled):
+    film = clips.encoded(clips.random_frames(9, 64, 96))
+    assert size < len(film) / 2
+    for read in (read_clip, dynamic_image):
+        with (
+            stalled(film[:size], buffering) as file,
+            pytest.raises(VideoError, match=r"takes longer than timeout = 0.05 s"),
+        ):
+            read(file, timeout=0.05)
+
+
+@needs_pipes
+@pytest.mark.parametrize("stalled", [stalled_pipe, stalled_fifo])
+def test_a_stalled_pipe_is_interrupted(stalled):
+    def interrupt(signal_number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with stalled(clips.encoded(FRAMES)[:3000], -1) as file:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                read_clip(file)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@needs_pipes
+@pytest.mark.parametrize("timeout", [None, 60.0, math.inf])
+def test_pipes_are_read_to_their_end(mkv, timeout, tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    for buffering in (None, -1, 0):
+        writer = threading.Thread(target=path.write_bytes, args=(mkv,))
+        writer.start()
+        with contextlib.nullcontext(path) if buffering is None else path.open("rb", buffering) as file:
+            np.testing.assert_array_equal(pixels(file, timeout=timeout), FRAMES)
+        writer.join()
+
+
 @pytest.mark.parametrize("name", ["12:30.mkv", "with space.mkv", "ünï.mkv", "pipe:0", "a%03d.mkv", "50%.mkv"])
 def test_file_names_are_only_names(name, mkv, tmp_path):
     (tmp_path / name).write_bytes(mkv)
@@ -261,6 +385,34 @@ def test_rotation_agrees_with_ffmpegs_own_reading():
     np.testing.assert_array_equal(pixels(turned)[0], np.rot90(FRAMES[0], frame.rotation // 90))
 
 
+TURNED_BY_EXIF = {  # what a viewer does to show it
+    1: lambda image: image,
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, 3),
+    7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+    8: lambda image: np.rot90(image, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED_BY_EXIF)
+def test_pictures_with_exif_data_are_read_and_turned(orientation):
+    frames = np.zeros((3, 16, 24, 3), np.uint8)
+    frames[:, :5, :9] = 200
+    video = clips.photographs(frames, orientation)
+    expected = TURNED_BY_EXIF[orientation](frames[0]).astype(int)
+    assert np.abs(pixels(video) - expected).max() <= 4  # JPEG's
+    mean = dynamic_image(video, method="mean").permute(1, 2, 0).numpy()
+    assert np.abs(mean - expected).max() <= 4
+    picture = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(frames[0]).save(picture, "JPEG", exif=exif)
+    assert pixels(picture.getvalue()).shape == (1, *expected.shape)
+
+
 BT709, BT601, UNSPECIFIED = 1, 6, 2
 LIMITED, FULL = 1, 2
 
@@ -313,6 +465,48 @@ def test_a_truncated_file_gives_what_is_left():
     np.testing.assert_array_equal(read[:-1], frames[: len(read) - 1])  # the last may be cut
 
 
+def cut(file: bytes) -> bytes:
+    return file[: len(file) * 2 // 5]
+
+
+@pytest.mark.parametrize(("codec", "format"), [("mpeg4", "avi"), ("mjpeg", "avi"), ("mpeg4", "mp4"), ("libvpx", "ivf")])
+def test_what_a_file_promised_and_lacks_counts_as_damaged(codec, format, tmp_path):
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    muxing = {"movflags": "faststart"} if format == "mp4" else None
+    path = tmp_path / "clip"  # the index goes to the front of what can be read again
+    clips.write(path, clips.random_frames(60, 32, 48), codec, pix_fmt, format, muxing=muxing)
+    whole = path.read_bytes()
+    assert read_clip(whole).damaged == 0
+    clip = read_clip(cut(whole))
+    assert 5 < len(clip.frames) < 30
+    assert 60 - len(clip.frames) - 1 <= clip.damaged <= 60 - len(clip.frames) + 1  # the last that is there may be cut
+    for images in (dynamic_image, lambda video: dynamic_images(video, window=5, stride=3)):
+        with pytest.warns(RuntimeWarning, match=rf"{clip.damaged} damaged packets skipped"):
+            images(cut(whole))
+    assert read_clip(cut(whole), max_frames=4).damaged == 0  # they are there
+
+
+@pytest.mark.parametrize(("format", "codec"), [("avi", "mpeg4"), ("mp4", "mpeg4"), ("matroska", "libx264")])
+def test_frames_that_are_shown_for_longer_are_not_missing(format, codec):
+    """AVI files count them as often as they are shown."""
+    video = clips.with_times(clips.random_frames(30, 32, 48), range(0, 90, 3), format, codec)
+    clip = read_clip(video)
+    assert (len(clip.frames), clip.damaged) == (30, 0)
+
+
+def test_frames_that_an_edit_list_drops_are_not_missing():
+    mp4 = clips.encoded(
+        clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="mp4", bf="0", g="5"
+    )
+    edit = mp4.index(b"elst") + 4
+    _, entries, duration, start = struct.unpack(">IIIi", mp4[edit : edit + 16])
+    assert entries == 1
+    shorter = struct.pack(">IIIi", 0, 1, duration // 3, start)
+    clip = read_clip(mp4[:edit] + shorter + mp4[edit + 16 :])
+    assert 18 <= len(clip.frames) <= 22
+    assert clip.damaged == 0
+
+
 def test_frames_held_back_survive_a_reading_error():
     frames = np.stack([np.full((16, 16, 3), 20 * t, np.uint8) for t in range(6)])
     mp4 = clips.encoded(frames, codec="mpeg4", pix_fmt="yuv420p", format="mp4", bf="2")
@@ -327,13 +521,24 @@ def test_frames_held_back_survive_a_reading_error():
                 yield from packets
                 raise av.error.InvalidDataError(0, "line is dead")
 
-        decoder = Decoder(Unplugged(), "line", slice(0, None, 1), None)
+        decoder = Decoder(Unplugged(), None, slice(0, None, 1), TimeLimit("line", None))
         at_once = sum(len(stream.decode(packet)) for packet in packets)
         stream.codec_context.flush_buffers()
         for _ in range(2):  # it can be repeated
             assert len(list(decoder.frames())) == 6
             assert len(decoder.damage) == 1
     assert at_once < 6  # the decoder waits for what comes between
+
+
+@pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
+def test_packets_that_decode_to_another_number_of_frames_each_time(method):
+    video = clips.fields()
+    with open_video(video, slice(0, None, 1)) as decoder:
+        assert [len(list(decoder.frames())) for _ in range(4)] == [4, 5, 4, 5]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert dynamic_image(video, method=method).shape == (3, 62, 17)
+        assert dynamic_images(video, method=method, window=3, stride=2).shape[1:] == (3, 62, 17)
 
 
 # --- unusual files --------------------------------------------------------------------------------------------------
@@ -545,6 +750,14 @@ def test_real_clips_have_the_frames_their_files_declare():
         assert (len(clip.frames), clip.damaged) == (declared, 0), file
 
 
+def test_real_clips_lack_nothing():
+    for file in clips.real_clips("ucf101", "hmdb51", "kinetics", "other"):
+        assert read_clip(file, size=8).damaged == 0, file
+    (clip,) = [file for file in clips.real_clips("ucf101") if file.name == "v_BenchPress_g01_c01.avi"]
+    half = read_clip(cut(clip.read_bytes()), size=8)
+    assert half.damaged >= 151 - len(half.frames)
+
+
 def test_odd_and_damaged_real_clips_open():
     for file in clips.real_clips("hmdb51", "other"):
         frames = read_clip(file, max_frames=60).frames
@@ -614,7 +827,22 @@ def test_a_folder_of_images(tmp_path):
     assert clip.damaged == 1
     assert torch.equal(clip.frames[:11], frames[[0, 1, *range(3, 12)]])
     assert torch.equal(clip.frames[11], torch.full((3, 6, 10), 7, dtype=torch.uint8))
+    for start in (13, 99):
+        with pytest.raises(VideoError, match=rf"start must be below the number of its images, 13, got {start}$"):
+            read_clip(tmp_path, start=start)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(VideoError, match="has no image to read"):
         read_clip(empty)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
+def test_16_bits_become_8(mode, tmp_path):
+    grey = np.array([[0, 128, 129, 257], [256 * 128, 65406, 65407, 65535]], np.uint16)
+    expected = [[0, 0, 1, 1], [128, 254, 255, 255]]  # of 65535 / 255 = 257
+    image = Image.frombytes(mode, (4, 2), grey.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    assert pixels([image])[0, :, :, 0].tolist() == expected
+    image.save(tmp_path / "frame1.tiff")
+    Image.fromarray(grey).save(tmp_path / "frame2.png")
+    for frame in pixels(tmp_path):
+        assert frame.tolist() == np.array(expected)[:, :, None].repeat(3, 2).tolist()
