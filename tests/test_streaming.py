@@ -97,7 +97,8 @@ def test_what_does_not_move_is_nothing(kind, time_average, nonlinearity):
 @pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
 @pytest.mark.parametrize("kind", ["tensor", *DECODED])
 def test_the_least_motion_is_seen_where_it_is(kind, nonlinearity):
-    frames = np.random.default_rng(0).integers(60, 200, (1, 14, 18, 3), dtype=np.uint8).repeat(100, 0)
+    # 16 wide: of other widths swscale does not make the same 10 bits every time.
+    frames = np.random.default_rng(0).integers(60, 200, (1, 14, 16, 3), dtype=np.uint8).repeat(100, 0)
     stream = RankPoolStream(nonlinearity=nonlinearity)
     for t, frame in enumerate(frames):
         frame[4:6, 8:10] = 253 + 2 * (t == 70)  # of one frame
