@@ -116,7 +116,8 @@ def longest_clip(offsets: Tensor) -> int:
 
 def _moved(values: Tensor, device: torch.device | None) -> Tensor:
     """On a device, without waiting for it: from pinned memory."""
-    if device is not None and device.type == "cuda" and type(values) is Tensor and values.is_cpu:
+    waits = device is not None and device.type == "cuda" and type(values) is Tensor and values.is_cpu
+    if waits and not torch.compiler.is_compiling():
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 

@@ -97,9 +97,8 @@ class VideoClassifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Of batches that none of whose videos could be read, nothing is measured, but all processes log as often."""
         self.notices.add(batch)
-        own = (
-            batch["index"] % self.trainer.world_size == self.global_rank
-        )  # others are dealt twice, to even processes out
+        # Others are dealt twice, to even processes out.
+        own = batch["index"] % self.trainer.world_size == self.global_rank
         label = batch["label"][own]
         if len(label):
             scores = self(batch["video"][own], batch["lengths"][own])
