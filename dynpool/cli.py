@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ._version import __version__
-from .decoder import VideoError, damaged_packets
+from .decoder import VideoError, damaged_parts
 from .images import Pictures, Recipe
 from .training import commands
 from .video import numbered_images
@@ -378,7 +378,7 @@ def _process(job: Job, recipe: Recipe) -> str:
     seconds = time.perf_counter() - start
     num_frames, damage = pictures.account
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name} ({len(paths)} images)"
-    damaged = f", {damaged_packets(damage)} skipped" if damage else ""
+    damaged = f", {damaged_parts(damage)}" if damage else ""
     rate = f"{num_frames / seconds:.0f} frames/s"
     return f"{job.video} -> {written}: {num_frames} frames, {width}x{height}, {rate}{damaged}"
 

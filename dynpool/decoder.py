@@ -87,15 +87,15 @@ def source_name(video: object) -> str:
     return name if isinstance(name, str) else f"<{type(video).__name__}>"
 
 
-def damaged_packets(count: int) -> str:
-    """The count in words."""
-    return f"{count} damaged packet{'' if count == 1 else 's'}"
+def damaged_parts(count: int) -> str:
+    """The count of packets, or of a folder's images, in words."""
+    return f"{count} part{'' if count == 1 else 's'} damaged or missing"
 
 
 def warn_of_damage(video: object, count: int) -> None:
-    """Warn the caller's caller that so many packets of a video were skipped, if any."""
+    """Warn the caller's caller that so many parts of a video were skipped, if any."""
     if count:
-        message = f"{source_name(video)}: {damaged_packets(count)} skipped"
+        message = f"{source_name(video)}: {damaged_parts(count)}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
@@ -335,7 +335,7 @@ class Decoder:
         """Raise VideoError if no frame was decoded."""
         if count:
             return
-        first = f": {damaged_packets(self.damaged)}, the first: {reason_of(self.damage[0])}" if self.damage else ""
+        first = f": {damaged_parts(self.damaged)}, the first: {reason_of(self.damage[0])}" if self.damage else ""
         which = "no frame" if self._chosen.start == 0 else f"no frame from frame {self._chosen.start} on"
         raise VideoError(self.source, f"{which} can be decoded{first}")
 

@@ -92,7 +92,7 @@ def dynamic_image(
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
 
     Warns:
-        RuntimeWarning: parts of the file are damaged and were skipped.
+        RuntimeWarning: parts of the file are damaged and were skipped, or missing.
     """
     made = make_images(
         video,

@@ -187,7 +187,7 @@ def test_unexpected_errors_fail_one_video_only(clip, here, monkeypatch):
 
 def test_damage_is_in_the_summary(here):
     (here / "broken.mp4").write_bytes(clips.damaged(FRAMES, 3))
-    assert run("image", "broken.mp4").stdout.strip().endswith("1 damaged packet skipped")
+    assert run("image", "broken.mp4").stdout.strip().endswith("1 part damaged or missing")
 
 
 def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):

@@ -71,7 +71,7 @@ def test_of_what_is_damaged_all_frames_are_read(broken, frames):
     all_frames = read_clip(broken[1].path).frames
     assert len(all_frames) == 5  # of six
     assert torch.equal(dataset[1]["video"], all_frames[[[2], [1, 3]][frames - 1]])
-    assert "1 damaged packet skipped" in dataset[1]["notices"][0].reason
+    assert "1 part damaged or missing" in dataset[1]["notices"][0].reason
     assert dataset[2]["video"] is None
     assert "Invalid data" in dataset[2]["notices"][0].reason
 
@@ -118,7 +118,7 @@ def test_videos_that_are_played_forward_need_no_frames(listing, broken, monkeypa
         item = plain(videos, source="dynamic_images", sampling=sampling)[1]
         assert torch.equal(item["video"], expected["video"])
         assert item["notices"] == expected["notices"]
-    assert "1 damaged packet skipped" in item["notices"][0].reason
+    assert "1 part damaged or missing" in item["notices"][0].reason
 
 
 @pytest.mark.parametrize("cache", [None, "memory"])
@@ -375,7 +375,7 @@ def test_what_cannot_be_read_is_skipped_and_said(broken, source):
     assert skipped == ["run/c", "run/d"]
     damaged = dataset[1]["notices"]
     assert [(n.name, n.skipped) for n in damaged] == [("run/b", False)]
-    assert "1 damaged packet skipped" in damaged[0].reason
+    assert "1 part damaged or missing" in damaged[0].reason
     assert collate([dataset[2]])["video"].shape[0] == 0
 
 
@@ -385,7 +385,7 @@ def test_of_a_damaged_video_every_run_is_told(broken, source, sampling, tmp_path
     options = {"source": source, "sampling": sampling, "cache": tmp_path / "cache"}
     for _ in range(2):
         dataset = plain(broken, **options)
-        assert [["1 damaged packet skipped" in n.reason for n in dataset[1]["notices"]] for _ in range(2)] == [
+        assert [["1 part damaged or missing" in n.reason for n in dataset[1]["notices"]] for _ in range(2)] == [
             [True]
         ] * 2
         assert not dataset[0]["notices"]

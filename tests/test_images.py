@@ -289,7 +289,7 @@ def test_a_missing_gpu_is_said_before_anything_is_read():
 
 def test_damage_is_warned_of(tmp_path):
     (tmp_path / "broken.mp4").write_bytes(clips.damaged(clips.random_frames(6), 0))
-    with pytest.warns(RuntimeWarning, match=r"broken\.mp4: 1 damaged packet skipped"):
+    with pytest.warns(RuntimeWarning, match=r"broken\.mp4: 1 part damaged or missing"):
         dynamic_image(tmp_path / "broken.mp4")
 
 

@@ -481,7 +481,7 @@ def test_what_a_file_promised_and_lacks_counts_as_damaged(codec, format, tmp_pat
     assert 5 < len(clip.frames) < 30
     assert 60 - len(clip.frames) - 1 <= clip.damaged <= 60 - len(clip.frames) + 1  # the last that is there may be cut
     for images in (dynamic_image, lambda video: dynamic_images(video, window=5, stride=3)):
-        with pytest.warns(RuntimeWarning, match=rf"{clip.damaged} damaged packets skipped"):
+        with pytest.warns(RuntimeWarning, match=rf"{clip.damaged} parts damaged or missing"):
             images(cut(whole))
     assert read_clip(cut(whole), max_frames=4).damaged == 0  # they are there
 
@@ -617,7 +617,7 @@ def test_an_intact_file_is_not_called_damaged(path):
 
 
 def test_all_packets_damaged():
-    with pytest.raises(VideoError, match=r"^<bytes>: no frame can be decoded: 7 damaged packets, the first: "):
+    with pytest.raises(VideoError, match=r"^<bytes>: no frame can be decoded: 7 parts damaged or missing, the first: "):
         read_clip(clips.damaged(FRAMES, *range(7)))
 
 
