@@ -195,7 +195,9 @@ def test_dynamic_images_of_arrays(cuda):
     for how in ({}, {"size": 7}, {"method": "mean"}, {"method": "max"}, {"method": "exact"}):
         image = dynamic_image(video, device=cuda, **how)
         assert image.is_cuda
-        assert (image.cpu().int() - dynamic_image(video, **how).int()).abs().max() <= 1
+        # A gap of 1e-3 of the objective lets d be √(2e-3) of its length away: 5 % of a picture's range.
+        levels = 13 if how.get("method") == "exact" else 1
+        assert (image.cpu().int() - dynamic_image(video, **how).int()).abs().max() <= levels
 
 
 def test_dynamic_images_of_files(cuda, tmp_path):
