@@ -3,8 +3,8 @@
 from . import nn
 from ._build import build_info
 from ._version import __version__
-from .decoder import VideoError
 from .exact import RankPoolInfo, rank_pool, ranking_accuracy
+from .files import VideoError
 from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
 from .streaming import RankPoolStream

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ._version import __version__
-from .decoder import VideoError, damaged_parts
+from .decoder import damaged_parts
+from .files import VideoError
 from .images import Pictures, Recipe
 from .training import commands
 from .video import numbered_images
@@ -372,28 +373,15 @@ def _ended_by(number: signal.Signals) -> Iterator[None]:
 def _process(job: Job, recipe: Recipe) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
-    with _source(job.video) as source:
-        pictures = Pictures(source, recipe)
-        paths, (width, height) = _write(pictures, job, windows=recipe.window is not None)
+    _check_folder(job.video)
+    pictures = Pictures(sys.stdin.buffer if job.video == "-" else job.video, recipe)
+    paths, (width, height) = _write(pictures, job, windows=recipe.window is not None)
     seconds = time.perf_counter() - start
     num_frames, damage = pictures.account
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name} ({len(paths)} images)"
     damaged = f", {damaged_parts(damage)}" if damage else ""
     rate = f"{num_frames / seconds:.0f} frames/s"
     return f"{job.video} -> {written}: {num_frames} frames, {width}x{height}, {rate}{damaged}"
-
-
-@contextmanager
-def _source(video: str) -> Iterator[str | BinaryIO]:
-    """What is read."""
-    if video == "-":
-        yield sys.stdin.buffer
-    elif Path(video).is_fifo():
-        with open(video, "rb") as file:  # unlike FFmpeg, Python lets a signal end the wait for a pipe
-            yield file
-    else:
-        _check_folder(video)
-        yield video
 
 
 def _check_folder(video: str) -> None:

@@ -13,18 +13,9 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .decoder import (
-    Decoder,
-    DecodingError,
-    File,
-    VideoError,
-    frame_count,
-    is_file,
-    open_video,
-    reason_of,
-    warn_of_damage,
-)
+from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
+from .files import File, VideoError, is_file
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
 from .streaming import Endless, Windows

@@ -19,18 +19,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .decoder import (
-    Decoder,
-    DecodingError,
-    File,
-    Pixels,
-    RgbConverter,
-    VideoError,
-    is_decoded,
-    is_file,
-    open_video,
-    reason_of,
-)
+from .decoder import Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
+from .files import File, VideoError, is_file
 
 Frame: TypeAlias = Pixels | Tensor | Image.Image
 Video: TypeAlias = File | Tensor | Pixels | Iterable[Frame]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dynpool
 from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collate, loader, measure
-from dynpool.decoder import VideoError
+from dynpool.files import VideoError
 from dynpool.video import read_clip
 
 LENGTHS = {"run": (7, 12, 9), "walk": (5, 8, 11)}

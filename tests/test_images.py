@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynpool import approx_rank_pool, ops
-from dynpool.decoder import Decoder, VideoError
+from dynpool.decoder import Decoder
+from dynpool.files import VideoError
 from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);

@@ -24,7 +24,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dynpool.decoder import Decoder, TimeLimit, VideoError, open_video
+from dynpool.decoder import Decoder, open_video
+from dynpool.files import TimeLimit, VideoError
 from dynpool.images import Pictures, Recipe, dynamic_image, dynamic_images
 from dynpool.video import read_clip
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..decoder import VideoError
+from ..files import VideoError
 from ..video import Size
 from .cache import make_cache
 from .geometry import Crop, Geometry

@@ -9,16 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decoder import (
-    Decoder,
-    DecodingError,
-    RgbConverter,
-    VideoError,
-    frame_count,
-    is_file,
-    open_video,
-    warn_of_damage,
-)
+from ..decoder import Decoder, DecodingError, RgbConverter, frame_count, open_video, warn_of_damage
+from ..files import VideoError, is_file
 from ..video import IMAGE_SUFFIXES, Size, numbered_images, read_clip
 from .sampling import Indices
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..decoder import VideoError, warn_of_damage
+from ..decoder import warn_of_damage
+from ..files import VideoError
 from ..images import Method, Recipe, Starts, make_images
 from ..pooling import Nonlinearity
 from ..video import read_clip

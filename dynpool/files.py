@@ -1,0 +1,178 @@
+"""Video files, pipes, URLs and file objects -> what PyAV opens, within a time limit."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import os
+import re
+import select
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeAlias, TypeGuard
+
+File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+
+_FOREVER = 1e6  # seconds
+_TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
+
+
+class VideoError(ValueError):
+    """A video that cannot be read: `source` names it, `reason` says why, `frame` at which frame, if at one."""
+
+    def __init__(self, source: str, reason: str | None = None, frame: int | None = None) -> None:
+        if reason is None:  # torch makes an error of a worker anew, of its traceback alone
+            traced = _TRACED_ERROR.search(source)
+            source, number, reason = traced.groups() if traced else ("a video", None, source)
+            frame = None if number is None else int(number)
+        super().__init__(source, reason, frame)
+        self.source, self.reason, self.frame = source, reason, frame
+
+    def __str__(self) -> str:
+        return f"{self.source}{'' if self.frame is None else f', frame {self.frame}'}: {self.reason}"
+
+
+def is_file(video: object) -> TypeGuard[File]:
+    """Whether a decoder reads it, as no tensor, array, iterable or folder."""
+    if isinstance(video, (str, os.PathLike)):
+        return not os.path.isdir(video)
+    return isinstance(video, (bytes, bytearray, memoryview)) or hasattr(video, "read")
+
+
+def source_name(video: object) -> str:
+    """What messages call a video."""
+    if isinstance(video, (str, os.PathLike)):
+        return os.fsdecode(video)
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        return "<bytes>"
+    name = getattr(video, "name", None)
+    return name if isinstance(name, str) else f"<{type(video).__name__}>"
+
+
+class TimeLimit:
+    """Seconds that reading `source` may take, from now on."""
+
+    def __init__(self, source: str, timeout: float | None) -> None:
+        self.source, self.timeout = source, timeout
+        self._end = math.inf if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float:
+        """Raises VideoError if nothing is."""
+        left = self._end - time.monotonic()
+        if left < 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> VideoError:
+        return VideoError(self.source, f"takes longer than timeout = {self.timeout:g} s")
+
+
+@contextmanager
+def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
+    """What PyAV opens: a name, or a file object."""
+    if isinstance(video, (bytes, bytearray, memoryview)):
+        yield io.BytesIO(video)
+    elif not isinstance(video, (str, os.PathLike)):
+        yield Borrowed(_rewound(video), limit)
+    elif "://" in (path := os.fsdecode(video)):
+        with _open_url(path) as file:
+            yield Borrowed(file, limit)
+    elif stat.S_ISFIFO(os.stat(path).st_mode):  # FileNotFoundError in the system's own words
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            yield Borrowed(file, limit)
+    else:
+        yield f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a named pipe before it has a writer, who is waited for when it is read."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _open_url(url: str) -> Any:
+    try:
+        fsspec: Any = importlib.import_module("fsspec")
+    except ImportError as error:
+        raise ImportError(f"reading {url} needs fsspec: pip install fsspec") from error
+    return fsspec.open(url, "rb")
+
+
+def _rewound(file: Any) -> Any:
+    if isinstance(file, io.TextIOBase):
+        raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)
+    return file
+
+
+class Borrowed:
+    """The reading half of a file object: all but `close`, since PyAV closes what it is given.
+
+    No exception passes through FFmpeg, which calls this: the file seems to end there, and `check` raises what was kept.
+    """
+
+    def __init__(self, file: Any, limit: TimeLimit) -> None:
+        self._file, self._limit = file, limit
+        self._poll = _poll_of(file)
+        self._kept: BaseException | None = None
+
+    def read(self, count: int) -> bytes:
+        return self._guarded(self._read, b"", count)
+
+    def seek(self, offset: int, whence: int) -> int | None:
+        return self._guarded(self._file.seek, -1, offset, whence)
+
+    def tell(self) -> int:
+        return self._guarded(self._file.tell, -1)
+
+    def seekable(self) -> bool:
+        file = self._file
+        return hasattr(file, "seek") and hasattr(file, "tell") and (not hasattr(file, "seekable") or file.seekable())
+
+    def check(self) -> None:
+        """Raise what the file object raised."""
+        if self._kept is not None:
+            try:
+                raise self._kept
+            finally:
+                self._kept = None  # whose traceback refers to this
+
+    def _guarded(self, call: Callable[..., Any], otherwise: Any, *arguments: Any) -> Any:
+        if self._kept is None:
+            try:
+                return call(*arguments)
+            except BaseException as error:  # KeyboardInterrupt, too
+                self._kept = error
+        return otherwise
+
+    def _read(self, count: int) -> bytes:
+        self._wait()
+        # Of a pipe what is there, and not all of `count`, for which `read` would wait.
+        read = self._file.read if self._poll is None else getattr(self._file, "read1", self._file.read)
+        data = read(count)
+        if not isinstance(data, bytes) or len(data) > count:
+            got = len(data) if isinstance(data, bytes) else type(data).__name__
+            raise VideoError(self._limit.source, f"read({count}) must return bytes, at most {count}, got {got}")
+        return data
+
+    def _wait(self) -> None:
+        left = self._limit.left()
+        if self._poll is not None and not self._poll.poll(None if left > _FOREVER else 1000 * left):
+            raise self._limit.exceeded()
+
+
+def _poll_of(file: Any) -> Any:
+    """What waits for the bytes of a pipe or terminal, so that a time limit can end it; None for other files.
+
+    Only where Python's own classes read the descriptor: others, such as those of an HTTP response, may hold bytes that
+    it does not tell of.
+    """
+    raw = file.raw if type(file) is io.BufferedReader else file
+    if type(raw) is not io.FileIO or stat.S_ISREG(os.fstat(raw.fileno()).st_mode) or not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(raw, select.POLLIN)
+    return poll
