@@ -193,17 +193,19 @@ def _padded(videos: Sequence[Tensor]) -> Tensor:
     if len(sizes) > 1:
         raise ValueError(f"videos of a batch must have frames of one size, got {sorted(sizes)}: set size")
     channels, height, width = sizes.pop()
-    batch = _empty(len(videos), max(map(len, videos)), height, width, channels).permute(0, 1, 4, 2, 3)
+    batch = _zeros(len(videos), max(map(len, videos)), height, width, channels).permute(0, 1, 4, 2, 3)
     for row, video in zip(batch, videos, strict=True):
         row[: len(video)] = video
-        row[len(video) :] = 0
     return batch
 
 
-def _empty(*shape: int) -> Tensor:
-    """uint8; in a worker, as by torch's own `collate`, in the memory through which it will be handed over."""
+def _zeros(*shape: int) -> Tensor:
+    """uint8; in a worker, as by torch's own `collate`, in the memory through which it will be handed over.
+
+    The system clears both page by page as they are touched: padding costs nothing. NumPy asks for large pages.
+    """
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.from_numpy(np.zeros(shape, np.uint8))
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
