@@ -40,6 +40,8 @@ _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
+_RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
+SWSCALES_BT601 = 5
 
 
 def is_decoded(frame: object) -> bool:
@@ -275,7 +277,13 @@ def reason_of(error: Exception) -> str:
 
 def reformatted(frame: Any, width: int, height: int, format: str, **colours: int) -> Any:
     """A decoded frame in another size, pixel format, and colour matrix and range, by swscale."""
+    colours.update(_source_colours(frame))
     return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1, **colours)
+
+
+def _source_colours(frame: Any) -> dict[str, Any]:
+    """What swscale must be told of them."""
+    return {"src_colorspace": SWSCALES_BT601} if frame.colorspace == _RESERVED_MATRIX else {}
 
 
 class RgbConverter:
@@ -290,7 +298,8 @@ class RgbConverter:
         if not self._options:
             self._options = {"width": frame.width, "height": frame.height, "format": "rgb24", "threads": 1}
             self._turn = Turn.of(frame)
-        return self._turn.pixels(_pixels(self._reformatter.reformat(frame, **self._options)))
+        rgb = self._reformatter.reformat(frame, **self._options, **_source_colours(frame))
+        return self._turn.pixels(_pixels(rgb))
 
 
 def _pixels(rgb: Any) -> Pixels:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .decoder import Pixels, RgbConverter, Turn, reformatted
+from .decoder import SWSCALES_BT601, Pixels, RgbConverter, Turn, reformatted
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, resized
 
@@ -64,7 +64,7 @@ _PACKED = {
 _BT601 = (0.299, 0.114)
 _LUMA = {2: _BT601, 3: _BT601, 5: _BT601, 6: _BT601}
 _LUMA.update({1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)})
-_UNSPECIFIED, _SWSCALES_BT601 = (2, 3), 5
+_UNSPECIFIED = 2, 3
 _LIMITED_RANGE, _FULL_RANGE = 1, 2  # of PyAV's color_range
 
 
@@ -105,7 +105,7 @@ class Format(NamedTuple):
         """A frame with other metadata, size or pixels, as one of this format; RGB is of the frame's own colours."""
         colours = {}
         if self.name in _YUV:
-            matrix = _SWSCALES_BT601 if self.colorspace in _UNSPECIFIED else self.colorspace
+            matrix = SWSCALES_BT601 if self.colorspace in _UNSPECIFIED else self.colorspace
             colours = {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE if self.black else _FULL_RANGE}
         return reformatted(frame, self.width, self.height, self.name, **colours)
 

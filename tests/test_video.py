@@ -414,7 +414,7 @@ def test_pictures_with_exif_data_are_read_and_turned(orientation):
     assert pixels(picture.getvalue()).shape == (1, *expected.shape)
 
 
-BT709, BT601, UNSPECIFIED = 1, 6, 2
+BT709, BT601, UNSPECIFIED, RESERVED = 1, 6, 2, 3
 LIMITED, FULL = 1, 2
 
 
@@ -429,6 +429,8 @@ LIMITED, FULL = 1, 2
         (BT709, FULL, (54, 99, 255), (255, 0, 0)),
         (UNSPECIFIED, LIMITED, (81, 90, 240), (255, 0, 0)),
         (UNSPECIFIED, FULL, (235, 128, 128), (235, 235, 235)),
+        (RESERVED, LIMITED, (81, 90, 240), (255, 0, 0)),
+        (RESERVED, FULL, (76, 85, 255), (255, 0, 0)),
     ],
 )
 def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
@@ -436,6 +438,8 @@ def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
     tags = {"colorspace": colorspace, "color_range": color_range}
     clip = clips.encoded([planes], pix_fmt="yuv444p", frame_format="yuv444p", tags=tags)
     assert abs(pixels(clip).astype(int) - rgb).max() <= 2
+    mean = dynamic_image(clip, method="mean")
+    assert abs(mean.permute(1, 2, 0).numpy().astype(int) - rgb).max() <= 2
 
 
 def test_frames_of_another_size_are_scaled_to_the_first():
