@@ -191,7 +191,7 @@ def test_damage_is_in_the_summary(here):
 
 
 def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):
-    def half(self, file, format):
+    def half(self, file, **options):
         file.write_bytes(b"half a picture")
         raise OSError("disk full")
 
@@ -409,11 +409,11 @@ def test_images_are_written_as_their_windows_end(clip, here, monkeypatch):
 def test_windows_of_a_video_that_fails_midway_leave_nothing(clip, here, monkeypatch):
     save, saved = Image.Image.save, []
 
-    def save_two(self, file, format):
+    def save_two(self, file, **options):
         if len(saved) == 2:
             raise OSError("disk full")
         saved.append(file)
-        save(self, file, format=format)
+        save(self, file, **options)
 
     monkeypatch.setattr(Image.Image, "save", save_two)
     (here / "clip_0000.png").write_bytes(b"old")
