@@ -35,6 +35,15 @@ class VideoError(ValueError):
         return f"{self.source}{'' if self.frame is None else f', frame {self.frame}'}: {self.reason}"
 
 
+def failure(error: Exception) -> str:
+    """What is wrong with a video, in words; without its name, where the error is of a kind that has it."""
+    if isinstance(error, VideoError):
+        return error.reason if error.frame is None else f"frame {error.frame}: {error.reason}"
+    if isinstance(error, FileNotFoundError):  # also fsspec's, of whatever kept it from a URL
+        return str(error.__cause__ or "no such file")
+    return f"{type(error).__name__}: {error}"
+
+
 def is_file(video: object) -> TypeGuard[File]:
     """Whether a decoder reads it, as no tensor, array, iterable or folder."""
     if isinstance(video, (str, os.PathLike)):

@@ -471,7 +471,7 @@ def test_a_full_standard_output_is_said_once(clip, here):
     with open("/dev/full", "wb") as full:
         done = subprocess.run([*PROGRAM, "clip.mkv"], stdout=full, stderr=subprocess.PIPE, cwd=here, check=False)
     assert done.returncode == 1
-    assert done.stderr == b"dynpool image: cannot write to standard output: No space left on device\n"
+    assert done.stderr == b"dynpool: cannot write to standard output: No space left on device\n"
     assert files(here) == ["clip.mkv", "clip.png"]
 
 

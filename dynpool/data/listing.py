@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from ..video import IMAGE_SUFFIXES, numbered_images
+from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
 
 Subset = Literal["train", "test"]
 PathLike = str | os.PathLike[str]
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
-)
 _WINDOW_NUMBER = re.compile(r"_\d{4,}$")  # of clip_0000.png, clip_0001.png, ..., as `dynpool image` writes them
 _VIDEO, _FOLDER, _PICTURE, _PICTURES = range(4)  # which of several places holds a video: the first of these
 

@@ -1,0 +1,47 @@
+"""What commands print, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar of videos, where a terminal shows it and there are several: call it with a name, and how many are done."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    shown = total > 1 and all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
+    with Progress(*columns, transient=True, disable=not shown) as bar:
+        task = bar.add_task("videos", total=total)
+        yield lambda name, done: bar.update(task, description=name, completed=done)
+
+
+def say(line: str) -> None:
+    """Print to standard output. Where nobody reads it, or it is full, that is the end."""
+    try:
+        typer.echo(line)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is buffered fails again at exit
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"dynpool: cannot write to standard output: {error.strerror}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def ended_by(number: signal.Signals) -> Iterator[None]:
+    """Within, the signal is an exception, which cleans up on its way."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
