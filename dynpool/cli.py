@@ -19,6 +19,7 @@ from rich.table import Table
 from . import options
 from ._version import __version__
 from .decoder import damaged_parts
+from .extract.command import extract
 from .files import VideoError, failure
 from .images import Pictures, Recipe
 from .terminal import ended_by, progress, say
@@ -60,6 +61,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.command()
+@options.with_recipe
 def image(
     videos: Annotated[
         list[str],
@@ -75,19 +77,8 @@ def image(
             "-o", "--output", metavar="OUT", help="Folder for the images; or, for one image, its name: OUT.png."
         ),
     ] = Path("."),
-    window: options.Window = None,
-    stride: options.Stride = None,
-    method: options.Method = options.MethodName.approx,
-    nonlinearity: options.Nonlinearity = options.NonlinearityName.sqrt,
-    time_average: options.TimeAverage = True,
-    size: options.Size = None,
-    resize_first: options.ResizeFirst = False,
-    start: options.Start = 0,
-    end: options.End = None,
-    every: options.Every = 1,
-    max_frames: options.MaxFrames = None,
-    timeout: options.Timeout = None,
-    device: options.Device = "cpu",
+    *,
+    recipe: Recipe,
 ) -> None:
     """Make the dynamic image of each VIDEO.
 
@@ -105,24 +96,9 @@ def image(
 
       ffmpeg -i clip.mov -t 5 -f matroska - | dynpool image - -o start.png
     """
-    recipe = Recipe(
-        method=method.value,
-        nonlinearity=nonlinearity.value,
-        time_average=time_average,
-        window=window,
-        stride=window if stride is None else stride,
-        size=size,
-        start=start,
-        end=end,
-        every=every,
-        max_frames=max_frames,
-        resize_first=resize_first,
-        timeout=timeout,
-        device=device,
-    )
     try:
-        options.checked(recipe)
-        jobs = _plan(_expand(videos), output, windows=window is not None)
+        options.check(recipe)
+        jobs = _plan(_expand(videos), output, windows=recipe.window is not None)
     except options.UsageError as error:
         typer.echo(f"dynpool image: {error}", err=True)
         raise typer.Exit(2) from None
@@ -273,4 +249,5 @@ def _check_folder(video: str) -> None:
         raise VideoError(video, f"holds no video ({suffixes}) and no image; subfolders are not searched: give {inside}")
 
 
+app.command()(extract)
 commands.register(app)

@@ -263,8 +263,12 @@ def _decoding_threads(pixels: int) -> int:
     """One in a worker process, whose siblings read other videos, and for small frames, which threads make slower."""
     if multiprocessing.parent_process() is not None or pixels < _LARGE_FRAME:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_THREADS)
+    return min(cores(), _MOST_THREADS)
+
+
+def cores() -> int:
+    """Which this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def reason_of(error: Exception) -> str:

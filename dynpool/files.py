@@ -102,11 +102,21 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _open_url(url: str) -> Any:
+    return fsspec_for(url).open(url, "rb")
+
+
+def fsspec_for(url: str) -> Any:
+    """The module, which is installed where URLs are read. Raises ImportError if it is not."""
     try:
-        fsspec: Any = importlib.import_module("fsspec")
+        return importlib.import_module("fsspec")
     except ImportError as error:
         raise ImportError(f"reading {url} needs fsspec: pip install fsspec") from error
-    return fsspec.open(url, "rb")
+
+
+def file_state(path: str | os.PathLike[str]) -> str:
+    """Size and time of change: of a file that changed they are others."""
+    state = os.stat(path)
+    return f"{state.st_size}|{state.st_mtime_ns}"
 
 
 def _rewound(file: Any) -> Any:

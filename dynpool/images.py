@@ -19,7 +19,7 @@ from .files import File, VideoError, is_file
 from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
 from .streaming import Endless, Windows
-from .video import Size, Video, check_reading, read_clip, resized
+from .video import Size, Video, check_count, check_reading, read_clip, resized
 from .weights import rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]
@@ -229,8 +229,8 @@ class Recipe:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("nonlinearity", self.nonlinearity, get_args(Nonlinearity))
         for name, value in (("window", self.window), ("stride", self.stride)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            if value is not None:
+                check_count(name, value)
         check_device(self.device)
         return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
 

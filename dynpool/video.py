@@ -127,9 +127,9 @@ def check_reading(
         raise ValueError(f"start must be a frame number from 0, got {start!r}")
     if end is not None and not (_is_positive(end) and end > start):
         raise ValueError(f"end must be a frame number behind start = {start}, got {end!r}")
-    for name, count in (("every", every), ("max_frames", 1 if max_frames is None else max_frames)):
-        if not _is_positive(count):
-            raise ValueError(f"{name} must be a positive integer, got {count!r}")
+    check_count("every", every)
+    if max_frames is not None:
+        check_count("max_frames", max_frames)
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_positive, size))
     if size is not None and not pair and not _is_positive(size):
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
@@ -139,6 +139,12 @@ def check_reading(
         last = start + every * (max_frames - 1) + 1
         end = last if end is None else min(end, last)
     return slice(start, end, every)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless it is a positive integer."""
+    if not _is_positive(value):
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def _is_positive(value: object) -> bool:

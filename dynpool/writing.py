@@ -11,6 +11,7 @@ from typing import IO, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+SCRATCH = ".dynpool-"  # what folders of temporary files begin with
 _COMPRESSION = 2  # at 6, Pillow's own, one picture takes as long as decoding a clip, and is a tenth smaller
 
 
@@ -35,13 +36,16 @@ def save_png(pixels: Tensor, file: Path | IO[bytes]) -> tuple[int, int]:
     return image.size
 
 
-def write_pictures(pictures: Iterable[Tensor], job: Job, windows: bool) -> tuple[list[Path], tuple[int, int]]:
-    """Every picture to a short temporary name, and when the last is there, all to their own: of a video that fails, or
-    when this is killed meanwhile, none appears. Returns the names and the size.
+def write_pictures(
+    pictures: Iterable[Tensor], job: Job, windows: bool, scratch: Path | None = None
+) -> tuple[list[Path], tuple[int, int]]:
+    """Every picture to a short temporary name, in a folder of its own in `scratch`, by default the job's folder, and
+    when the last is there, all to their own: of a video that fails, or when this is killed meanwhile, none appears.
+    Returns the names and the size.
     """
     paths: list[Path] = []
     size = 0, 0
-    with TemporaryDirectory(prefix=".dynpool-", dir=job.folder) as temporary:
+    with TemporaryDirectory(prefix=SCRATCH, dir=scratch or job.folder) as temporary:
         for index, pixels in enumerate(pictures):
             path = job.path(index if windows else None)
             if path.is_dir():

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import file_state
+
 _LAYOUT = 2  # of the files: those of another are not looked at
 
 
@@ -78,5 +80,4 @@ def make_cache(where: str | os.PathLike[str] | None) -> Cache | None:
 
 def file_version(path: str) -> str:
     """Path, size and time of change: a file that changed is another one."""
-    state = os.stat(path)
-    return f"{os.path.abspath(path)}|{state.st_size}|{state.st_mtime_ns}"
+    return f"{os.path.abspath(path)}|{file_state(path)}"

@@ -1,0 +1,99 @@
+"""The command extract."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import options
+from ..decoder import damaged_parts
+from ..images import Recipe
+from ..terminal import ended_by, progress, say
+from .manifest import Entry
+from .run import Extraction
+
+
+@options.with_recipe
+def extract(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder with videos in it, or in folders below, or URL of one (s3://...).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder for the images.", show_default=False)
+    ],
+    only: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="Videos to do: a name a line.  [default: all]", show_default=False),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(metavar="MB", help="Write tar files for WebDataset, of about so many megabytes each."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes.  [default: one for every core]", show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: auto, local or its address.")
+    ] = None,
+    *,
+    recipe: Recipe,
+) -> None:
+    """Make the dynamic images of a whole dataset.
+
+    They come in folders like those of the videos, FOLDER/class/clip.png, or clip_0000.png, clip_0001.png, ... for
+    windows, to train on with data.source=images; or in tar files (--shard-size). FOLDER/manifest.jsonl has a line on
+    every video. The same command again does what is left: a run that was stopped, or killed, has lost no video that it
+    finished. Videos that fail are reported, the others are done, and the exit code is 1.
+
+    Examples:
+
+      dynpool extract UCF-101 -o images --window 10 --stride 6 --size 256
+
+      dynpool extract s3://bucket/kinetics -o shards --shard-size 1000 --size 256 --timeout 60
+
+      dynpool extract /mnt/kinetics -o /mnt/images --ray auto
+    """
+    began = time.perf_counter()
+    try:
+        options.check(recipe)
+        names = None if only is None else only.read_text(encoding="utf-8-sig").splitlines()
+        extraction = Extraction(source, out, recipe, only=names, shard_size=shard_size)
+    except (options.UsageError, ImportError, OSError, ValueError) as error:
+        typer.echo(f"dynpool extract: {error}", err=True)
+        raise typer.Exit(2) from None
+    with ended_by(signal.SIGTERM), extraction:
+        done = _do(extraction, workers, ray)
+    failed = sum(entry.failed is not None for entry in done)
+    say(_summary(done, failed, len(extraction.before), out, time.perf_counter() - began))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _do(extraction: Extraction, workers: int | None, ray: str | None) -> list[Entry]:
+    entries: list[Entry] = []
+    with progress(extraction.left) as show:
+        show("", 0)
+        for entry in extraction.run(workers, ray):
+            entries.append(entry)
+            show(entry.video, len(entries))
+            if entry.failed is not None:
+                typer.echo(f"{entry.video}: FAILED: {entry.failed}", err=True)
+            elif entry.damaged:
+                typer.echo(f"{entry.video}: {damaged_parts(entry.damaged)}", err=True)
+    return entries
+
+
+def _summary(done: list[Entry], failed: int, before: int, out: Path, seconds: float) -> str:
+    images, frames = (sum(getattr(entry, name) for entry in done) for name in ("images", "frames"))
+    videos = f"{len(done) - failed} videos done" + (f", {failed} failed" if failed else "")
+    earlier = f", {before} done before" if before else ""
+    return f"{videos}{earlier}: {images} images of {frames} frames, {frames / seconds:.0f} frames/s, in {out}"

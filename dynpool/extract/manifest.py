@@ -1,0 +1,96 @@
+"""What a folder of dynamic images holds: manifest.jsonl, a line on how they were made, then one on every video.
+
+A line is written when its video is done, or has failed; of several on one video the last holds. So a run that was
+killed has lost nothing that it finished, and the next one knows what is left to do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video: how many images were made of so many frames, of which size, and, in tar files, where they end."""
+
+    video: str
+    version: str
+    images: int = 0
+    frames: int = 0
+    damaged: int = 0  # packets, or files of a folder, that could not be read
+    width: int = 0
+    height: int = 0
+    shard: str | None = None
+    end: int | None = None  # bytes of the shard up to the last of them
+    failed: str | None = None  # why
+
+
+class Manifest:
+    """The manifest of a folder, which this process alone writes while it is open.
+
+    Raises:
+        ValueError: the images there were made otherwise than `made` says, the file is none of ours, or another process
+            is writing it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, made: dict[str, Any]) -> None:
+        self.path = folder / NAME
+        self.entries: dict[str, Entry] = {}
+        self._file = self.path.open("a+b")
+        try:
+            self._lock()
+            self._read(made)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def add(self, entry: Entry) -> None:
+        """A line at the end."""
+        self.entries[entry.video] = entry
+        self._write({key: value for key, value in asdict(entry).items() if value not in (None, 0)})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out must not be written by two runs at once: another one has {self.path}") from None
+
+    def _read(self, made: dict[str, Any]) -> None:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1  # the last line of a run that was killed may not be
+        if whole < len(data):
+            self._file.truncate(whole)
+        lines = data[:whole].splitlines()
+        if not lines:
+            return self._write({"made": made})
+        try:
+            before = json.loads(lines[0])["made"]
+            for line in lines[1:]:
+                entry = Entry(**json.loads(line))
+                self.entries[entry.video] = entry
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.path} must be a manifest of dynpool, got a line that is none: {error}") from error
+        if different := [key for key in {**before, **made} if before.get(key) != made.get(key)]:
+            told = ", ".join(f"{key} = {before.get(key)!r}, now {made.get(key)!r}" for key in different)
+            raise ValueError(f"out must be another folder than one whose images were made otherwise: {told}")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()

@@ -1,0 +1,107 @@
+"""Images in tar files as WebDataset reads them: 000000.tar, 000001.tar, …, a sample a video.
+
+A sample is <video>.png, or <video>.0000.png, <video>.0001.png, … for windows, with <video>.json on what they are of
+and, where videos lie in folders of classes, <video>.cls, the number of its class. Dots in a video's name become %2e:
+behind the first dot, WebDataset sees a suffix.
+
+A tar file that is being written is called .part; a run that was killed leaves one, and the next goes on with it from
+where the last video ends that the manifest has.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .manifest import Entry
+
+_BLOCK = 512
+_PART = ".part"
+
+
+class Shards:
+    """The tar files of a folder; one is closed when it has reached `limit` bytes."""
+
+    def __init__(self, folder: Path, limit: int, entries: Iterable[Entry]) -> None:
+        self._folder, self._limit = folder, limit
+        self._file: BinaryIO | None = None
+        self._ends: dict[str, int] = {}
+        for entry in entries:
+            if entry.shard is not None:
+                self._ends[entry.shard] = max(self._ends.get(entry.shard, 0), entry.end or 0)
+        there = {name.removesuffix(_PART) for name in map(str, self._names())}
+        self._next = 1 + max((int(name[:6]) for name in there | self._ends.keys()), default=-1)
+        self._name = ""
+        self._resume()
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether the images of a video are there, as its entry says."""
+        if entry.shard is None or entry.end is None:
+            return False
+        places = (self._folder / entry.shard, self._folder / (entry.shard + _PART))
+        return any(place.is_file() and place.stat().st_size >= entry.end for place in places)
+
+    def add(
+        self, name: str, pictures: Sequence[bytes], windows: bool, about: dict[str, Any], label: int | None
+    ) -> tuple[str, int]:
+        """Write a sample; returns the name of its shard, and where it ends."""
+        file = self._file or self._start()
+        key = name.replace("%", "%25").replace(".", "%2e")
+        for index, picture in enumerate(pictures):
+            _write(file, f"{key}.{index:04d}.png" if windows else f"{key}.png", picture)
+        _write(file, f"{key}.json", json.dumps(about).encode())
+        if label is not None:
+            _write(file, f"{key}.cls", str(label).encode())
+        file.flush()
+        shard, end = self._name, file.tell()
+        if end >= self._limit:
+            self.finish()
+        return shard, end
+
+    def finish(self) -> None:
+        """Close the shard that is being written, and give it its name."""
+        if self._file is None:
+            return
+        self._file.write(bytes(2 * _BLOCK))
+        self.close()
+        (self._folder / (self._name + _PART)).rename(self._folder / self._name)
+
+    def close(self) -> None:
+        """Leave the shard that is being written for another run."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _names(self) -> list[str]:
+        return [
+            path.name for pattern in ("*.tar", f"*.tar{_PART}") for path in self._folder.glob("[0-9]" * 6 + pattern[1:])
+        ]
+
+    def _start(self) -> BinaryIO:
+        self._name = f"{self._next:06d}.tar"
+        self._next += 1
+        self._file = (self._folder / (self._name + _PART)).open("wb")
+        return self._file
+
+    def _resume(self) -> None:
+        """Go on with the shard that was being written, if there is one; what was not recorded of it is cut off."""
+        for path in self._folder.glob("[0-9]" * 6 + f".tar{_PART}"):
+            name = path.name.removesuffix(_PART)
+            end = self._ends.get(name, 0)
+            if end == 0:
+                path.unlink()
+            elif path.stat().st_size >= end:
+                self.finish()  # of two, which no run leaves
+                self._name, self._file = name, path.open("r+b")
+                self._file.truncate(end)
+                self._file.seek(end)
+
+
+def _write(file: BinaryIO, name: str, data: bytes) -> None:
+    """A member, of no time or owner, so that the same images are the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    file.write(member.tobuf() + data + bytes(-len(data) % _BLOCK))

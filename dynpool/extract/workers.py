@@ -1,0 +1,171 @@
+"""Work on many items by processes of this machine, or on a Ray cluster; results come as they are done.
+
+Whatever ends a process, one item fails and the others are done.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any, TypeAlias, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Work: TypeAlias = Callable[[Item], Result]
+Results: TypeAlias = Generator[tuple[Item, Result], None, None]
+
+DIED = "the process that worked on it died: killed, perhaps out of memory"
+_AHEAD = 2  # items a process is given, so that it need not wait
+_LEAST_AHEAD = 64  # on Ray, whose cluster may grow for those that wait
+_GRACE = 5.0  # seconds to clean up
+
+
+def in_processes(
+    work: Work[Item, Result], items: Iterable[Item], count: int, died: Callable[[str], Result]
+) -> Results[Item, Result]:
+    """(item, work(item)) of all items, by so many processes; `died` makes the result of one that ended its process."""
+    rest = iter(items)
+    while suspects := (yield from _until_broken(work, rest, count)):
+        for item in suspects:  # each in a process of its own: that tells which of them it was
+            if (yield from _until_broken(work, iter([item]), 1)):
+                yield item, died(DIED)
+
+
+def on_ray(
+    work: Work[Item, Result], items: Iterable[Item], address: str, died: Callable[[str], Result]
+) -> Results[Item, Result]:
+    """The same by tasks of a Ray cluster: "auto" is the one that this machine is part of, "local" a new one on it.
+
+    Raises:
+        ImportError: Ray is missing.
+        ConnectionError: there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError(f"working on Ray needs it ({error}): pip install dynpool[scale]") from error
+    began = not ray.is_initialized()
+    if began:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield from _by_tasks(ray, work, iter(items), died)
+    finally:
+        if began:
+            ray.shutdown()
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def _until_broken(
+    work: Work[Item, Result], rest: Iterator[Item], count: int
+) -> Generator[tuple[Item, Result], None, list[Item]]:
+    """Yields results until all are out, or a process has died; returns the items that may have been the reason."""
+    running: dict[Future[Result], Item] = {}
+    with _pool(count) as pool:
+        try:
+            for item in itertools.islice(rest, _AHEAD * count):
+                _submit(pool, work, item, running)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = future.result()
+                    yield running.pop(future), result
+                    for item in itertools.islice(rest, 1):
+                        _submit(pool, work, item, running)
+        except BrokenProcessPool:
+            pass
+    done = {future for future in running if future.done() and future.exception() is None}
+    yield from ((running[future], future.result()) for future in done)
+    return [item for future, item in running.items() if future not in done]
+
+
+def _submit(
+    pool: ProcessPoolExecutor, work: Work[Item, Result], item: Item, running: dict[Future[Result], Item]
+) -> None:
+    try:
+        running[pool.submit(_leaving_when_told, work, item)] = item
+    except BrokenProcessPool:
+        refused: Future[Result] = Future()
+        refused.set_exception(BrokenProcessPool())
+        running[refused] = item
+        raise
+
+
+@contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end when they have nothing to do, when the context is left otherwise, or when this one is gone."""
+    ours, theirs = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")  # a forked process has torch's threads, and they do not run
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
+    try:
+        yield pool
+        pool.shutdown()
+    finally:
+        ours.close()
+        pool.shutdown(cancel_futures=True)
+        theirs.close()
+
+
+def _begin(told: Connection) -> None:
+    """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
+
+
+def _leave(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _wait_for(told: Connection) -> None:
+    try:
+        told.recv()
+    except (EOFError, OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
+
+
+def _leaving_when_told(work: Work[Item, Result], item: Item) -> Result:
+    try:
+        return work(item)
+    except SystemExit:
+        os._exit(1)  # the pool would take it for the result, and go on with the next
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def _by_tasks(
+    ray: Any, work: Work[Item, Result], rest: Iterator[Item], died: Callable[[str], Result]
+) -> Iterator[tuple[Item, Result]]:
+    task = ray.remote(_worked)
+    shared = ray.put(work)
+    running: dict[Any, Item] = {}
+    while True:
+        ahead = max(_LEAST_AHEAD, _AHEAD * int(ray.cluster_resources().get("CPU", 1)))
+        for item in itertools.islice(rest, ahead - len(running)):
+            running[task.remote(shared, item)] = item
+        if not running:
+            return
+        (ready, *_), _ = ray.wait(list(running))
+        try:
+            result = ray.get(ready)
+        except ray.exceptions.RayError as error:  # after as many tries as Ray makes
+            result = died(f"Ray gave it up: {str(error).strip().splitlines()[0]}")
+        yield running.pop(ready), result
+
+
+def _worked(work: Work[Item, Result], item: Item) -> Result:
+    return work(item)
