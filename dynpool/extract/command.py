@@ -36,10 +36,11 @@ def extract(
     ] = None,
     shard_size: Annotated[
         int | None,
-        typer.Option(metavar="MB", help="Write tar files for WebDataset, of about so many megabytes each."),
+        typer.Option(metavar="MB", min=1, help="Write tar files for WebDataset, of about so many megabytes each."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes.  [default: one for every core]", show_default=False)
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes.  [default: one for every core]", show_default=False),
     ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on a Ray cluster: auto, local or its address.")
@@ -66,14 +67,13 @@ def extract(
     try:
         options.check(recipe)
         names = None if only is None else only.read_text(encoding="utf-8-sig").splitlines()
-        extraction = Extraction(source, out, recipe, only=names, shard_size=shard_size)
+        with ended_by(signal.SIGTERM), Extraction(source, out, recipe, only=names, shard_size=shard_size) as extraction:
+            done, before = _do(extraction, workers, ray), len(extraction.before)
     except (options.UsageError, ImportError, OSError, ValueError) as error:
         typer.echo(f"dynpool extract: {error}", err=True)
         raise typer.Exit(2) from None
-    with ended_by(signal.SIGTERM), extraction:
-        done = _do(extraction, workers, ray)
     failed = sum(entry.failed is not None for entry in done)
-    say(_summary(done, failed, len(extraction.before), out, time.perf_counter() - began))
+    say(_summary(done, failed, before, out, time.perf_counter() - began))
     if failed:
         raise typer.Exit(1)
 

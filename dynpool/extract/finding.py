@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..files import file_state, fsspec_for
 from ..video import VIDEO_SUFFIXES, numbered_images
+from .manifest import NAME
 
 _LABELLED = re.compile(r"(.*\S)\s+\d+")  # "Archery/v_Archery_g08_c01.avi 3", as in UCF101's lists
 
@@ -28,27 +29,33 @@ class Found(NamedTuple):
         return first if slash else None
 
 
-def find(source: str | os.PathLike[str], without: str | os.PathLike[str] | None = None) -> list[Found]:
-    """All videos below a folder or URL, in order of name; hidden files, and the folder `without`, are left out.
+def find(source: str | os.PathLike[str]) -> list[Found]:
+    """All videos below a folder or URL, in order of name; hidden files, and folders that have a manifest, since they
+    hold images of videos, are left out.
 
-    A folder that holds images and no video is one video. Of several files that differ in their suffix, or in the case
-    of letters, the first is the video, the others are problems, and so are folders that cannot be read.
+    A folder that holds images and no video is one video. Of several videos of a name, in any case of letters, the first
+    is done, files before folders; the others are problems, and so are folders that cannot be read.
 
     Raises:
         FileNotFoundError: there is none.
         ImportError: a URL is given and fsspec is missing.
     """
     source = os.fspath(source)
-    all_found = sorted(_remote(source) if "://" in source else _local(source, without))
+    all_found = sorted(_remote(source) if "://" in source else _local(source), key=_order)
     names: dict[str, str] = {}
     for index, video in enumerate(all_found):
         other = names.setdefault(video.name.casefold(), video.path)
         if other != video.path and not video.problem:
-            name = video.name + os.path.splitext(video.path)[1]
+            name = video.name + (os.path.splitext(video.path)[1] or "/")
             all_found[index] = video._replace(name=name, problem=f"has the name of {other}")
     if not all_found:
         raise FileNotFoundError(f"source must be a folder or URL with videos in it, got {source!r}, which has none")
     return all_found
+
+
+def _order(video: Found) -> tuple[str, bool, str]:
+    is_folder = _without_suffix(video.path) == video.path
+    return video.name, is_folder, video.path
 
 
 def chosen(videos: Iterable[Found], names: Iterable[str]) -> list[Found]:
@@ -67,25 +74,24 @@ def _listed(line: str, there: dict[str, Found]) -> str:
     return next((name for name in candidates if name in there), candidates[-1])
 
 
-def _local(root: str, without: str | os.PathLike[str] | None) -> Iterator[Found]:
+def _local(root: str) -> Iterator[Found]:
     if not os.path.isdir(root):
         if os.path.exists(root):
             yield Found(_without_suffix(os.path.basename(root)), root, _version_of(root))
         return
-    left_out = None if without is None else os.path.realpath(without)
     seen = {os.path.realpath(root)}
     problems: list[OSError] = []
     for folder, folders, files in os.walk(root, onerror=problems.append, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), left_out, seen)]
+        folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), seen)]
         yield from _videos_of(root, folder, files)
     for error in problems:
         yield Found(_below(root, error.filename), error.filename, problem=error.strerror or str(error))
 
 
-def _enters(folder: str, left_out: str | None, seen: set[str]) -> bool:
-    """Whether a folder is to be read: not again, which links might cause."""
+def _enters(folder: str, seen: set[str]) -> bool:
+    """Whether a folder is to be read: not twice, which links might cause."""
     place = os.path.realpath(folder)
-    if os.path.basename(folder).startswith(".") or place == left_out or place in seen:
+    if os.path.basename(folder).startswith(".") or place in seen or os.path.exists(os.path.join(folder, NAME)):
         return False
     seen.add(place)
     return True

@@ -60,7 +60,8 @@ def extract(
             a URL of such a folder that fsspec knows ("s3://…").
         out: a folder on this machine, or, for `ray`, one that all of the cluster write to by the same name.
         only: names of videos, such as the lines of a list of UCF101: others are left alone.
-        shard_size: megabytes from which on a tar file is closed, and another begun.
+        shard_size: megabytes from which on a tar file is closed, and another begun. The images of a video are in memory
+            until its last is made.
         workers: processes; by default one for every core.
         ray: work on a Ray cluster instead, "auto", "local" or its address.
         recipe: keywords of `dynpool.dynamic_image`, and window and stride as of `dynamic_images`.
@@ -105,7 +106,7 @@ class Extraction:
         recipe = replace(recipe, stride=recipe.stride or recipe.window)
         if shard_size is not None:
             check_count("shard_size", shard_size)
-        found = find(source, without=out)
+        found = find(source)
         self._classes = sorted({video.of_class for video in found if video.of_class is not None})
         self._recipe, self._out = recipe, Path(out)
         self._out.mkdir(parents=True, exist_ok=True)

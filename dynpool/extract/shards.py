@@ -11,6 +11,7 @@ where the last video ends that the manifest has.
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from .manifest import Entry
 
 _BLOCK = 512
 _PART = ".part"
+_SHARD = re.compile(r"\d{6}\.tar(\.part)?")
 
 
 class Shards:
@@ -28,14 +30,14 @@ class Shards:
     def __init__(self, folder: Path, limit: int, entries: Iterable[Entry]) -> None:
         self._folder, self._limit = folder, limit
         self._file: BinaryIO | None = None
-        self._ends: dict[str, int] = {}
-        for entry in entries:
-            if entry.shard is not None:
-                self._ends[entry.shard] = max(self._ends.get(entry.shard, 0), entry.end or 0)
-        there = {name.removesuffix(_PART) for name in map(str, self._names())}
-        self._next = 1 + max((int(name[:6]) for name in there | self._ends.keys()), default=-1)
         self._name = ""
-        self._resume()
+        ends: dict[str, list[int]] = {}
+        for entry in entries:
+            if entry.shard is not None and entry.end is not None:
+                ends.setdefault(entry.shard, []).append(entry.end)
+        self._resume(ends)
+        there = [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
+        self._next = 1 + max((int(name[:6]) for name in [*there, *ends]), default=-1)
 
     def holds(self, entry: Entry) -> bool:
         """Whether the images of a video are there, as its entry says."""
@@ -75,29 +77,26 @@ class Shards:
             self._file.close()
             self._file = None
 
-    def _names(self) -> list[str]:
-        return [
-            path.name for pattern in ("*.tar", f"*.tar{_PART}") for path in self._folder.glob("[0-9]" * 6 + pattern[1:])
-        ]
-
     def _start(self) -> BinaryIO:
         self._name = f"{self._next:06d}.tar"
         self._next += 1
         self._file = (self._folder / (self._name + _PART)).open("wb")
         return self._file
 
-    def _resume(self) -> None:
+    def _resume(self, ends: dict[str, list[int]]) -> None:
         """Go on with the shard that was being written, if there is one; what was not recorded of it is cut off."""
-        for path in self._folder.glob("[0-9]" * 6 + f".tar{_PART}"):
-            name = path.name.removesuffix(_PART)
-            end = self._ends.get(name, 0)
+        for path in sorted(self._folder.glob(f"*{_PART}")):
+            if not _SHARD.fullmatch(path.name):
+                continue
+            self.finish()  # of two, which no run leaves
+            name, size = path.name.removesuffix(_PART), path.stat().st_size
+            end = max((end for end in ends.get(name, []) if end <= size), default=0)
             if end == 0:
                 path.unlink()
-            elif path.stat().st_size >= end:
-                self.finish()  # of two, which no run leaves
-                self._name, self._file = name, path.open("r+b")
-                self._file.truncate(end)
-                self._file.seek(end)
+                continue
+            self._name, self._file = name, path.open("r+b")
+            self._file.truncate(end)
+            self._file.seek(end)
 
 
 def _write(file: BinaryIO, name: str, data: bytes) -> None:

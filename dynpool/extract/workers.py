@@ -27,6 +27,7 @@ Results: TypeAlias = Generator[tuple[Item, Result], None, None]
 DIED = "the process that worked on it died: killed, perhaps out of memory"
 _AHEAD = 2  # items a process is given, so that it need not wait
 _LEAST_AHEAD = 64  # on Ray, whose cluster may grow for those that wait
+_ENDS = signal.SIGINT, signal.SIGTERM
 _GRACE = 5.0  # seconds to clean up
 
 
@@ -118,13 +119,14 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDS:
         signal.signal(number, _leave)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
 
 
 def _leave(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)
+    for other in _ENDS:  # it is cleaning up already
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -163,7 +165,8 @@ def _by_tasks(
         try:
             result = ray.get(ready)
         except ray.exceptions.RayError as error:  # after as many tries as Ray makes
-            result = died(f"Ray gave it up: {str(error).strip().splitlines()[0]}")
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            result = died(f"Ray gave it up: {reason[0]}")
         yield running.pop(ready), result
 
 

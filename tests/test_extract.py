@@ -1,0 +1,565 @@
+"""Datasets of videos into datasets of images: what is found, what is written, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import clips
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dynpool
+from dynpool.data import VideoDataset, class_folders
+from dynpool.extract import Extraction, extract
+from dynpool.extract.finding import chosen, find
+from dynpool.extract.manifest import NAME, Entry, Manifest
+from dynpool.extract.shards import Shards
+from dynpool.extract.workers import DIED, in_processes
+from dynpool.images import Recipe
+
+pytest.importorskip("typer", reason="needs typer")
+from typer.testing import CliRunner
+
+from dynpool import cli
+
+PROGRAM = [sys.executable, "-c", "from dynpool.cli import main; main()", "extract"]
+WINDOWS = {"window": 3, "stride": 2}
+MADE = {"window": 3}
+
+needs_links = pytest.mark.skipif(not hasattr(os, "symlink"), reason="has no links")
+
+
+def make_dataset(root: Path, *names: str, frames: int = 7) -> Path:
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clips.write(path, clips.random_frames(frames, 16, 24, seed))
+    return root
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "videos", "run/a.mkv", "run/b.mkv", "walk/c.mkv")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def pixels(path: Path | io.BytesIO) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / NAME).read_text().splitlines()]
+
+
+def members(out: Path) -> dict[str, bytes]:
+    """Of all shards; none twice."""
+    found: dict[str, bytes] = {}
+    for path in sorted(out.glob("*.tar")):
+        with tarfile.open(path) as shard:
+            for member in shard:
+                assert member.name not in found
+                found[member.name] = shard.extractfile(member).read()
+    return found
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, ["extract", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+# --- folders of images ----------------------------------------------------------------------------------------------
+
+
+def test_images_lie_as_the_videos_do(dataset, out):
+    report = extract(dataset, out)
+    assert sorted(report.done) == ["run/a", "run/b", "walk/c"]
+    assert (report.before, report.failed) == ({}, {})
+    assert written(out) == [NAME, "run/a.png", "run/b.png", "walk/c.png"]
+    for name in report.done:
+        torch.testing.assert_close(pixels(out / f"{name}.png"), dynpool.dynamic_image(dataset / f"{name}.mkv"))
+    made, *entries = lines(out)
+    assert made["made"] | {"window": None, "method": "approx", "format": "folders"} == made["made"]
+    version = (dataset / "run/a.mkv").stat()
+    assert next(entry for entry in entries if entry["video"] == "run/a") == {
+        "video": "run/a",
+        "version": f"{version.st_size}|{version.st_mtime_ns}",
+        "images": 1,
+        "frames": 7,
+        "width": 24,
+        "height": 16,
+    }
+
+
+def test_windows_and_other_options_are_those_of_dynamic_images(dataset, out):
+    how = {"window": 3, "stride": 2, "method": "mean", "nonlinearity": "identity", "size": 8, "start": 1, "every": 2}
+    report = extract(dataset, out, **how, workers=1)
+    expected = dynpool.dynamic_images(dataset / "run/b.mkv", **how)
+    assert report.done["run/b"].images == len(expected)
+    assert (report.done["run/b"].width, report.done["run/b"].height) == (12, 8)
+    for index, image in enumerate(expected):
+        torch.testing.assert_close(pixels(out / f"run/b_{index:04d}.png"), image)
+
+
+@pytest.mark.filterwarnings("ignore:class walk has one group only")
+def test_a_network_trains_on_them(dataset, out):
+    extract(dataset, out, **WINDOWS)
+    listing = class_folders(out, test_fraction=0.5)
+    item = VideoDataset(listing, source="images", size=8)[0]
+    assert item["video"].shape == (3, 3, 8, 8)
+
+
+def test_another_run_does_what_is_left(dataset, out):
+    extract(dataset, out, **WINDOWS)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    report = extract(dataset, out, **WINDOWS)
+    assert (report.done, sorted(report.before)) == ({}, ["run/a", "run/b", "walk/c"])
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == before
+
+    make_dataset(dataset, "walk/new.mkv")
+    (out / "run/b_0001.png").unlink()
+    clips.write(dataset / "walk/c.mkv", clips.random_frames(4, 16, 24, 9))  # with two windows, where it had three
+    report = extract(dataset, out, **WINDOWS)
+    assert (sorted(report.done), sorted(report.before)) == (["run/b", "walk/c", "walk/new"], ["run/a"])
+    assert report.done["walk/c"].images == 2
+    assert [name for name in written(out) if "walk/c" in name] == ["walk/c_0000.png", "walk/c_0001.png"]
+    torch.testing.assert_close(
+        pixels(out / "walk/c_0001.png"), dynpool.dynamic_images(dataset / "walk/c.mkv", **WINDOWS)[1]
+    )
+
+
+def test_one_folder_is_made_in_one_way(dataset, out):
+    extract(dataset, out, window=3, stride=2)
+    with pytest.raises(ValueError, match=r"^out must be another folder .*: stride = 2, now 3$"):
+        extract(dataset, out, window=3, stride=3)
+    with pytest.raises(ValueError, match="format = 'folders', now 'shards'"):
+        extract(dataset, out, window=3, stride=2, shard_size=1)
+    assert not extract(dataset, out, window=3, stride=2, timeout=60.0, device="cpu").done  # which images do not show
+
+
+def test_what_cannot_be_read_is_reported_and_tried_again(dataset, out):
+    (dataset / "run/bad.mkv").write_bytes(b"no video")
+    for _ in range(2):
+        report = extract(dataset, out)
+        assert list(report.failed) == ["run/bad"]
+        assert "Invalid data" in report.failed["run/bad"]
+    assert written(out) == [NAME, "run/a.png", "run/b.png", "walk/c.png"]
+    clips.write(dataset / "run/bad.mkv", clips.random_frames(7, 16, 24))
+    report = extract(dataset, out)
+    assert (list(report.done), report.failed) == (["run/bad"], {})
+
+
+def test_what_is_damaged_in_part_is_counted(dataset, out):
+    (dataset / "run/hurt.mp4").write_bytes(clips.damaged(clips.random_frames(7, 16, 24), 2, 3))
+    entry = extract(dataset, out).done["run/hurt"]
+    assert (entry.frames, entry.damaged) == (5, 2)
+    assert next(line for line in lines(out)[1:] if line["video"] == "run/hurt")["damaged"] == 2
+
+
+def test_arguments_that_make_no_sense(dataset, out):
+    for wrong, message in (
+        ({"stride": 2}, "stride has no meaning without window, got 2"),
+        ({"window": 0}, "window must be a positive integer, got 0"),
+        ({"shard_size": 0}, "shard_size must be a positive integer, got 0"),
+        ({"workers": 0}, "workers must be a positive integer, got 0"),
+        ({"method": "best"}, "method must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extract(dataset, out, **wrong)
+    with pytest.raises(TypeError, match="windows"):
+        extract(dataset, out, windows=3)
+    with pytest.raises(FileNotFoundError, match="which has none"):
+        extract(out / "nowhere", out)
+
+
+# --- which videos ---------------------------------------------------------------------------------------------------
+
+
+@needs_links
+def test_videos_are_found_at_any_depth(dataset):
+    make_dataset(dataset, "top.avi.mkv", "deep/er/still/d.mkv", ".hidden/h.mkv", "run/.h.mkv")
+    (dataset / "run/notes.txt").write_text("no video")
+    frames = dataset / "walk/e"
+    frames.mkdir()
+    Image.new("RGB", (24, 16)).save(frames / "1.png")
+    os.symlink(dataset / "run", dataset / "linked")
+    os.symlink(dataset, dataset / "walk/again")
+    assert [video.name for video in find(dataset)] == [
+        "deep/er/still/d",
+        "linked/a",
+        "linked/b",
+        "top.avi",
+        "walk/c",
+        "walk/e",
+    ]
+    assert [video.name for video in find(dataset / "walk/c.mkv")] == ["c"]
+    assert [video.name for video in find(frames)] == ["e"]
+
+
+def test_images_within_the_dataset_are_no_videos(dataset):
+    for _ in range(2):
+        report = extract(dataset, dataset / "images", **WINDOWS)
+    assert sorted(report.before) == ["run/a", "run/b", "walk/c"]
+
+
+def test_two_videos_of_one_name(dataset, out):
+    make_dataset(dataset, "run/A.mkv", "run/b.avi.mkv")
+    (dataset / "run/b.avi.mkv").rename(dataset / "run/b.mp4")
+    for _ in range(2):
+        report = extract(dataset, out)
+        assert report.failed == {
+            "run/a.mkv": f"has the name of {dataset / 'run/A.mkv'}",
+            "run/b.mp4": f"has the name of {dataset / 'run/b.mkv'}",
+        }
+    assert sorted(report.before) == ["run/A", "run/b", "walk/c"]
+
+
+def test_files_go_before_folders_of_frames(dataset):
+    (dataset / "run/b").mkdir()
+    Image.new("RGB", (24, 16)).save(dataset / "run/b/1.png")
+    assert [(video.name, bool(video.problem)) for video in find(dataset / "run")] == [
+        ("a", False),
+        ("b", False),
+        ("b/", True),
+    ]
+
+
+def test_a_list_says_which(dataset, out, tmp_path):
+    lists = ["run/a.mkv 1", "", "walk/c", "run/a", "run/missing.avi 2"]
+    report = extract(dataset, out, only=lists)
+    assert (sorted(report.done), report.failed) == (["run/a", "walk/c"], {"run/missing": "is listed, and not there"})
+    (tmp_path / "list.txt").write_text("run/b\r\n")
+    assert "1 videos done: 1 images of 7 frames" in run(dataset, "-o", out, "--list", tmp_path / "list.txt").output
+    assert [video.name for video in chosen(find(dataset), ["run/b 2", "run/b"])] == ["run/b"]
+
+
+def test_urls(dataset, out):
+    pytest.importorskip("fsspec", reason="needs fsspec")
+    report = extract(f"file://{dataset}", out)
+    assert sorted(report.done) == ["run/a", "run/b", "walk/c"]
+    assert sorted(extract(f"file://{dataset}", out).before) == sorted(report.done)
+    torch.testing.assert_close(pixels(out / "walk/c.png"), dynpool.dynamic_image(dataset / "walk/c.mkv"))
+    with pytest.raises(ValueError, match="one file system"):
+        extract("zip://a::file:///b.zip", out)
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+def test_shards_hold_samples(dataset, out):
+    make_dataset(dataset, "walk/v1.2.mkv")
+    report = extract(dataset, out, **WINDOWS, shard_size=1)
+    assert written(out) == ["000000.tar", NAME]
+    found = members(out)
+    suffixes = ["0000.png", "0001.png", "0002.png", "cls", "json"]
+    keys = ["run/a", "run/b", "walk/c", "walk/v1%2e2"]
+    assert sorted(found) == [f"{key}.{suffix}" for key in keys for suffix in suffixes]
+    assert [found[f"{key}.cls"] for key in keys] == [b"0", b"0", b"1", b"1"]
+    about = {"video": "walk/v1.2", "class": "walk", "images": 3, "frames": 7, "damaged": 0}
+    assert json.loads(found["walk/v1%2e2.json"]) == about | {"dynpool": dynpool.__version__}
+    expected = dynpool.dynamic_images(dataset / "walk/v1.2.mkv", **WINDOWS)
+    torch.testing.assert_close(pixels(io.BytesIO(found["walk/v1%2e2.0002.png"])), expected[2])
+    assert {entry.shard for entry in report.done.values()} == {"000000.tar"}
+
+
+def test_webdataset_reads_them(dataset, out):
+    wds = pytest.importorskip("webdataset", reason="needs webdataset")
+    make_dataset(dataset, "walk/v1.2.mkv")
+    extract(dataset, out, shard_size=1)
+    samples = list(wds.WebDataset(str(out / "000000.tar"), shardshuffle=False).decode("rgb8").to_tuple("png", "cls"))
+    assert [(image.shape, int(label)) for image, label in sorted(samples, key=lambda sample: sample[1])] == [
+        ((16, 24, 3), label) for label in (0, 0, 1, 1)
+    ]
+
+
+def test_shards_are_added_to(dataset, out):
+    extract(dataset, out, shard_size=1)
+    first = (out / "000000.tar").read_bytes()
+    make_dataset(dataset, "walk/new.mkv")
+    report = extract(dataset, out, shard_size=1)
+    assert (list(report.done), len(report.before)) == (["walk/new"], 3)
+    assert written(out) == ["000000.tar", "000001.tar", NAME]
+    assert (out / "000000.tar").read_bytes() == first
+    assert len(members(out)) == 4 * 3
+
+    clips.write(dataset / "walk/new.mkv", clips.random_frames(9, 16, 24))
+    for _ in range(2):  # never a second time
+        report = extract(dataset, out, shard_size=1)
+        assert report.failed == {
+            "walk/new": "has changed since it was written to 000001.tar, from which nothing can be taken"
+        }
+    assert len(members(out)) == 4 * 3
+
+    (out / "000001.tar").unlink()
+    assert list(extract(dataset, out, shard_size=1).done) == ["walk/new"]
+    make_dataset(dataset, "another/class.mkv")
+    with pytest.raises(ValueError, match="classes = "):
+        extract(dataset, out, shard_size=1)
+
+
+def sample(shards: Shards, name: str, size: int = 700) -> Entry:
+    shard, end = shards.add(name, [bytes(size)], False, {}, None)
+    return Entry(name, "", images=1, shard=shard, end=end)
+
+
+def test_what_was_not_recorded_of_a_shard_is_cut_off(tmp_path):
+    shards = Shards(tmp_path, 10**6, [])
+    kept = [sample(shards, "a"), sample(shards, "b")]
+    sample(shards, "lost")
+    shards.close()
+    assert written(tmp_path) == ["000000.tar.part"]
+    shards = Shards(tmp_path, 10**6, kept)
+    assert all(map(shards.holds, kept))
+    kept.append(sample(shards, "c"))
+    shards.finish()
+    assert written(tmp_path) == ["000000.tar"]
+    assert sorted(members(tmp_path)) == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
+    assert all(map(Shards(tmp_path, 10**6, kept).holds, kept))
+
+
+def test_shards_are_closed_at_their_limit(tmp_path):
+    shards = Shards(tmp_path, 3000, [])
+    kept = [sample(shards, name) for name in "abc"]  # of 512 + 1024 and 512 + 512 bytes
+    shards.finish()
+    assert [entry.shard for entry in kept] == ["000000.tar", "000000.tar", "000001.tar"]
+    assert [entry.end for entry in kept] == [2560, 5120, 2560]
+    assert written(tmp_path) == ["000000.tar", "000001.tar"]
+    assert not Shards(tmp_path, 3000, []).holds(Entry("d", "", shard="000007.tar", end=1))
+
+
+def test_a_shard_of_which_nothing_was_recorded_is_made_anew(tmp_path):
+    shards = Shards(tmp_path, 10**6, [])
+    sample(shards, "lost")
+    shards.close()
+    shards = Shards(tmp_path, 10**6, [])
+    assert sample(shards, "a").shard == "000000.tar"
+    shards.finish()
+    assert sorted(members(tmp_path)) == ["a.json", "a.png"]
+
+
+def test_a_shard_that_was_cut_short_keeps_what_is_whole(tmp_path):
+    shards = Shards(tmp_path, 10**6, [])
+    entries = [sample(shards, "a"), sample(shards, "b")]
+    shards.close()
+    os.truncate(tmp_path / "000000.tar.part", entries[1].end - 1)
+    shards = Shards(tmp_path, 10**6, entries)
+    assert [shards.holds(entry) for entry in entries] == [True, False]
+    sample(shards, "b")
+    shards.finish()
+    assert sorted(members(tmp_path)) == ["a.json", "a.png", "b.json", "b.png"]
+
+
+# --- the manifest ---------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path):
+    manifest = Manifest(tmp_path, MADE)
+    manifest.add(Entry("a", "1|2", images=3))
+    manifest.add(Entry("b", "1|2", failed="no video"))
+    manifest.add(Entry("a", "1|3", images=4))
+    manifest.close()
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(b'{"video": "c", "ver')
+    manifest = Manifest(tmp_path, MADE)
+    assert manifest.entries == {"a": Entry("a", "1|3", images=4), "b": Entry("b", "1|2", failed="no video")}
+    manifest.add(Entry("c", ""))
+    manifest.close()
+    assert [line.get("video") for line in lines(tmp_path)] == [None, "a", "b", "a", "c"]
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    entry = Entry(os.fsdecode(b"\xff/\xe4"), "")
+    manifest = Manifest(tmp_path, MADE)
+    manifest.add(entry)
+    manifest.close()
+    manifest = Manifest(tmp_path, MADE)
+    assert manifest.entries == {entry.video: entry}
+    manifest.close()
+
+
+@pytest.mark.parametrize("text", ["no manifest\n", '{"made": {"window": 3}}\n{"film": "a"}\n', "[]\n"])
+def test_other_files_are_no_manifests(tmp_path, text):
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(ValueError, match="must be a manifest of dynpool"):
+        Manifest(tmp_path, MADE)
+    assert (tmp_path / NAME).read_text() == text
+
+
+def test_two_runs_do_not_share_a_folder(dataset, out):
+    pytest.importorskip("fcntl", reason="has no locks")
+    with Extraction(dataset, out, Recipe()), pytest.raises(ValueError, match="two runs at once"):
+        extract(dataset, out)
+    assert len(extract(dataset, out).done) == 3
+
+
+# --- processes that die ---------------------------------------------------------------------------------------------
+
+
+def dies_at_three(item: int) -> int | str:
+    if item == 3:
+        os._exit(9)
+    return 2 * item
+
+
+def test_only_the_item_that_kills_its_process_is_lost():
+    results = list(in_processes(dies_at_three, range(8), 2, str))
+    assert Counter(results) == Counter({(item, DIED if item == 3 else 2 * item): 1 for item in range(8)})
+
+
+def tells_and_sleeps(place: Path) -> None:
+    place.write_text(str(os.getpid()))
+    try:
+        time.sleep(600)
+    finally:
+        place.with_suffix(".left").touch()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").exists() and ") Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
+def eventually(condition, seconds: float = 120) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def quickly_or_sleeping(place: Path) -> str:
+    return "quick" if place.name == "quick" else tells_and_sleeps(place)
+
+
+def test_processes_end_when_they_are_not_wanted(tmp_path):
+    place = tmp_path / "asleep"
+    results = in_processes(quickly_or_sleeping, [tmp_path / "quick", place], 2, str)
+    assert next(results) == (tmp_path / "quick", "quick")
+    assert eventually(lambda: place.exists() and place.read_text())
+    results.close()
+    assert is_gone(int(place.read_text()))
+    assert place.with_suffix(".left").exists()  # what it was at was cleaned up
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path):
+    place = tmp_path / "asleep"
+    program = (
+        "import sys; from pathlib import Path; from test_extract import tells_and_sleeps\n"
+        "from dynpool.extract.workers import in_processes\n"
+        "if __name__ == '__main__': list(in_processes(tells_and_sleeps, [Path(sys.argv[1])], 1, str))"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    process = subprocess.Popen([sys.executable, "-c", program, place], env={**os.environ, "PYTHONPATH": paths})
+    assert eventually(lambda: place.exists() and place.read_text())
+    process.kill()
+    process.wait()
+    assert eventually(lambda: is_gone(int(place.read_text())))
+
+
+@pytest.mark.parametrize("shard_size", [None, 1])
+def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard_size):
+    names = [f"{kind}/{number}.mkv" for kind in ("run", "walk") for number in range(6)]
+    dataset, out = make_dataset(tmp_path / "videos", *names, frames=60), tmp_path / "out"
+    shards = [] if shard_size is None else ["--shard-size", "1"]
+    process = subprocess.Popen(
+        [*PROGRAM, dataset, "-o", out, "--window", "3", "--stride", "2", "--workers", "1", *shards]
+    )
+    manifest = out / NAME
+    assert eventually(lambda: manifest.exists() and manifest.read_bytes().count(b"\n") > 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    recorded = {line["video"] for line in lines(out)[1:]}
+    assert 0 < len(recorded) < len(names)  # or this was no test
+    (out / ".dynpool-left").mkdir()  # as a worker that is killed leaves it
+    report = extract(dataset, out, **WINDOWS, shard_size=shard_size)
+    assert recorded <= report.before.keys()
+    assert {*report.before, *report.done} == {name.removesuffix(".mkv") for name in names}
+    assert not list(out.glob(".dynpool-*"))
+    whole = tmp_path / "whole"
+    extract(dataset, whole, **WINDOWS, shard_size=shard_size)
+    if shard_size is None:
+        assert written(out) == written(whole)
+        assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in written(out) if name != NAME)
+    else:
+        assert members(out) == members(whole)
+    assert Counter(line["video"] for line in lines(out)[1:]).most_common(1)[0][1] == 1
+
+
+def test_sigterm_ends_a_run_cleanly(tmp_path):
+    dataset = make_dataset(tmp_path / "videos", *[f"{number}.mkv" for number in range(12)], frames=60)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*PROGRAM, dataset, "-o", out, "--window", "3", "--workers", "1"], stderr=subprocess.PIPE, text=True
+    )
+    assert eventually(lambda: (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > 2)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said == ""
+    assert not list(out.glob(".dynpool-*"))
+
+
+# --- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def test_ray_does_the_same(dataset, out, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="needs ray")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")):
+        monkeypatch.setenv(name, value)
+    (dataset / "run/bad.mkv").write_bytes(b"no video")
+    report = extract(dataset, out, **WINDOWS, ray="local", shard_size=1)
+    assert (sorted(report.done), list(report.failed)) == (["run/a", "run/b", "walk/c"], ["run/bad"])
+    extract(dataset, tmp_path / "here", **WINDOWS, shard_size=1)
+    assert members(out) == members(tmp_path / "here")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_did(dataset, out):
+    (dataset / "run/bad.mkv").write_bytes(b"no video")
+    (dataset / "run/hurt.mp4").write_bytes(clips.damaged(clips.random_frames(7, 16, 24), 2))
+    result = run(dataset, "-o", out, "--window", 3, "--stride", 2, code=1)
+    assert "run/bad: FAILED: Invalid data" in result.output
+    assert "run/hurt: 1 part damaged or missing" in result.output
+    assert "4 videos done, 1 failed: 12 images of 27 frames, " in result.output
+    (dataset / "run/bad.mkv").unlink()
+    assert "0 videos done, 4 done before: 0 images" in run(dataset, "-o", out, "--window", 3, "--stride", 2).output
+
+
+def test_what_the_command_refuses(dataset, out, tmp_path):
+    (tmp_path / "file").touch()
+    for arguments, message in (
+        ([tmp_path / "nowhere", "-o", out], "source must be a folder or URL with videos"),
+        ([dataset, "-o", out, "--stride", 2], "--stride 2 has no meaning without --window"),
+        ([dataset, "-o", out, "--shard-size", 0], "Invalid value for '--shard-size'"),
+        ([dataset, "-o", out, "--workers", 0], "Invalid value for '--workers'"),
+        ([dataset, "-o", tmp_path / "file"], "File exists"),
+        ([dataset, "-o", out, "--list", tmp_path / "none.txt"], "No such file"),
+    ):
+        result = run(*arguments, code=2)
+        assert message in result.output
+        assert "Traceback" not in result.output
