@@ -27,8 +27,8 @@ Results: TypeAlias = Generator[tuple[Item, Result], None, None]
 DIED = "the process that worked on it died: killed, perhaps out of memory"
 _AHEAD = 2  # items a process is given, so that it need not wait
 _LEAST_AHEAD = 64  # on Ray, whose cluster may grow for those that wait
-_ENDS = signal.SIGINT, signal.SIGTERM
 _GRACE = 5.0  # seconds to clean up
+_leaving = threading.Event()
 
 
 def in_processes(
@@ -119,15 +119,15 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
-    for number in _ENDS:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
 
 
 def _leave(number: int, frame: Any) -> None:
-    for other in _ENDS:  # it is cleaning up already
-        signal.signal(other, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+    if not _leaving.is_set():  # or it is cleaning up already
+        _leaving.set()
+        raise SystemExit(128 + number)
 
 
 def _wait_for(told: Connection) -> None:
