@@ -21,15 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from speed import default_data
 
-from dynpool.data import Listing, Sampling, VideoDataset, class_folders, measure
+from dynpool.data import Listing, Sampling, VideoDataset, class_folders, measure, recipe
 
 SOURCES: dict[str, dict[str, Any]] = {
     "dynamic image": {"source": "dynamic_images"},
-    "dynamic images, 25 every 20": {"source": "dynamic_images", "sampling": Sampling(25, 20)},
-    "dynamic images, 10 every 6": {"source": "dynamic_images", "sampling": Sampling(10, 6)},
-    "the same, drawn": {"source": "dynamic_images", "sampling": Sampling(10, 6, max_windows=10, jitter=True)},
+    "25 every 20 (paper)": {"source": "dynamic_images", "sampling": recipe("paper", train=True)},
+    "10 every 6 (release, training)": {"source": "dynamic_images", "sampling": recipe("authors_release", train=True)},
+    "10 every 6 (release, testing)": {"source": "dynamic_images", "sampling": recipe("authors_release", train=False)},
+    "10 every 6, all": {"source": "dynamic_images", "sampling": Sampling(10, 6)},
+    "3 frames": {"source": "frames", "sampling": Sampling(frames=3)},
     "all frames": {"source": "frames"},
-    "frames, 3 of them": {"source": "frames", "sampling": Sampling(frames=3)},
 }
 
 
