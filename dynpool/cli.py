@@ -22,7 +22,7 @@ from .decoder import damaged_parts
 from .extract.command import extract
 from .files import VideoError, failure
 from .images import Pictures, Recipe
-from .terminal import ended_by, progress, say
+from .terminal import complain, ended_by, progress, say
 from .training import commands
 from .video import VIDEO_SUFFIXES, numbered_images
 from .writing import Job, write_pictures
@@ -100,7 +100,7 @@ def image(
         options.check(recipe)
         jobs = _plan(_expand(videos), output, windows=recipe.window is not None)
     except options.UsageError as error:
-        typer.echo(f"dynpool image: {error}", err=True)
+        complain(f"dynpool image: {error}")
         raise typer.Exit(2) from None
     with ended_by(signal.SIGTERM):
         failed = _do_all(jobs, recipe)
@@ -223,7 +223,7 @@ def _report(job: Job, recipe: Recipe) -> bool:
     try:
         summary = _process(job, recipe)
     except Exception as error:  # whatever goes wrong with one video, the others are done
-        typer.echo(f"{job.video}: FAILED: {failure(error)}", err=True)
+        complain(f"{job.video}: FAILED: {failure(error)}")
         return False
     say(summary)
     return True

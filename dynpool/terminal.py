@@ -15,22 +15,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar of videos, where a terminal shows it and there are several: call it with a name, and how many are done."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     shown = total > 1 and all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
     with Progress(*columns, transient=True, disable=not shown) as bar:
         task = bar.add_task("videos", total=total)
-        yield lambda name, done: bar.update(task, description=name, completed=done)
+        yield lambda name, done: bar.update(task, description=printable(name), completed=done)
+
+
+def printable(text: str) -> str:
+    """Names of files as they can be shown: with escapes for what is no text, or would steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def say(line: str) -> None:
     """Print to standard output. Where nobody reads it, or it is full, that is the end."""
     try:
-        typer.echo(line)
+        typer.echo(printable(line))
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is buffered fails again at exit
         if not isinstance(error, BrokenPipeError):
             typer.echo(f"dynpool: cannot write to standard output: {error.strerror}", err=True)
         raise typer.Exit(1) from None
+
+
+def complain(line: str) -> None:
+    """Print to standard error."""
+    typer.echo(printable(line), err=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Pictures of a video -> PNG files, of which all appear or none."""
+"""Pictures of a video -> files, of which all appear or none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import IO, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-SCRATCH = ".dynpool-"  # what folders of temporary files begin with
 _STRATEGY = Image.RLE  # zlib's: a fifth of the time of its own one, which makes files hardly smaller
+_FULL_COLOUR = 0  # a sample of colour a pixel: coloured edges are what motion is seen by
 
 
 class Job(NamedTuple):
@@ -29,28 +29,30 @@ class Job(NamedTuple):
         return self.folder / f"{self.stem}{number}{self.suffix}"
 
 
-def save_png(pixels: Tensor, file: Path | IO[bytes]) -> tuple[int, int]:
-    """uint8 [3, H, W] into a file; returns (width, height)."""
+def save(pixels: Tensor, file: Path | IO[bytes], jpeg: int | None = None) -> tuple[int, int]:
+    """uint8 [3, H, W] into a PNG file, or a JPEG file of that quality, 1 … 100; returns (width, height)."""
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-    image.save(file, format="PNG", compress_type=_STRATEGY)
+    if jpeg is None:
+        image.save(file, format="PNG", compress_type=_STRATEGY)
+    else:
+        image.save(file, format="JPEG", quality=jpeg, subsampling=_FULL_COLOUR)
     return image.size
 
 
 def write_pictures(
-    pictures: Iterable[Tensor], job: Job, windows: bool, scratch: Path | None = None
+    pictures: Iterable[Tensor], job: Job, windows: bool, jpeg: int | None = None, scratch: Path | None = None
 ) -> tuple[list[Path], tuple[int, int]]:
     """Every picture to a short temporary name, in a folder of its own in `scratch`, by default the job's folder, and
-    when the last is there, all to their own: of a video that fails, or when this is killed meanwhile, none appears.
-    Returns the names and the size.
+    when the last is there, all to their own: of a video that fails none appears. Returns the names and the size.
     """
     paths: list[Path] = []
     size = 0, 0
-    with TemporaryDirectory(prefix=SCRATCH, dir=scratch or job.folder) as temporary:
+    with TemporaryDirectory(prefix=".dynpool-", dir=scratch or job.folder) as temporary:
         for index, pixels in enumerate(pictures):
             path = job.path(index if windows else None)
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
-            size = save_png(pixels, Path(temporary, str(index)))
+            size = save(pixels, Path(temporary, str(index)), jpeg)
             paths.append(path)
         for index, path in enumerate(paths):
             os.replace(Path(temporary, str(index)), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -22,8 +23,9 @@ from PIL import Image
 import dynpool
 from dynpool.data import VideoDataset, class_folders
 from dynpool.extract import Extraction, extract
-from dynpool.extract.finding import chosen, find
+from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.manifest import NAME, Entry, Manifest
+from dynpool.extract.run import _Work
 from dynpool.extract.shards import Shards
 from dynpool.extract.workers import DIED, in_processes
 from dynpool.images import Recipe
@@ -180,6 +182,10 @@ def test_arguments_that_make_no_sense(dataset, out):
         ({"stride": 2}, "stride has no meaning without window, got 2"),
         ({"window": 0}, "window must be a positive integer, got 0"),
         ({"shard_size": 0}, "shard_size must be a positive integer, got 0"),
+        ({"jpeg": 101}, "jpeg must be a quality from 1 to 100, got 101"),
+        ({"starts": len}, "starts has no meaning"),
+        ({"only": [" "]}, "only must name a video"),
+        ({"workers": 1, "ray": "local"}, "workers are processes of this machine, got 1"),
         ({"workers": 0}, "workers must be a positive integer, got 0"),
         ({"method": "best"}, "method must be one of"),
     ):
@@ -187,8 +193,51 @@ def test_arguments_that_make_no_sense(dataset, out):
             extract(dataset, out, **wrong)
     with pytest.raises(TypeError, match="windows"):
         extract(dataset, out, windows=3)
+    with pytest.raises(TypeError, match="only must be a list of names, got the text 'run/a'"):
+        extract(dataset, out, only="run/a")
+    with pytest.raises(ValueError, match="out must be a folder on this machine, got 's3://bucket/x'"):
+        extract(dataset, "s3://bucket/x")
     with pytest.raises(FileNotFoundError, match="which has none"):
         extract(out / "nowhere", out)
+
+
+def test_jpeg_files(dataset, out):
+    for _ in range(2):
+        report = extract(dataset, out, jpeg=95)
+    assert (written(out), len(report.before)) == ([NAME, "run/a.jpg", "run/b.jpg", "walk/c.jpg"], 3)
+    with Image.open(out / "run/a.jpg") as image:
+        assert image.format == "JPEG"
+        found = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = dynpool.dynamic_image(dataset / "run/a.mkv")
+    assert (found.float() - expected.float()).abs().mean() < 12  # of noise, whose range is 255
+    with pytest.raises(ValueError, match="jpeg = 95, now None"):
+        extract(dataset, out)
+    report = extract(dataset, out.with_name("shards"), jpeg=95, shard_size=1, **WINDOWS)
+    assert {name for name in members(out.with_name("shards")) if "run/a" in name} == {
+        f"run/a.{suffix}" for suffix in ("0000.jpg", "0001.jpg", "0002.jpg", "cls", "json")
+    }
+
+
+def test_a_second_run_of_one_extraction_has_nothing_to_do(dataset, out):
+    for folder, shard_size in ((out, None), (out.with_name("shards"), 1)):
+        with Extraction(dataset, folder, Recipe(), shard_size=shard_size) as extraction:
+            assert extraction.left == 3
+            assert len(list(extraction.run(1))) == 3
+            assert list(extraction.run(1)) == []
+
+
+def test_a_full_disk_ends_the_run(dataset, out, monkeypatch):
+    monkeypatch.setattr(
+        "dynpool.extract.run.in_processes", lambda work, items, *_: ((item, work(item)) for item in items)
+    )
+    monkeypatch.setattr("dynpool.extract.run.write_pictures", _no_space)
+    with pytest.raises(OSError, match="out cannot be written: No space left on device"):
+        extract(dataset, out)
+    assert lines(out)[1:] == []
+
+
+def _no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # --- which videos ---------------------------------------------------------------------------------------------------
@@ -205,8 +254,8 @@ def test_videos_are_found_at_any_depth(dataset):
     os.symlink(dataset, dataset / "walk/again")
     assert [video.name for video in find(dataset)] == [
         "deep/er/still/d",
-        "linked/a",
-        "linked/b",
+        "run/a",
+        "run/b",
         "top.avi",
         "walk/c",
         "walk/e",
@@ -216,9 +265,29 @@ def test_videos_are_found_at_any_depth(dataset):
 
 
 def test_images_within_the_dataset_are_no_videos(dataset):
+    (dataset / "run" / NAME).write_text("of another programme\n")
     for _ in range(2):
         report = extract(dataset, dataset / "images", **WINDOWS)
     assert sorted(report.before) == ["run/a", "run/b", "walk/c"]
+    with pytest.raises(ValueError, match=r"^source must be a folder of videos, got .*, which holds images"):
+        extract(dataset / "images", dataset / "again")
+
+
+@needs_links
+def test_links_are_other_names_of_what_is_there(dataset):
+    os.symlink(dataset / "run", dataset / "a link")
+    assert [video.name for video in find(dataset)] == ["run/a", "run/b", "walk/c"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_pipes_are_no_videos(dataset, out):
+    os.mkfifo(dataset / "run/pipe.mkv")
+    assert extract(dataset, out).failed == {"run/pipe": "is no regular file"}
+
+
+def test_a_relative_folder_is_that_of_the_caller(dataset, monkeypatch):
+    monkeypatch.chdir(dataset)
+    assert [video.path for video in find("run")] == [str(dataset / "run/a.mkv"), str(dataset / "run/b.mkv")]
 
 
 def test_two_videos_of_one_name(dataset, out):
@@ -244,7 +313,7 @@ def test_files_go_before_folders_of_frames(dataset):
 
 
 def test_a_list_says_which(dataset, out, tmp_path):
-    lists = ["run/a.mkv 1", "", "walk/c", "run/a", "run/missing.avi 2"]
+    lists = ["run/a.mkv 1", "", "./walk/../run/a.mkv", "walk/c", "run/a", "run/missing.avi 2"]
     report = extract(dataset, out, only=lists)
     assert (sorted(report.done), report.failed) == (["run/a", "walk/c"], {"run/missing": "is listed, and not there"})
     (tmp_path / "list.txt").write_text("run/b\r\n")
@@ -258,6 +327,12 @@ def test_urls(dataset, out):
     assert sorted(report.done) == ["run/a", "run/b", "walk/c"]
     assert sorted(extract(f"file://{dataset}", out).before) == sorted(report.done)
     torch.testing.assert_close(pixels(out / "walk/c.png"), dynpool.dynamic_image(dataset / "walk/c.mkv"))
+    (dataset / "frames/e").mkdir(parents=True)
+    Image.new("RGB", (24, 16)).save(dataset / "frames/e/1.png")
+    make_dataset(dataset, ".git/hidden.mkv")
+    report = extract(f"file://{dataset}/", out)
+    assert report.failed == {"frames/e": "is a folder of images, which must be on this machine"}
+    assert [video.path for video in find(f"file://{dataset}/run/a.mkv")] == [f"file://{dataset}/run/a.mkv"]
     with pytest.raises(ValueError, match="one file system"):
         extract("zip://a::file:///b.zip", out)
 
@@ -281,6 +356,23 @@ def test_shards_hold_samples(dataset, out):
     assert {entry.shard for entry in report.done.values()} == {"000000.tar"}
 
 
+def test_what_was_not_recorded_is_not_in_a_shard_that_was_full(dataset, out, monkeypatch):
+    record = Manifest.add
+
+    def killed(manifest: Manifest, entry: Entry) -> None:
+        if len(manifest.entries) == 2:
+            raise KeyboardInterrupt
+        record(manifest, entry)
+
+    monkeypatch.setattr("dynpool.extract.run._MEGABYTE", 1)  # every video fills a shard
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract(dataset, out, shard_size=1)
+    assert len(extract(dataset, out, shard_size=1).before) == 2
+    assert len(members(out)) == 3 * 3
+
+
 def test_webdataset_reads_them(dataset, out):
     wds = pytest.importorskip("webdataset", reason="needs webdataset")
     make_dataset(dataset, "walk/v1.2.mkv")
@@ -302,22 +394,19 @@ def test_shards_are_added_to(dataset, out):
     assert len(members(out)) == 4 * 3
 
     clips.write(dataset / "walk/new.mkv", clips.random_frames(9, 16, 24))
-    for _ in range(2):  # never a second time
-        report = extract(dataset, out, shard_size=1)
-        assert report.failed == {
-            "walk/new": "has changed since it was written to 000001.tar, from which nothing can be taken"
-        }
+    assert len(extract(dataset, out, shard_size=1).before) == 4  # nothing can be taken from a tar file
     assert len(members(out)) == 4 * 3
 
     (out / "000001.tar").unlink()
     assert list(extract(dataset, out, shard_size=1).done) == ["walk/new"]
     make_dataset(dataset, "another/class.mkv")
-    with pytest.raises(ValueError, match="classes = "):
+    with pytest.raises(ValueError, match=r"classes = '0 items .*, now \"1 items that the other has not: \['another'\]"):
         extract(dataset, out, shard_size=1)
 
 
 def sample(shards: Shards, name: str, size: int = 700) -> Entry:
-    shard, end = shards.add(name, [bytes(size)], False, {}, None)
+    shard, end = shards.add(name, {"png": bytes(size)}, {}, None)
+    shards.recorded()
     return Entry(name, "", images=1, shard=shard, end=end)
 
 
@@ -386,6 +475,13 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     assert [line.get("video") for line in lines(tmp_path)] == [None, "a", "b", "a", "c"]
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"made": {"win'])
+def test_a_first_line_that_was_cut_off_is_written_anew(tmp_path, text):
+    (tmp_path / NAME).write_text(text)
+    Manifest(tmp_path, MADE).close()
+    assert lines(tmp_path) == [{"made": MADE}]
+
+
 def test_names_that_are_no_text_are_kept(tmp_path):
     entry = Entry(os.fsdecode(b"\xff/\xe4"), "")
     manifest = Manifest(tmp_path, MADE)
@@ -396,7 +492,18 @@ def test_names_that_are_no_text_are_kept(tmp_path):
     manifest.close()
 
 
-@pytest.mark.parametrize("text", ["no manifest\n", '{"made": {"window": 3}}\n{"film": "a"}\n', "[]\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no manifest\n",
+        "no manifest",
+        '{"made": {"window": 3}}\n{"film": "a"}\n',
+        "[]\n",
+        '{"videos": ["a", "b"]}',
+        '{"made": 3}\n',
+        '{"a": 1}\n{"b": 2}',
+    ],
+)
 def test_other_files_are_no_manifests(tmp_path, text):
     (tmp_path / NAME).write_text(text)
     with pytest.raises(ValueError, match="must be a manifest of dynpool"):
@@ -423,6 +530,26 @@ def dies_at_three(item: int) -> int | str:
 def test_only_the_item_that_kills_its_process_is_lost():
     results = list(in_processes(dies_at_three, range(8), 2, str))
     assert Counter(results) == Counter({(item, DIED if item == 3 else 2 * item): 1 for item in range(8)})
+
+
+@pytest.mark.parametrize("fed", ["file", "stdin"])
+def test_a_script_without_a_guard_is_told_so(dataset, out, tmp_path, fed):
+    script = tmp_path / "script.py"
+    script.write_text(f"from dynpool.extract import extract\nextract({str(dataset)!r}, {str(out)!r}, workers=1)\n")
+    done = subprocess.run(
+        [sys.executable, script if fed == "file" else "-"], input=script.read_text(), text=True, capture_output=True
+    )
+    assert done.returncode == 1
+    assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+    assert lines(out)[1:] == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers")
+def test_a_file_system_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
+    monkeypatch.setattr("dynpool.extract.run._GRACE", 0.1)
+    monkeypatch.setattr("dynpool.extract.run.Pictures", lambda *_: time.sleep(600))
+    work = _Work(Recipe(timeout=0.2), None, tmp_path, tmp_path)
+    assert work(Found("a", "s3://bucket/a.mkv")).failed == "takes longer than timeout = 0.2 s"
 
 
 def tells_and_sleeps(place: Path) -> None:
@@ -493,11 +620,11 @@ def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard
     process.wait()
     recorded = {line["video"] for line in lines(out)[1:]}
     assert 0 < len(recorded) < len(names)  # or this was no test
-    (out / ".dynpool-left").mkdir()  # as a worker that is killed leaves it
+    (out / ".dynpool-extract/left").mkdir(parents=True, exist_ok=True)  # as a worker that is killed leaves it
     report = extract(dataset, out, **WINDOWS, shard_size=shard_size)
     assert recorded <= report.before.keys()
     assert {*report.before, *report.done} == {name.removesuffix(".mkv") for name in names}
-    assert not list(out.glob(".dynpool-*"))
+    assert not list(out.glob(".dynpool*"))
     whole = tmp_path / "whole"
     extract(dataset, whole, **WINDOWS, shard_size=shard_size)
     if shard_size is None:
@@ -519,7 +646,7 @@ def test_sigterm_ends_a_run_cleanly(tmp_path):
     _, said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert said == ""
-    assert not list(out.glob(".dynpool-*"))
+    assert not list(out.glob(".dynpool*"))
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------

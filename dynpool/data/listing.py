@@ -16,7 +16,8 @@ from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
 Subset = Literal["train", "test"]
 PathLike = str | os.PathLike[str]
 
-_WINDOW_NUMBER = re.compile(r"_\d{4,}$")  # of clip_0000.png, clip_0001.png, ..., as `dynpool image` writes them
+_NUMBER = r"\d{4}|[1-9]\d{4,}"
+_WINDOW_NUMBER = re.compile(rf"_(?:{_NUMBER})$")  # of clip_0000.png, clip_0001.png, ..., as `dynpool image` writes them
 _VIDEO, _FOLDER, _PICTURE, _PICTURES = range(4)  # which of several places holds a video: the first of these
 
 
@@ -220,7 +221,7 @@ def pictures_of(path: PathLike) -> list[Path]:
     if not _WINDOW_NUMBER.search(given.stem):
         return [given] if given.is_file() else []
     stem = _WINDOW_NUMBER.sub("", given.stem)
-    pattern = re.compile(re.escape(stem) + r"_(\d{4,})")
+    pattern = re.compile(re.escape(stem) + rf"_({_NUMBER})")
     numbered = (
         (pattern.fullmatch(other.stem), other) for other in given.parent.iterdir() if other.suffix == given.suffix
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..files import file_state, fsspec_for
-from ..video import VIDEO_SUFFIXES, numbered_images
-from .manifest import NAME
+from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
+from .manifest import is_made
 
 _LABELLED = re.compile(r"(.*\S)\s+\d+")  # "Archery/v_Archery_g08_c01.avi 3", as in UCF101's lists
 
@@ -19,7 +21,7 @@ class Found(NamedTuple):
 
     name: str  # below the root, parted by "/", without suffix: Archery/v_Archery_g08_c01
     path: str  # of a file, or a folder of numbered images; or a URL
-    version: str = ""  # changes when the file does
+    version: str = ""  # changes when the file does, or when an image comes to the folder or goes
     problem: str | None = None
 
     @property
@@ -30,17 +32,21 @@ class Found(NamedTuple):
 
 
 def find(source: str | os.PathLike[str]) -> list[Found]:
-    """All videos below a folder or URL, in order of name; hidden files, and folders that have a manifest, since they
-    hold images of videos, are left out.
+    """All videos below a folder or URL, in order of name; hidden files and folders, and folders of images that were
+    made of videos, are left out.
 
-    A folder that holds images and no video is one video. Of several videos of a name, in any case of letters, the first
-    is done, files before folders; the others are problems, and so are folders that cannot be read.
+    A folder that holds images, no video and no folder is one video, but for a URL. Of several videos of a name, in any
+    case of letters, the first is done, files before folders; the others are problems, and so are folders that cannot be
+    read.
 
     Raises:
         FileNotFoundError: there is none.
         ImportError: a URL is given and fsspec is missing.
+        ValueError: it is a folder of images that were made of videos.
     """
     source = os.fspath(source)
+    if is_made(source):
+        raise ValueError(f"source must be a folder of videos, got {source!r}, which holds images made of them")
     all_found = sorted(_remote(source) if "://" in source else _local(source), key=_order)
     names: dict[str, str] = {}
     for index, video in enumerate(all_found):
@@ -59,31 +65,40 @@ def _order(video: Found) -> tuple[str, bool, str]:
 
 
 def chosen(videos: Iterable[Found], names: Iterable[str]) -> list[Found]:
-    """The videos of these names, with or without a suffix, in the order of the list; what is not there is a problem."""
+    """The videos of these names, with or without a suffix, in the order of the list; what is not there is a problem.
+
+    Raises:
+        TypeError, ValueError: names is one text, or empty.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"only must be a list of names, got the text {names!r}")
     there = {video.name: video for video in videos}
     wanted = {_listed(line, there): None for line in map(str.strip, names) if line}
+    if not wanted:
+        raise ValueError("only must name a video, got an empty list")
     return [there.get(name, Found(name, name, problem="is listed, and not there")) for name in wanted]
 
 
 def _listed(line: str, there: dict[str, Found]) -> str:
     """The name of the video that a line of a list means."""
-    line = line.replace(os.sep, "/")
     labelled = _LABELLED.fullmatch(line)
-    forms = [line, *([labelled[1]] if labelled else [])]
+    forms = [posixpath.normpath(form.replace(os.sep, "/")) for form in (line, *([labelled[1]] if labelled else []))]
     candidates = [name for form in forms for name in (form, _without_suffix(form))]
     return next((name for name in candidates if name in there), candidates[-1])
 
 
 def _local(root: str) -> Iterator[Found]:
+    root = os.path.abspath(root)  # where others work, another folder is the current one
     if not os.path.isdir(root):
         if os.path.exists(root):
-            yield Found(_without_suffix(os.path.basename(root)), root, _version_of(root))
+            yield _file(_without_suffix(os.path.basename(root)), root)
         return
     seen = {os.path.realpath(root)}
     problems: list[OSError] = []
     for folder, folders, files in os.walk(root, onerror=problems.append, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _enters(os.path.join(folder, name), seen)]
-        yield from _videos_of(root, folder, files)
+        inner = sorted((os.path.join(folder, name) for name in folders), key=lambda path: (os.path.islink(path), path))
+        folders[:] = [os.path.basename(path) for path in inner if _enters(path, seen)]
+        yield from _videos_of(root, folder, files, leaf=not inner)
     for error in problems:
         yield Found(_below(root, error.filename), error.filename, problem=error.strerror or str(error))
 
@@ -91,32 +106,64 @@ def _local(root: str) -> Iterator[Found]:
 def _enters(folder: str, seen: set[str]) -> bool:
     """Whether a folder is to be read: not twice, which links might cause."""
     place = os.path.realpath(folder)
-    if os.path.basename(folder).startswith(".") or place in seen or os.path.exists(os.path.join(folder, NAME)):
+    if os.path.basename(folder).startswith(".") or place in seen or is_made(folder):
         return False
     seen.add(place)
     return True
 
 
-def _videos_of(root: str, folder: str, files: list[str]) -> Iterator[Found]:
+def _videos_of(root: str, folder: str, files: list[str], leaf: bool) -> Iterator[Found]:
     names = [name for name in files if _is_video(name)]
     for name in names:
         path = os.path.join(folder, name)
-        yield Found(_without_suffix(_below(root, path)), path, _version_of(path))
-    if not names and numbered_images(folder):
-        name = os.path.basename(os.path.abspath(root)) if folder == root else _below(root, folder)
-        yield Found(name, folder, _version_of(folder))
+        yield _file(_without_suffix(_below(root, path)), path)
+    if leaf and not names and numbered_images(folder):
+        name = os.path.basename(root) if folder == root else _below(root, folder)
+        yield Found(name, folder, file_state(folder))
+
+
+def _file(name: str, path: str) -> Found:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return Found(name, path, problem="is no regular file")
+        return Found(name, path, file_state(path))
+    except OSError as error:
+        return Found(name, path, problem=error.strerror or str(error))
 
 
 def _remote(url: str) -> Iterator[Found]:
     if "::" in url:
         raise ValueError(f"source must be a URL of one file system, got {url!r}")
     system, base = fsspec_for(url).core.url_to_fs(url)
-    found: dict[str, dict[str, Any]] = system.find(base, detail=True)
-    for path, about in found.items():
-        name = path[len(base) :].strip("/") or os.path.basename(path)
-        if _is_video(os.path.basename(name)):
-            changed = next((about[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in about), "")
-            yield Found(_without_suffix(name), system.unstrip_protocol(path), f"{about.get('size')}|{changed}")
+    if system.isfile(base):
+        yield Found(_without_suffix(os.path.basename(base)), url, _remote_version(system.info(base)))
+        return
+    problems: list[Exception] = []
+    for folder, folders, files in system.walk(base, detail=True, on_error=problems.append):
+        for name in [name for name in folders if name.startswith(".")]:
+            del folders[name]
+        place = folder[len(base) :].strip("/")
+        videos = {name: about for name, about in files.items() if _is_video(name)}
+        for name, about in videos.items():
+            path = f"{place}/{name}" if place else name
+            yield Found(_without_suffix(path), f"{url.rstrip('/')}/{path}", _remote_version(about))
+        if not folders and not videos and any(_is_image(name) for name in files):
+            name = place or os.path.basename(base)
+            yield Found(
+                name, f"{url.rstrip('/')}/{place}", problem="is a folder of images, which must be on this machine"
+            )
+    for error in problems:
+        yield Found(f"{url}: {error}", url, problem="cannot be listed")
+
+
+def _remote_version(about: dict[str, Any]) -> str:
+    """As far as the file system tells."""
+    changed = next((about[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in about), "")
+    return f"{about.get('size')}|{changed}"
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _is_video(name: str) -> bool:
@@ -130,10 +177,3 @@ def _below(root: str, path: str) -> str:
 def _without_suffix(name: str) -> str:
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES else name
-
-
-def _version_of(path: str) -> str:
-    try:
-        return file_state(path)
-    except OSError:  # a link to nothing: reading it will say so
-        return ""

@@ -17,6 +17,7 @@ except ImportError:  # Windows, where nothing keeps two runs apart
     fcntl = None  # type: ignore[assignment]
 
 NAME = "manifest.jsonl"
+_BEGINNING = b'{"made": '
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,50 @@ class Manifest:
         self._file.seek(0)
         data = self._file.read()
         whole = data.rfind(b"\n") + 1  # the last line of a run that was killed may not be
-        if whole < len(data):
-            self._file.truncate(whole)
         lines = data[:whole].splitlines()
-        if not lines:
-            return self._write({"made": made})
         try:
-            before = json.loads(lines[0])["made"]
-            for line in lines[1:]:
-                entry = Entry(**json.loads(line))
-                self.entries[entry.video] = entry
+            before = _made(lines[0] if lines else data)
+            entries = [Entry(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.path} must be a manifest of dynpool, got a line that is none: {error}") from error
-        if different := [key for key in {**before, **made} if before.get(key) != made.get(key)]:
-            told = ", ".join(f"{key} = {before.get(key)!r}, now {made.get(key)!r}" for key in different)
-            raise ValueError(f"out must be another folder than one whose images were made otherwise: {told}")
+        if lines and (different := _differences(before, made)):
+            raise ValueError(f"out must be another folder than one whose images were made otherwise: {different}")
+        self.entries = {entry.video: entry for entry in entries}
+        self._file.truncate(whole)
+        if not lines:
+            self._write({"made": made})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
+
+
+def is_made(folder: str | Path) -> bool:
+    """Whether a folder holds images that were made, and not videos."""
+    try:
+        with Path(folder, NAME).open("rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
+
+
+def _made(line: bytes) -> dict[str, Any]:
+    """What the first line says; of one that was cut off, nothing."""
+    if not line.endswith(b"}") and (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+        return {}
+    made = json.loads(line)["made"]
+    if not isinstance(made, dict):
+        raise TypeError(f"made must be an object, got {made!r}")
+    return made
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, lists by what one has and the other has not."""
+    told = []
+    for key in [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, list) and isinstance(other, list):
+            gone, new = ([item for item in a if item not in b] for a, b in ((one, other), (other, one)))
+            one, other = (f"{len(items)} items that the other has not: {items[:3]}" for items in (gone, new))
+        told.append(f"{key} = {one!r}, now {other!r}")
+    return ", ".join(told)

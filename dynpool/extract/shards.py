@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,22 +46,22 @@ class Shards:
         places = (self._folder / entry.shard, self._folder / (entry.shard + _PART))
         return any(place.is_file() and place.stat().st_size >= entry.end for place in places)
 
-    def add(
-        self, name: str, pictures: Sequence[bytes], windows: bool, about: dict[str, Any], label: int | None
-    ) -> tuple[str, int]:
-        """Write a sample; returns the name of its shard, and where it ends."""
+    def add(self, name: str, files: dict[str, bytes], about: dict[str, Any], label: int | None) -> tuple[str, int]:
+        """Write a sample, files by their suffixes; returns the name of its shard, and where it ends."""
         file = self._file or self._start()
         key = name.replace("%", "%25").replace(".", "%2e")
-        for index, picture in enumerate(pictures):
-            _write(file, f"{key}.{index:04d}.png" if windows else f"{key}.png", picture)
-        _write(file, f"{key}.json", json.dumps(about).encode())
+        members = {**files, "json": json.dumps(about).encode()}
         if label is not None:
-            _write(file, f"{key}.cls", str(label).encode())
+            members["cls"] = str(label).encode()
+        for suffix, data in members.items():
+            _write(file, f"{key}.{suffix}", data)
         file.flush()
-        shard, end = self._name, file.tell()
-        if end >= self._limit:
+        return self._name, file.tell()
+
+    def recorded(self) -> None:
+        """What was added is in the manifest: a shard that is full may get its name, and is never touched again."""
+        if self._file is not None and self._file.tell() >= self._limit:
             self.finish()
-        return shard, end
 
     def finish(self) -> None:
         """Close the shard that is being written, and give it its name."""

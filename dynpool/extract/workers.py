@@ -25,21 +25,33 @@ Work: TypeAlias = Callable[[Item], Result]
 Results: TypeAlias = Generator[tuple[Item, Result], None, None]
 
 DIED = "the process that worked on it died: killed, perhaps out of memory"
-_AHEAD = 2  # items a process is given, so that it need not wait
-_LEAST_AHEAD = 64  # on Ray, whose cluster may grow for those that wait
+_CANNOT_START = (
+    "worker processes cannot start, for what they have said above; "
+    "a script must call this below `if __name__ == '__main__':`, since they import it"
+)
+_AHEAD = 2  # tasks a processor of a Ray cluster is given
+_LEAST_AHEAD = 64  # since it may grow for those that wait
 _GRACE = 5.0  # seconds to clean up
 _leaving = threading.Event()
+
+
+class CannotStart(RuntimeError):
+    """No process began to work."""
 
 
 def in_processes(
     work: Work[Item, Result], items: Iterable[Item], count: int, died: Callable[[str], Result]
 ) -> Results[Item, Result]:
-    """(item, work(item)) of all items, by so many processes; `died` makes the result of one that ended its process."""
+    """(item, work(item)) of all items, by so many processes; `died` makes the result of one that ended its process.
+
+    Raises:
+        CannotStart: no process began.
+    """
     rest = iter(items)
     while suspects := (yield from _until_broken(work, rest, count)):
-        for item in suspects:  # each in a process of its own: that tells which of them it was
-            if (yield from _until_broken(work, iter([item]), 1)):
-                yield item, died(DIED)
+        alone = iter(suspects)  # one at a time, which tells which of them it was
+        while culprit := (yield from _until_broken(work, alone, 1)):
+            yield culprit[0], died(DIED)
 
 
 def on_ray(
@@ -73,9 +85,9 @@ def _until_broken(
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yields results until all are out, or a process has died; returns the items that may have been the reason."""
     running: dict[Future[Result], Item] = {}
-    with _pool(count) as pool:
+    with _pool(count) as (pool, has_begun):
         try:
-            for item in itertools.islice(rest, _AHEAD * count):
+            for item in itertools.islice(rest, count + 1 if count > 1 else 1):
                 _submit(pool, work, item, running)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -83,8 +95,9 @@ def _until_broken(
                     yield running.pop(future), result
                     for item in itertools.islice(rest, 1):
                         _submit(pool, work, item, running)
-        except BrokenProcessPool:
-            pass
+        except BrokenProcessPool as error:
+            if not has_begun():
+                raise CannotStart(_CANNOT_START) from error
     done = {future for future in running if future.done() and future.exception() is None}
     yield from ((running[future], future.result()) for future in done)
     return [item for future, item in running.items() if future not in done]
@@ -103,13 +116,15 @@ def _submit(
 
 
 @contextmanager
-def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end when they have nothing to do, when the context is left otherwise, or when this one is gone."""
+def _pool(count: int) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], bool]]]:
+    """Processes that end when they have nothing to do, when the context is left otherwise, or when this one is gone;
+    and whether any has begun to work.
+    """
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")  # a forked process has torch's threads, and they do not run
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
     try:
-        yield pool
+        yield pool, ours.poll
         pool.shutdown()
     finally:
         ours.close()
@@ -121,6 +136,7 @@ def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    told.send(None)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
 
 
