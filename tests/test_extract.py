@@ -318,7 +318,8 @@ def test_a_list_says_which(dataset, out, tmp_path):
     assert (sorted(report.done), report.failed) == (["run/a", "walk/c"], {"run/missing": "is listed, and not there"})
     (tmp_path / "list.txt").write_text("run/b\r\n")
     assert "1 videos done: 1 images of 7 frames" in run(dataset, "-o", out, "--list", tmp_path / "list.txt").output
-    assert [video.name for video in chosen(find(dataset), ["run/b 2", "run/b"])] == ["run/b"]
+    assert [video.name for video in chosen(find(dataset), ["run/b 2", "Run/B"])] == ["run/b"]
+    assert [video.name for video in chosen(find(dataset / "run"), ["Class/b.avi 2"])] == ["b"]
 
 
 def test_urls(dataset, out):

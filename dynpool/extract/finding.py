@@ -66,25 +66,29 @@ def _order(video: Found) -> tuple[str, bool, str]:
 
 def chosen(videos: Iterable[Found], names: Iterable[str]) -> list[Found]:
     """The videos of these names, with or without a suffix, in the order of the list; what is not there is a problem.
+    Letter case does not matter, nor does the folder, if the video lies straight in the root: as in `dynpool.data`.
 
     Raises:
         TypeError, ValueError: names is one text, or empty.
     """
     if isinstance(names, str):
         raise TypeError(f"only must be a list of names, got the text {names!r}")
-    there = {video.name: video for video in videos}
-    wanted = {_listed(line, there): None for line in map(str.strip, names) if line}
+    there = {video.name.casefold(): video for video in videos}
+    wanted = {video.name: video for video in (_listed(line, there) for line in map(str.strip, names) if line)}
     if not wanted:
         raise ValueError("only must name a video, got an empty list")
-    return [there.get(name, Found(name, name, problem="is listed, and not there")) for name in wanted]
+    return list(wanted.values())
 
 
-def _listed(line: str, there: dict[str, Found]) -> str:
-    """The name of the video that a line of a list means."""
+def _listed(line: str, there: dict[str, Found]) -> Found:
+    """The video that a line of a list means: as it says, or, if there is none, straight in the root."""
     labelled = _LABELLED.fullmatch(line)
     forms = [posixpath.normpath(form.replace(os.sep, "/")) for form in (line, *([labelled[1]] if labelled else []))]
-    candidates = [name for form in forms for name in (form, _without_suffix(form))]
-    return next((name for name in candidates if name in there), candidates[-1])
+    names = [name for form in forms for name in (form, _without_suffix(form))]
+    for name in (*names, *map(posixpath.basename, names)):
+        if (video := there.get(name.casefold())) is not None:
+            return video
+    return Found(names[-1], names[-1], problem="is listed, and not there")
 
 
 def _local(root: str) -> Iterator[Found]:

@@ -141,10 +141,12 @@ class Extraction:
         self.close()
 
     def close(self) -> None:
-        if self._shards is not None:
-            self._shards.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._manifest.close()
+        try:
+            if self._shards is not None:
+                self._shards.close()  # on a full disk this fails, too
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._manifest.close()
 
     def run(self, workers: int | None = None, ray: str | None = None) -> Iterator[Entry]:
         """Do what is left; yields the entry of every video as it is written to the manifest, failed ones among them."""
