@@ -24,8 +24,8 @@ import dynpool
 from dynpool.data import VideoDataset, class_folders
 from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
+from dynpool.extract.making import Work
 from dynpool.extract.manifest import NAME, Entry, Manifest
-from dynpool.extract.run import _Work
 from dynpool.extract.shards import Shards
 from dynpool.extract.workers import DIED, in_processes
 from dynpool.images import Recipe
@@ -230,7 +230,7 @@ def test_a_full_disk_ends_the_run(dataset, out, monkeypatch):
     monkeypatch.setattr(
         "dynpool.extract.run.in_processes", lambda work, items, *_: ((item, work(item)) for item in items)
     )
-    monkeypatch.setattr("dynpool.extract.run.write_pictures", _no_space)
+    monkeypatch.setattr("dynpool.extract.making.write_pictures", _no_space)
     with pytest.raises(OSError, match="out cannot be written: No space left on device"):
         extract(dataset, out)
     assert lines(out)[1:] == []
@@ -547,9 +547,9 @@ def test_a_script_without_a_guard_is_told_so(dataset, out, tmp_path, fed):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers")
 def test_a_file_system_that_does_not_answer_is_given_up(monkeypatch, tmp_path):
-    monkeypatch.setattr("dynpool.extract.run._GRACE", 0.1)
-    monkeypatch.setattr("dynpool.extract.run.Pictures", lambda *_: time.sleep(600))
-    work = _Work(Recipe(timeout=0.2), None, tmp_path, tmp_path)
+    monkeypatch.setattr("dynpool.extract.making._GRACE", 0.1)
+    monkeypatch.setattr("dynpool.extract.making.Pictures", lambda *_: time.sleep(600))
+    work = Work(Recipe(timeout=0.2), None, tmp_path, tmp_path)
     assert work(Found("a", "s3://bucket/a.mkv")).failed == "takes longer than timeout = 0.2 s"
 
 

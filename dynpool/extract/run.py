@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from .._version import __version__
 from ..decoder import cores
-from ..files import TimeLimit, failure
-from ..images import Pictures, Recipe
+from ..images import Recipe
 from ..video import check_count
-from ..writing import Job, save, write_pictures
 from .finding import Found, chosen, find
+from .making import Outcome, Work, job_of
 from .manifest import Entry, Manifest
 from .shards import Shards
 from .workers import in_processes, on_ray
 
 _MEGABYTE = 10**6
 _SCRATCH = ".dynpool-extract"  # the folder of what is not yet whole
-_FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # what would fail one video after the other
-_GRACE = 1.0  # seconds
 _NOT_IN_IMAGES = "timeout", "device", "starts"  # fields of a recipe that images do not depend on
 
 
@@ -157,12 +148,16 @@ class Extraction:
         wanted = [video for video in self._wanted if self._done(video) is None]
         for video in wanted:
             if video.problem is not None:
-                yield self._recorded(video, _Outcome(failed=video.problem))
+                yield self._recorded(video, Outcome.failure(video.problem))
         videos = [video for video in wanted if video.problem is None]
-        work = _Work(self._recipe, self._jpeg, None if self._in_shards else self._out, self._scratch)
+        work = Work(self._recipe, self._jpeg, None if self._in_shards else self._out, self._scratch)
         if videos:
             count = min(workers or cores(), len(videos))
-            results = on_ray(work, videos, ray, _failed) if ray else in_processes(work, videos, count, _failed)
+            results = (
+                on_ray(work, videos, ray, Outcome.failure)
+                if ray
+                else in_processes(work, videos, count, Outcome.failure)
+            )
             with closing(results):
                 for video, outcome in results:
                     yield self._recorded(video, outcome)
@@ -187,11 +182,11 @@ class Extraction:
             return entry if self._shards.holds(entry) else None
         if video.problem is not None or entry.version != video.version:
             return None
-        job = _job(video, self._out, self._jpeg)
+        job = job_of(video, self._out, self._jpeg)
         windows = range(entry.images) if self._recipe.window is not None else [None]
         return entry if all(job.path(index).is_file() for index in windows) else None
 
-    def _recorded(self, video: Found, outcome: _Outcome) -> Entry:
+    def _recorded(self, video: Found, outcome: Outcome) -> Entry:
         if outcome.errno:
             raise OSError(outcome.errno, f"out cannot be written: {os.strerror(outcome.errno)}", str(self._out))
         entry = outcome.entry(video)
@@ -232,100 +227,3 @@ def _make_folder(out: Path) -> None:
 def _suffixes(count: int, windows: bool, jpeg: int | None) -> list[str]:
     suffix = "png" if jpeg is None else "jpg"
     return [f"{index:04d}.{suffix}" for index in range(count)] if windows else [suffix]
-
-
-# --- in a worker ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker made of a video; pictures are files that it has not written; errno is why it could write none."""
-
-    images: int = 0
-    frames: int = 0
-    damaged: int = 0
-    width: int = 0
-    height: int = 0
-    failed: str | None = None
-    pictures: list[bytes] | None = None
-    errno: int = 0
-
-    def entry(self, video: Found) -> Entry:
-        fields = {key: value for key, value in vars(self).items() if key not in ("pictures", "errno")}
-        return Entry(video.name, video.version, **fields)
-
-
-def _failed(reason: str) -> _Outcome:
-    return _Outcome(failed=reason)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The images of a video: into the folder, or, without one, handed back."""
-
-    recipe: Recipe
-    jpeg: int | None
-    folder: Path | None
-    scratch: Path
-
-    def __call__(self, video: Found) -> _Outcome:
-        torch.set_num_threads(1)  # its siblings have the other cores
-        try:
-            with _ended_after(self.recipe.timeout, video.path):
-                return self._made(video)
-        except Exception as error:  # whatever goes wrong with one video, the others are done
-            if isinstance(error, OSError) and error.errno in _FULL:
-                return _Outcome(errno=error.errno)
-            return _failed(failure(error))
-
-    def _made(self, video: Found) -> _Outcome:
-        pictures = Pictures(video.path, self.recipe)
-        if self.folder is None:
-            data, (width, height) = _as_bytes(pictures, self.jpeg)
-            return _Outcome(len(data), *pictures.account, width, height, pictures=data)
-        job, windows = _job(video, self.folder, self.jpeg), self.recipe.window is not None
-        job.folder.mkdir(parents=True, exist_ok=True)
-        paths, (width, height) = write_pictures(pictures, job, windows, self.jpeg, self.scratch)
-        if windows:
-            _remove_from(len(paths), job)
-        return _Outcome(len(paths), *pictures.account, width, height)
-
-
-@contextmanager
-def _ended_after(timeout: float | None, source: str) -> Iterator[None]:
-    """VideoError some time after reading should have noticed: a file system may not answer."""
-    if timeout is None or not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        raise TimeLimit(source, timeout).exceeded()
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, timeout + _GRACE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _remove_from(index: int, job: Job) -> None:
-    """Images of more windows, which the video had when it was another."""
-    while (path := job.path(index)).is_file():
-        path.unlink()
-        index += 1
-
-
-def _as_bytes(pictures: Pictures, jpeg: int | None) -> tuple[list[bytes], tuple[int, int]]:
-    data, size = [], (0, 0)
-    for pixels in pictures:
-        file = io.BytesIO()
-        size = save(pixels, file, jpeg)
-        data.append(file.getvalue())
-    return data, size
-
-
-def _job(video: Found, out: Path, jpeg: int | None) -> Job:
-    place = out / video.name
-    return Job(video.path, place.parent, place.name, ".png" if jpeg is None else ".jpg")

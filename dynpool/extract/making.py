@@ -1,0 +1,117 @@
+"""From a video to files of its dynamic images: what a worker does."""
+
+from __future__ import annotations
+
+import errno
+import io
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..files import TimeLimit, failure
+from ..images import Pictures, Recipe
+from ..writing import Job, save, write_pictures
+from .finding import Found
+from .manifest import Entry
+
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # what would fail one video after the other
+_GRACE = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker made of a video; pictures are files that it has not written; errno is why it could write none."""
+
+    images: int = 0
+    frames: int = 0
+    damaged: int = 0
+    width: int = 0
+    height: int = 0
+    failed: str | None = None
+    pictures: list[bytes] | None = None
+    errno: int = 0
+
+    @classmethod
+    def failure(cls, reason: str) -> Outcome:
+        return cls(failed=reason)
+
+    def entry(self, video: Found) -> Entry:
+        fields = {key: value for key, value in vars(self).items() if key not in ("pictures", "errno")}
+        return Entry(video.name, video.version, **fields)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The images of a video: into the folder, or, without one, handed back."""
+
+    recipe: Recipe
+    jpeg: int | None
+    folder: Path | None
+    scratch: Path
+
+    def __call__(self, video: Found) -> Outcome:
+        torch.set_num_threads(1)  # its siblings have the other cores
+        try:
+            with _ended_after(self.recipe.timeout, video.path):
+                return self._made(video)
+        except Exception as error:  # whatever goes wrong with one video, the others are done
+            if isinstance(error, OSError) and error.errno in _FULL:
+                return Outcome(errno=error.errno)
+            return Outcome.failure(failure(error))
+
+    def _made(self, video: Found) -> Outcome:
+        pictures = Pictures(video.path, self.recipe)
+        if self.folder is None:
+            data, (width, height) = _as_bytes(pictures, self.jpeg)
+            return Outcome(len(data), *pictures.account, width, height, pictures=data)
+        job, windows = job_of(video, self.folder, self.jpeg), self.recipe.window is not None
+        job.folder.mkdir(parents=True, exist_ok=True)
+        paths, (width, height) = write_pictures(pictures, job, windows, self.jpeg, self.scratch)
+        if windows:
+            _remove_from(len(paths), job)
+        return Outcome(len(paths), *pictures.account, width, height)
+
+
+@contextmanager
+def _ended_after(timeout: float | None, source: str) -> Iterator[None]:
+    """VideoError some time after reading should have noticed: a file system may not answer."""
+    if timeout is None or not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise TimeLimit(source, timeout).exceeded()
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, timeout + _GRACE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _remove_from(index: int, job: Job) -> None:
+    """Images of more windows, which the video had when it was another."""
+    while (path := job.path(index)).is_file():
+        path.unlink()
+        index += 1
+
+
+def _as_bytes(pictures: Pictures, jpeg: int | None) -> tuple[list[bytes], tuple[int, int]]:
+    data, size = [], (0, 0)
+    for pixels in pictures:
+        file = io.BytesIO()
+        size = save(pixels, file, jpeg)
+        data.append(file.getvalue())
+    return data, size
+
+
+def job_of(video: Found, out: Path, jpeg: int | None) -> Job:
+    place = out / video.name
+    return Job(video.path, place.parent, place.name, ".png" if jpeg is None else ".jpg")
