@@ -60,6 +60,24 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture
+def processes():
+    """Asked for by tests that are to work in processes of their own, which take seconds to start; others do not."""
+
+
+@pytest.fixture(autouse=True)
+def at_once(request, monkeypatch):
+    if "processes" in request.fixturenames:
+        yield
+        return
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(
+        "dynpool.extract.run.in_processes", lambda work, items, *_: ((item, work(item)) for item in items)
+    )
+    yield
+    torch.set_num_threads(threads)
+
+
 def written(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
@@ -92,7 +110,7 @@ def run(*arguments, code=0):
 # --- folders of images ----------------------------------------------------------------------------------------------
 
 
-def test_images_lie_as_the_videos_do(dataset, out):
+def test_images_lie_as_the_videos_do(dataset, out, processes):
     report = extract(dataset, out)
     assert sorted(report.done) == ["run/a", "run/b", "walk/c"]
     assert (report.before, report.failed) == ({}, {})
@@ -667,7 +685,7 @@ def test_ray_does_the_same(dataset, out, tmp_path, monkeypatch):
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_did(dataset, out):
+def test_the_command_says_what_it_did(dataset, out, processes):
     (dataset / "run/bad.mkv").write_bytes(b"no video")
     (dataset / "run/hurt.mp4").write_bytes(clips.damaged(clips.random_frames(7, 16, 24), 2))
     result = run(dataset, "-o", out, "--window", 3, "--stride", 2, code=1)
