@@ -170,6 +170,14 @@ def test_a_single_failure_is_exit_code_1(here):
     assert files(here) == []
 
 
+def test_names_are_shown_with_escapes(here):
+    name = "[red]\n\x1b[2J\udcff.mkv"
+    clips.write(here / name, FRAMES)
+    assert "[red]\\n\\x1b[2J\\udcff.mkv -> [red]" in run("image", name).output
+    (here / name).write_bytes(b"no video")
+    assert "[red]\\n\\x1b[2J\\udcff.mkv: FAILED" in run("image", name, code=1).output
+
+
 def test_unexpected_errors_fail_one_video_only(clip, here, monkeypatch):
     clips.write(here / "zebra.mkv", FRAMES)
     make = cli.Pictures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import clips
 import pytest
@@ -366,6 +367,15 @@ def test_the_groups_of_hmdb51_are_what_stands_before_the_class():
     halves = [hmdb51_entries(LISTS / "hmdb51", 1, half)[0] for half in ("train", "test")]
     for entry in (*halves[0], *halves[1]):
         assert re.search(GROUPS["hmdb51"], entry.stem)[1] == entry.stem.rpartition(f"_{entry.folder}_")[0]
+
+
+def test_numbers_that_a_name_of_its_own_ends_in_are_no_windows(tmp_path):
+    names = [f"run/id_{start:06d}_{start + 10:06d}.png" for start in (0, 10)]  # as Kinetics calls its clips
+    touch(tmp_path, *names, "jump/a.png", "jump/b.png")
+    videos = class_folders(tmp_path, test_fraction=0.5), class_folders(tmp_path, subset="test", test_fraction=0.5)
+    found = {video.path: video.name for listing in videos for video in listing if video.name.startswith("run")}
+    assert found == {str(tmp_path / name): name.removesuffix(".png") for name in names}
+    assert all(pictures_of(path) == [Path(path)] for path in found)
 
 
 def test_pictures_stand_for_videos(tmp_path):
