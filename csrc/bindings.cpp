@@ -227,11 +227,12 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     require(sums && rgb, kNull);
     (doubles ? make_rgb<double> : make_rgb<float>)(layout, sums, total, rgb);
   });
-  cpu.def("stretch", [](Address x, int64_t n, float least_span, Address out) {
-    require(n > 0 && x && out, kNull);
+  cpu.def("stretch", [](Address x, int64_t channels, int64_t pixels, float least_span, bool interleaved, Address out) {
+    require(channels > 0 && pixels > 0 && x && out, kNull);
+    require(!interleaved || channels == 3, "three channels are interleaved, and no other number");
     const py::gil_scoped_release unlocked;
-    const auto values = static_cast<const float*>(pointer(x));
-    return dynpool::cpu::stretch(values, n, least_span, static_cast<uint8_t*>(pointer(out)));
+    return dynpool::cpu::stretch({static_cast<const float*>(pointer(x)), channels, pixels, least_span, interleaved,
+                                  static_cast<uint8_t*>(pointer(out))});
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);
   cpu.def("limit_instruction_set", &dynpool::cpu::limit_instruction_set, py::arg("limit").none(true));

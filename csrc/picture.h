@@ -17,13 +17,21 @@ struct PlaneSums {
   T* rgb = nullptr;
 };
 
+// x [channels, pixels] -> out [channels, pixels] or, of three channels that are to be interleaved, [pixels, channels]:
+// 255 (x - low) / (high - low), rounded to nearest, ties to even. False, and nothing written, unless all differences are
+// finite and high - low > least_span ≥ 0.
+struct Stretch {
+  const float* x = nullptr;
+  int64_t channels = 0, pixels = 0;
+  float least_span = 0;
+  bool interleaved = false;
+  uint8_t* out = nullptr;
+};
+
 namespace cpu {
 void make_rgb(const PlaneSums<float>& p);
 void make_rgb(const PlaneSums<double>& p);
-
-// out[i] = 255 (x[i] - low) / (high - low), rounded to nearest, ties to even. False, and nothing written, unless all
-// differences are finite and high - low > least_span ≥ 0.
-bool stretch(const float* x, int64_t n, float least_span, uint8_t* out);
+bool stretch(const Stretch& s);
 }  // namespace cpu
 
 }  // namespace dynpool

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -233,7 +234,8 @@ def _process(job: Job, recipe: Recipe) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
     _check_folder(job.video)
-    pictures = Pictures(sys.stdin.buffer if job.video == "-" else job.video, recipe)
+    video = sys.stdin.buffer if job.video == "-" else job.video
+    pictures = Pictures(video, replace(recipe, interleaved=True))
     paths, (width, height) = write_pictures(pictures, job, windows=recipe.window is not None)
     seconds = time.perf_counter() - start
     num_frames, damage = pictures.account

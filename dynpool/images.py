@@ -205,6 +205,7 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
 class Recipe:
     """The keywords of `dynamic_images`; without a window, one image for the video.
 
+    interleaved: images lie in memory as [H, W, 3], which is how they are written and scaled, instead of [3, H, W].
     starts: of a video of so many frames, the first frames of the windows that are wanted, ascending, instead of one
     every `stride`; none behind one that reaches the end of the video.
     """
@@ -222,6 +223,7 @@ class Recipe:
     resize_first: bool = False
     timeout: float | None = None
     device: torch.device | str | None = None
+    interleaved: bool = False
     starts: Starts | None = None
 
     def check(self) -> slice:
@@ -246,7 +248,8 @@ class Recipe:
             pooled = pooled.square() if self.nonlinearity == "sqrt" else pooled
             pooled = pooled.round_().clamp_(0, 255).to(torch.uint8)
         scaled = pooled if self.resize_first else resized(pooled, self.size)
-        return (to_image(scaled) if self.method in ("approx", "exact") else scaled).contiguous()
+        image = to_image(scaled) if self.method in ("approx", "exact") else scaled
+        return image.permute(1, 2, 0).contiguous().permute(2, 0, 1) if self.interleaved else image.contiguous()
 
 
 class Account(NamedTuple):
@@ -450,7 +453,7 @@ def _picture(pooled: Tensor, recipe: Recipe) -> Tensor:
     """
     if recipe.method != "approx":
         return recipe.picture(pooled)
-    if recipe.size is None and (image := ops.stretch(pooled, _NEARLY_STILL)) is not None:
+    if recipe.size is None and (image := ops.stretch(pooled, _NEARLY_STILL, recipe.interleaved)) is not None:
         return image
     return recipe.picture(pooled if _moves(pooled) else pooled.where(pooled.abs() > _ROUNDING[recipe.nonlinearity], 0))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -784,19 +783,22 @@ def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> T
     return rgb
 
 
-def stretch(values: Tensor, least_span: float = 0.0) -> Tensor | None:
-    """Each image [C, H, W] of the last dimensions scaled from [min, max] to 0 … 255, as uint8; None where it is for
-    torch: on other devices, in other dtypes, or where a difference is not finite; and where max - min ≤ least_span.
+def stretch(values: Tensor, least_span: float = 0.0, interleaved: bool = False) -> Tensor | None:
+    """Each image [C, H, W] of the last dimensions scaled from [min, max] to 0 … 255, as uint8; with `interleaved`, of
+    three channels, in the memory layout [H, W, C]. None where it is for torch: on other devices, in other dtypes, or
+    where a difference is not finite; and where max - min ≤ least_span.
     """
     ordinary = type(values) is Tensor and values.is_cpu and values.dtype == torch.float32
     if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
         return None
-    images = torch.empty(values.shape, dtype=torch.uint8)
-    size = math.prod(values.shape[-3:])
-    for first in range(0, values.numel(), size):
-        if not extension.cpu.stretch(values.data_ptr() + 4 * first, size, least_span, images.data_ptr() + first):
+    *batch, channels, height, width = values.shape
+    images = torch.empty((*batch, height, width, channels) if interleaved else values.shape, dtype=torch.uint8)
+    pixels = height * width
+    for first in range(0, values.numel(), channels * pixels):
+        x, out = values.data_ptr() + 4 * first, images.data_ptr() + first
+        if not extension.cpu.stretch(x, channels, pixels, least_span, interleaved, out):
             return None
-    return images
+    return images.movedim(-1, -3) if interleaved else images
 
 
 def _extension() -> ModuleType:

@@ -188,10 +188,11 @@ class Windows:
         """starts: ascending, as many as there may be. weights: of the window's frames; None takes maxima."""
         self._pool, self._window, self._starts, self._weights = pool, window, starts, weights
         self._open: dict[int, Tensor] = {}  # by start
+        self._free: list[Tensor] = []  # to be written again: fresh memory is slow
         self._count = self._reached = 0  # frames so far, and the end of the last whole window
 
     def take(self, frames: Sequence[Any]) -> Iterator[Tensor]:
-        """Yields the sums of the windows that these frames end, in order."""
+        """Yields the sums of the windows that these frames end, in order: use each before the next is asked for."""
         first, end = self._count, self._count + len(frames)
         # Those that have a frame in [first, end).
         starts = self._starts[
@@ -202,7 +203,10 @@ class Windows:
         for start in starts:
             if start + self._window <= end:
                 self._reached = start + self._window
-                yield self._open.pop(start)
+                row = self._open.pop(start)
+                yield row
+                if self._weights:
+                    self._free.append(row)
 
     def finish(self, last: Any) -> Iterator[Tensor]:
         """Yields the sum of the window that the end of the video cuts short, unless one before reaches the end."""
@@ -215,7 +219,7 @@ class Windows:
     def _add(self, frames: Sequence[Any], first: int, starts: Sequence[int]) -> None:
         fresh = [start not in self._open for start in starts]
         for start in itertools.compress(starts, fresh):
-            self._open[start] = self._pool.zeros(torch.uint8) if self._weights is None else self._pool.empty()
+            self._open[start] = self._empty()
         if self._weights is None:
             for start in starts:
                 inside = frames[max(start - first, 0) : max(start + self._window - first, 0)]
@@ -224,6 +228,11 @@ class Windows:
             numbers = range(first, first + len(frames))
             weights = [[self._weights[t - s] if 0 <= t - s < self._window else 0.0 for t in numbers] for s in starts]
             self._pool.add(frames, [self._open[start] for start in starts], weights, fresh=fresh)
+
+    def _empty(self) -> Tensor:
+        if self._weights is None:
+            return self._pool.zeros(torch.uint8)
+        return self._free.pop() if self._free else self._pool.empty()
 
 
 class Endless:

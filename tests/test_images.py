@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import clips
 import numpy as np
@@ -320,6 +321,20 @@ def test_pictures_are_the_images_one_by_one(method, tmp_path):
     images, *account = make_images(tmp_path / "clip.mp4", recipe)
     assert torch.equal(torch.stack(list(pictures)), images)
     assert list(pictures.account) == account == [39, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 16}, {"size": 16, "resize_first": True}], ids=str)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
+def test_interleaved_pictures_differ_in_memory_only(method, turned, options, tmp_path):
+    mp4 = clips.encoded(clips.random_frames(19), codec="png", pix_fmt="rgb24", format="mp4")
+    (tmp_path / "clip.mp4").write_bytes(clips.with_display_matrix(mp4, 0, -1, 1, 0) if turned else mp4)
+    recipe = Recipe(method, window=9, stride=4, **options)
+    plain = list(Pictures(tmp_path / "clip.mp4", recipe))
+    interleaved = list(Pictures(tmp_path / "clip.mp4", replace(recipe, interleaved=True)))
+    assert torch.equal(torch.stack(interleaved), torch.stack(plain))
+    assert all(image.is_contiguous() for image in plain)
+    assert all(image.permute(1, 2, 0).is_contiguous() for image in interleaved)
 
 
 def test_pictures_come_as_their_windows_end(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 // Pictures of pooled values (csrc/picture.h).
 #include "../picture.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -53,12 +54,34 @@ void make_rgb_of(const PlaneSums<T>& p) {
   }
 }
 
+uint8_t stretched(float x, float low, float span) {
+  return static_cast<uint8_t>(static_cast<int>(std::rint((x - low) / span * 255)));
+}
+
+void interleave(const Stretch& s, float low, float span) {
+  constexpr int64_t kBlock = 256;
+  uint8_t planes[3][kBlock];
+  for (int64_t first = 0; first < s.pixels; first += kBlock) {
+    const int64_t n = std::min(kBlock, s.pixels - first);
+    for (int64_t c = 0; c < 3; ++c) {
+      const float* x = s.x + c * s.pixels + first;
+      for (int64_t i = 0; i < n; ++i) planes[c][i] = stretched(x[i], low, span);
+    }
+    uint8_t* __restrict out = s.out + 3 * first;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t c = 0; c < 3; ++c) out[3 * i + c] = planes[c][i];
+  }
+}
+
 }  // namespace
 
 void make_rgb(const PlaneSums<float>& p) { make_rgb_of(p); }
 void make_rgb(const PlaneSums<double>& p) { make_rgb_of(p); }
 
-bool stretch(const float* x, int64_t n, float least_span, uint8_t* out) {
+bool stretch(const Stretch& s) {
+  const float* x = s.x;
+  uint8_t* out = s.out;
+  const int64_t n = s.channels * s.pixels;
   constexpr int64_t kLanes = 64;  // independent, so that they may be vectors
   float low[kLanes], high[kLanes], wrong[kLanes];
   for (int64_t k = 0; k < kLanes; ++k) {
@@ -80,8 +103,11 @@ bool stretch(const float* x, int64_t n, float least_span, uint8_t* out) {
     wrong[0] += wrong[k];
   }
   const float least = low[0], span = high[0] - least;
-  if (!std::isfinite(span + wrong[0]) || span <= least_span) return false;
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<uint8_t>(static_cast<int>(std::rint((x[i] - least) / span * 255)));
+  if (!std::isfinite(span + wrong[0]) || span <= s.least_span) return false;
+  if (s.interleaved)
+    interleave(s, least, span);
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = stretched(x[i], least, span);
   return true;
 }
 

@@ -18,7 +18,7 @@ namespace dynpool {
   void solve(const SolverParams& p, int64_t clip);        \
   void make_rgb(const PlaneSums<float>& p);               \
   void make_rgb(const PlaneSums<double>& p);              \
-  bool stretch(const float* x, int64_t n, float least_span, uint8_t* out); \
+  bool stretch(const Stretch& s);                         \
   }
 DYNPOOL_DECLARE(baseline)
 #ifdef DYNPOOL_X86
@@ -213,9 +213,7 @@ void solve(const SolverParams& p, int num_threads) {
 
 void make_rgb(const PlaneSums<float>& p) { DYNPOOL_CALL(make_rgb, p); }
 void make_rgb(const PlaneSums<double>& p) { DYNPOOL_CALL(make_rgb, p); }
-bool stretch(const float* x, int64_t n, float least_span, uint8_t* out) {
-  return DYNPOOL_CALL(stretch, x, n, least_span, out);
-}
+bool stretch(const Stretch& s) { return DYNPOOL_CALL(stretch, s); }
 
 const char* instruction_set() { return kNames[static_cast<int>(chosen)]; }
 

@@ -222,24 +222,35 @@ void test_rgb() {
 
 void test_stretch() {
   Random random(5);
-  for (int64_t n : {1, 2, 63, 64, 65, 1000}) {
+  for (int64_t n : {1, 2, 63, 64, 65, 1000, 3, 3 * 255, 3 * 256, 3 * 1021}) {
     const Guarded x(n * sizeof(float), true), out(n, true);
     float* values = x.as<float>();
     uint8_t* image = out.as<uint8_t>();
+    const auto stretch = [&](float least_span, bool interleaved = false) {
+      const int64_t channels = interleaved ? 3 : 1;
+      return cpu::stretch({values, channels, n / channels, least_span, interleaved, image});
+    };
     for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(random() % 511) - 200;
     values[0] = -200;
     if (n > 1) values[n - 1] = 310;
-    CHECK(!cpu::stretch(values, n, 510, image), "stretch of %d, too narrow", int(n));
-    CHECK(cpu::stretch(values, n, 509, image) == (n > 1), "stretch of %d", int(n));
+    CHECK(!stretch(510), "stretch of %d, too narrow", int(n));
+    CHECK(stretch(509) == (n > 1), "stretch of %d", int(n));
     for (int64_t i = 0; n > 1 && i < n; ++i) {
       const int want = static_cast<int>(std::nearbyint((values[i] + 200) / 510 * 255));
       CHECK(image[i] == want, "stretch of %d, at %d: %d, want %d", int(n), int(i), image[i], want);
+    }
+    if (n % 3 == 0) {
+      CHECK(stretch(509, true), "stretch of %d, interleaved", int(n));
+      for (int64_t i = 0; i < n; ++i) {
+        const int want = static_cast<int>(std::nearbyint((values[i % 3 * (n / 3) + i / 3] + 200) / 510 * 255));
+        CHECK(image[i] == want, "stretch of %d, interleaved, at %d: %d, want %d", int(n), int(i), image[i], want);
+      }
     }
     for (int64_t i : {int64_t{0}, n / 2, n - 1})
       for (float wrong : {NAN, INFINITY, -INFINITY}) {
         const float right = values[i];
         values[i] = wrong;
-        CHECK(!cpu::stretch(values, n, 0, image), "stretch of %d: %g at %d went unseen", int(n), double(wrong), int(i));
+        CHECK(!stretch(0), "stretch of %d: %g at %d went unseen", int(n), double(wrong), int(i));
         values[i] = right;
       }
   }

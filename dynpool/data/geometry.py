@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from ..video import Size, check_reading, read_clip
+from ..video import Size, Video, check_reading, read_clip
 from .sampling import Random
 
 Crop = Literal["centre", "random"]
@@ -59,8 +59,8 @@ class Geometry:
         """The same with the crop in the centre, and no flip: for testing."""
         return replace(self, crop="centre", flip=False, min_scale=1.0)
 
-    def scale(self, frames: Tensor) -> Tensor:
-        """uint8 [T, 3, H, W] scaled as the crop wants them."""
+    def scale(self, frames: Video) -> Tensor:
+        """Frames or pictures, as `read_clip` takes them, scaled as the crop wants them: uint8 [T, 3, H, W]."""
         return read_clip(frames, size=self.scaled).frames
 
     def __call__(self, frames: Tensor, random: Random) -> Tensor:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ..decoder import warn_of_damage
 from ..files import VideoError
-from ..images import Method, Recipe, Starts, make_images
+from ..images import Method, Pictures, Recipe, Starts
 from ..pooling import Nonlinearity
-from ..video import read_clip
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
@@ -100,7 +99,7 @@ class DynamicImages:
             def chosen(count: int) -> list[int]:
                 return sampling.chosen_starts(count, np.random.default_rng(seed))
 
-            return self.geometry.scale(self._pool(path, sampling, backwards, chosen if sampling.chooses else None))
+            return self._pool(path, sampling, backwards, chosen if sampling.chooses else None)
         offset = 0
         if sampling.jitter:
             count = _kept(self.cache, ("count", path), lambda: torch.tensor(count_of(path)))
@@ -108,7 +107,7 @@ class DynamicImages:
 
         def make() -> Tensor:
             starts = (lambda count: sampling.starts(count, min(offset, max(count - 1, 0)))) if offset else None
-            return self.geometry.scale(self._pool(path, sampling, backwards, starts))
+            return self._pool(path, sampling, backwards, starts)
 
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
         images = _kept(self.cache, ("dynamic images", path, *windows), make)
@@ -120,18 +119,19 @@ class DynamicImages:
             frames = read_frames(path)
             frames = frames.flip(0) if backwards else frames
             video = _flow(frames, path) if self.flow else frames
-        options = self.pooling.options()
+        options = {**self.pooling.options(), "interleaved": True}
         if self.flow:
             options["nonlinearity"] = "identity"
         if sampling.window is not None:
             options.update(window=sampling.window, stride=sampling.step, starts=starts)
-        made = make_images(video, Recipe(**options))
-        warn_of_damage(path, made.damaged)
-        return made.images
+        pictures = Pictures(video, Recipe(**options))
+        images = self.geometry.scale(pictures)
+        warn_of_damage(path, pictures.account.damaged)
+        return images
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Pictures made before, such as by `dynpool image`: <video>.png, or <video>_0000.png, <video>_0001.png, …"""
 
     geometry: Geometry
@@ -140,8 +140,7 @@ class Pictures:
         paths = pictures_of(path)
         if not paths:
             raise VideoError(path, "is no picture; source 'images' wants <video>.png or <video>_0000.png, …")
-        pictures = [_picture(paths[index]) for index in sampling.kept(len(paths), random)]
-        return self.geometry.scale(read_clip(pictures).frames)
+        return self.geometry.scale(_picture(paths[index]) for index in sampling.kept(len(paths), random))
 
 
 def make_source(
@@ -161,7 +160,7 @@ def make_source(
     if name == "frames":
         return Frames(geometry, cache)
     if name == "images":
-        return Pictures(geometry)
+        return Images(geometry)
     if name == "flow" and geometry.flip:
         raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
     return DynamicImages(geometry, cache, pooling, flow=name == "flow")

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,7 +65,7 @@ class Work:
             return Outcome.failure(failure(error))
 
     def _made(self, video: Found) -> Outcome:
-        pictures = Pictures(video.path, self.recipe)
+        pictures = Pictures(video.path, replace(self.recipe, interleaved=True))
         if self.folder is None:
             data, (width, height) = _as_bytes(pictures, self.jpeg)
             return Outcome(len(data), *pictures.account, width, height, pictures=data)
