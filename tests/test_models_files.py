@@ -138,8 +138,8 @@ def test_exported_programs_take_other_batches(options, lengths):
     assert model.training
     model.eval()
     video = videos(9, 9, 9, dtype=torch.uint8)
-    given = {} if lengths is None else {"lengths": torch.tensor(lengths)}
-    torch.testing.assert_close(program.module()(video=video, **given), model(video, lengths), rtol=1e-5, atol=1e-5)
+    given = () if lengths is None else (torch.tensor(lengths),)
+    torch.testing.assert_close(program.module()(video, *given), model(video, lengths), rtol=1e-5, atol=1e-5)
 
 
 def test_exported_programs_go_through_files(tmp_path):
@@ -152,7 +152,7 @@ def test_exported_programs_go_through_files(tmp_path):
     program = torch.export.load(path, extra_files=beside).module()
     assert ModelConfig.from_dict(json.loads(beside["dynpool.model"])) == model.config
     video = videos(6, 6, dtype=torch.uint8)
-    torch.testing.assert_close(program(video=video), model(video), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(program(video), model(video), rtol=1e-5, atol=1e-5)
 
 
 def test_programs_that_hold_no_model(tmp_path):

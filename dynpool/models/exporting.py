@@ -29,7 +29,8 @@ def export(
         lengths: whether the program takes lengths.
         dynamic: leave B and T open.
 
-    The program calls dynpool's operation: import dynpool before `torch.export.load`.
+    Called as the model is, `program.module()(video)` or `(video, lengths)`; these are no keywords there. The program
+    calls dynpool's operation: import dynpool before `torch.export.load`.
 
     Raises:
         ValueError: the model has exact rank pooling, or too few frames.
@@ -40,7 +41,7 @@ def export(
     shapes = _shapes(model, lengths) if dynamic else None
     try:
         with torch.no_grad():
-            return torch.export.export(model.eval(), (), example, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(model.eval(), example, dynamic_shapes=shapes, strict=False)
     finally:
         model.train(training)
 
@@ -112,10 +113,10 @@ def _check(model: VideoModel, num_frames: int) -> None:
         raise ValueError(f"num_frames must be at least {least}, got {num_frames}")
 
 
-def _example(model: VideoModel, num_frames: int, size: int | None, lengths: bool) -> dict[str, Tensor]:
+def _example(model: VideoModel, num_frames: int, size: int | None, lengths: bool) -> tuple[Tensor, ...]:
     side, device = model.size if size is None else size, next(model.parameters()).device
-    example = {"video": torch.zeros(2, num_frames, 3, side, side, dtype=torch.uint8, device=device)}
-    return example | ({"lengths": torch.full((2,), num_frames, device=device)} if lengths else {})
+    video = torch.zeros(2, num_frames, 3, side, side, dtype=torch.uint8, device=device)
+    return (video, torch.full((2,), num_frames, device=device)) if lengths else (video,)
 
 
 def _shapes(model: VideoModel, lengths: bool) -> dict[str, Any]:
