@@ -107,7 +107,7 @@ END_TO_END = (
         "dynamic maps",
         "3",
         (*SMALL, "data.source=frames", "data.frames=8", "data.size=112", "data.resize=[112,112]", "data.batch_size=4",
-         "data.jitter=true", "model.layer=_blocks.4"),
+         "data.jitter=true", "model.layer=_blocks.4", "trainer.epochs=16"),
     ),
 )  # fmt: skip
 
