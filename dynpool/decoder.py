@@ -38,6 +38,7 @@ _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
 _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
+_MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
@@ -254,7 +255,13 @@ def _video_stream(container: Any, source: str) -> Any:
             codec = stream.codec_context
             if codec is None:
                 raise VideoError(source, "its codec is not known to FFmpeg, or not built in")
-            codec.thread_count, codec.thread_type = _decoding_threads((codec.width or 0) * (codec.height or 0)), "AUTO"
+            pixels = (codec.width or 0) * (codec.height or 0)
+            if pixels > _MAX_PIXELS:
+                raise VideoError(
+                    source, f"has frames of {codec.width} x {codec.height}: at most 2^27 pixels are decoded"
+                )
+            codec.options = {"max_pixels": str(_MAX_PIXELS)}  # of those that grow midway
+            codec.thread_count, codec.thread_type = _decoding_threads(pixels), "AUTO"
             return stream
     raise VideoError(source, f"has no video stream (format {container.format.name})")
 

@@ -35,6 +35,8 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
+# What Pillow raises for files that are no images, broken, or declare sizes beyond its limit.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SCALED_BYTES = 1 << 26  # of frames that are scaled at once
 
 
@@ -76,8 +78,8 @@ def read_clip(
         the clip is what remains. Of a folder: its images in the order of the numbers in their names.
 
     Raises:
-        VideoError: the file is no video, is empty, has no video stream, none of its frames can be decoded, or it takes
-            longer than `timeout`.
+        VideoError: the file is no video, is empty, has no video stream, none of its frames can be decoded, they are
+            larger than 2^27 pixels, or it takes longer than `timeout`.
         FileNotFoundError: there is no such file.
         ImportError: a URL is given and fsspec is missing.
         TypeError, ValueError: `video` is of no kind named above, or has no frames in [start:end]; or size, start, end,
@@ -345,7 +347,7 @@ def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
         try:
             with Image.open(os.path.join(folder, name)) as image:
                 upright = _rgb(ImageOps.exif_transpose(image))
-        except (OSError, SyntaxError, ValueError):  # what Pillow raises for files that are no images, or broken
+        except UNREADABLE:
             damaged += 1
             continue
         first = first or upright.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -77,6 +78,13 @@ def damaged(frames: npt.NDArray[np.uint8], *which: int) -> bytes:
     for index in which:
         mp4[starts[index] : starts[index] + 60] = bytes(60)
     return bytes(mp4)
+
+
+def declaring(png: bytes, width: int, height: int) -> bytes:
+    """A PNG file, or a video that begins with one, whose first header declares another size."""
+    start = png.index(b"IHDR")
+    header = b"IHDR" + struct.pack(">II", width, height) + png[start + 12 : start + 17]
+    return png[:start] + header + struct.pack(">I", zlib.crc32(header)) + png[start + 21 :]
 
 
 def fields() -> bytes:

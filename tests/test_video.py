@@ -558,6 +558,17 @@ def test_the_smallest_and_the_largest_frames(height, width):
     assert dynamic_image(video).shape == (3, height, width)
 
 
+def test_frames_too_large_to_be_meant():
+    with pytest.raises(VideoError, match=r"has frames of 12000 x 12001: at most 2\^27 pixels are decoded"):
+        read_clip(b"YUV4MPEG2 W12000 H12001 F25:1 C420jpeg\nFRAME\n")
+    frames = clips.random_frames(4)
+    mp4 = clips.encoded(frames, codec="png", pix_fmt="rgb24", format="mp4")
+    second = mp4.index(b"IHDR", mp4.index(b"IHDR") + 1)
+    clip = read_clip(mp4[:second] + clips.declaring(mp4[second:], 14000, 14000))
+    assert clip.damaged == 1
+    np.testing.assert_array_equal(clip.frames.permute(0, 2, 3, 1), frames[[0, 2, 3]])
+
+
 def test_an_unknown_codec():
     avi = clips.encoded(FRAMES, codec="mpeg4", pix_fmt="yuv420p", format="avi").replace(b"FMP4", b"\x01\x02\x03\x04")
     with pytest.raises(VideoError, match="its codec is not known to FFmpeg, or not built in"):
@@ -827,11 +838,13 @@ def test_a_folder_of_images(tmp_path):
     assert clip.damaged == 0
     assert torch.equal(read_clip(str(tmp_path), start=1, every=4).frames, frames[1::4])
     (tmp_path / "frame3.png").write_bytes(b"broken")
+    large = tmp_path / "frame5.png"
+    large.write_bytes(clips.declaring(large.read_bytes(), 20000, 20000))
     Image.new("RGB", (20, 12), (7, 7, 7)).save(tmp_path / "frame13.png")  # of another size
     clip = read_clip(tmp_path)
-    assert clip.damaged == 1
-    assert torch.equal(clip.frames[:11], frames[[0, 1, *range(3, 12)]])
-    assert torch.equal(clip.frames[11], torch.full((3, 6, 10), 7, dtype=torch.uint8))
+    assert clip.damaged == 2
+    assert torch.equal(clip.frames[:10], frames[[0, 1, 3, *range(5, 12)]])
+    assert torch.equal(clip.frames[10], torch.full((3, 6, 10), 7, dtype=torch.uint8))
     for start in (13, 99):
         with pytest.raises(VideoError, match=rf"start must be below the number of its images, 13, got {start}$"):
             read_clip(tmp_path, start=start)

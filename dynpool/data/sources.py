@@ -21,6 +21,7 @@ from ..decoder import warn_of_damage
 from ..files import VideoError
 from ..images import Method, Pictures, Recipe, Starts
 from ..pooling import Nonlinearity
+from ..video import UNREADABLE
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
@@ -179,7 +180,7 @@ def _picture(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for files that are no images, or broken
+    except UNREADABLE as error:
         raise VideoError(os.fspath(path), f"cannot be read as a picture: {error}") from error
 
 
