@@ -423,10 +423,74 @@ def test_shards_are_added_to(dataset, out):
         extract(dataset, out, shard_size=1)
 
 
+def pictures(listing) -> dict[str, torch.Tensor]:
+    dataset = VideoDataset(listing, source="images", size=None, on_error="raise")
+    return {video.name: dataset[index]["video"] for index, video in enumerate(listing)}
+
+
+@pytest.mark.filterwarnings("ignore:class .* has one group only")
+@pytest.mark.parametrize("options", [{}, WINDOWS, {**WINDOWS, "jpeg": 95}], ids=str)
+def test_a_network_trains_on_shards_as_on_folders(options, tmp_path, monkeypatch):
+    names = "run/a.mkv", "run/b.c%.mkv", "run/d_0001x.mkv", "walk/" + "long" * 30 + ".mkv", "walk/e.mkv", "walk/f.mkv"
+    videos = make_dataset(tmp_path / "videos", *names)
+    extract(videos, tmp_path / "folders", **options)
+    monkeypatch.setattr("dynpool.extract.run._MEGABYTE", 9000)  # two or three samples a shard
+    extract(videos, tmp_path / "shards", shard_size=1, **options)
+    assert len(list((tmp_path / "shards").glob("*.tar"))) > 1
+    for subset in ("train", "test"):
+        folders, shards = (class_folders(tmp_path / name, subset=subset) for name in ("folders", "shards"))
+        assert [(v.label, v.name) for v in shards] == [(v.label, v.name) for v in folders]
+        expected, found = pictures(folders), pictures(shards)
+        assert len(found) > 1
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.filterwarnings("ignore:class .* has one group only")
+def test_another_manifest_is_none_of_ours(dataset):
+    (dataset / NAME).write_text('{"some": "thing"}\n')
+    assert len(class_folders(dataset)) == 2
+
+
+@pytest.mark.filterwarnings("ignore:class .* has one group only")
+def test_of_a_video_that_was_made_again_a_network_sees_the_last(dataset, out):
+    extract(dataset, out, shard_size=1)
+    others = [line for line in (out / NAME).read_text().splitlines(keepends=True) if "run/b" not in line]
+    (out / NAME).write_text("".join(others))
+    clips.write(dataset / "run/b.mkv", clips.random_frames(5, 16, 24, 77))
+    extract(dataset, out, shard_size=1)
+    found = pictures(class_folders(out, subset="train")) | pictures(class_folders(out, subset="test"))
+    assert torch.equal(found["run/b"][0], dynpool.dynamic_image(dataset / "run/b.mkv"))
+    assert torch.equal(found["run/a"][0], dynpool.dynamic_image(dataset / "run/a.mkv"))
+
+
+@pytest.mark.filterwarnings("ignore:class .* has one group only")
+def test_samples_that_are_not_where_the_manifest_says(dataset, out):
+    extract(dataset, out, shard_size=1)
+    listing = class_folders(out, test_fraction=0.01)
+    assert listing[0].name == "run/b"
+    begin = next(entry["begin"] for entry in lines(out) if entry.get("video") == "run/b")
+    whole, shard = (out / "000000.tar").read_bytes(), out / "000000.tar"
+    for data, reason in (
+        (whole[1024:], "is not in its shard where manifest.jsonl says"),
+        (whole[: begin + 600], "cannot be read from its shard: unexpected end of data"),
+        (whole[: begin + 100], "is not in its shard where manifest.jsonl says"),
+        (whole[:begin], "is not in its shard where manifest.jsonl says"),
+        (b"\1" * len(whole), "is not in its shard where manifest.jsonl says"),
+    ):
+        shard.write_bytes(data)
+        item = VideoDataset(listing, source="images", size=8)[0]
+        assert item["video"] is None
+        assert reason in item["notices"][0].reason
+    shard.unlink()
+    assert "No such file" in VideoDataset(listing, source="images", size=8)[0]["notices"][0].reason
+    frames = VideoDataset(listing, size=8)[0]["notices"][0].reason
+    assert "source 'images' wants those" in frames
+
+
 def sample(shards: Shards, name: str, size: int = 700) -> Entry:
-    shard, end = shards.add(name, {"png": bytes(size)}, {}, None)
+    shard, begin, end = shards.add(name, {"png": bytes(size)}, {}, None)
     shards.recorded()
-    return Entry(name, "", images=1, shard=shard, end=end)
+    return Entry(name, "", images=1, shard=shard, begin=begin, end=end)
 
 
 def test_what_was_not_recorded_of_a_shard_is_cut_off(tmp_path):

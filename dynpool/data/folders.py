@@ -135,8 +135,7 @@ def _given(inner: Tree, outer: Tree, dataset: str, subset: Subset) -> Listing:
 
 def _classes(tree: Tree) -> list[str]:
     """Folders with a video in them."""
-    inside = (path.name for path in tree.root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = sorted(name for name in inside if any(map(is_video, tree.names(name).values())))
+    names = [name for name in tree.folders if any(map(is_video, tree.names(name).values()))]
     if not names:
         told = f"got {str(tree.root)!r}, which has no class: none of its folders holds a video"
         raise FileNotFoundError(f"root must be a folder of <class>/<video>, {told}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
+from .packed import Member, members_of, packed_videos
 
 Subset = Literal["train", "test"]
 PathLike = str | os.PathLike[str]
@@ -91,8 +92,9 @@ class Entry(NamedTuple):
 
 
 class Tree:
-    """The videos below a folder, <root>/<class>/<video> or <root>/<video>; each folder is read once, when it is asked
-    for. Letter case does not matter: UCF101 has HandstandPushups/v_HandStandPushups_g01_c01, and copies of it differ.
+    """The videos below a folder, <root>/<class>/<video> or <root>/<video>, or in its tar shards; each folder is read
+    once, when it is asked for. Letter case does not matter: UCF101 has HandstandPushups/v_HandStandPushups_g01_c01, and
+    copies of it differ.
     """
 
     def __init__(self, root: PathLike) -> None:
@@ -100,7 +102,15 @@ class Tree:
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder of videos, got {str(root)!r}, which is none")
         self._folders = {entry.name.casefold(): entry.path for entry in _scan(self.root) if entry.is_dir()}
+        self._packed: dict[str, list[str]] = {}
+        for folder, path in packed_videos(self.root):
+            self._packed.setdefault(folder, []).append(path)
         self._read: dict[str, dict[str, tuple[int, str]]] = {}
+
+    @property
+    def folders(self) -> list[str]:
+        """Names of the folders that may be classes."""
+        return sorted({*map(os.path.basename, self._folders.values()), *filter(None, self._packed)})
 
     def find(self, entry: Entry) -> str | None:
         """Path of a listed video, in its class's folder or straight in the root."""
@@ -118,7 +128,12 @@ class Tree:
         folder = folder.casefold()
         path = self._folders.get(folder) if folder else str(self.root)
         if folder not in self._read:
-            self._read[folder] = {} if path is None else _videos_in(Path(path))
+            places = {} if path is None else _videos_in(Path(path))
+            for name, paths in self._packed.items():
+                if name.casefold() == folder:
+                    for picture in paths:
+                        places.setdefault(_stem(picture).casefold(), (_PICTURE, picture))
+            self._read[folder] = places
         return self._read[folder]
 
 
@@ -213,8 +228,12 @@ def is_video(path: PathLike) -> bool:
     return not os.path.isdir(path) or holds_frames(path)
 
 
-def pictures_of(path: PathLike) -> list[Path]:
-    """The picture <video>.png, or those of its windows, <video>_0000.png, …, in order, given any one of them."""
+def pictures_of(path: PathLike) -> Sequence[Path | Member]:
+    """The picture <video>.png, or those of its windows, <video>_0000.png, …, in order, given any one of them; those in
+    a tar shard given the first.
+    """
+    if (members := members_of(path)) is not None:
+        return members
     given = Path(path)
     if given.suffix.lower() not in IMAGE_SUFFIXES:
         return []

@@ -5,7 +5,6 @@ Every source turns (path, sampling, random) into uint8 [T, 3, H, W], scaled but 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..video import UNREADABLE
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
+from .packed import Member
 from .reading import check_no_picture, count_of, read_chosen, read_frames, taken
 from .sampling import Indices, Random, Sampling
 
@@ -133,7 +133,9 @@ class DynamicImages:
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures made before, such as by `dynpool image`: <video>.png, or <video>_0000.png, <video>_0001.png, …"""
+    """Pictures made before, by `dynpool image` or `extract`: <video>.png, or <video>_0000.png, <video>_0001.png, …, or
+    those of a tar shard.
+    """
 
     geometry: Geometry
 
@@ -176,12 +178,12 @@ def _flow(frames: Tensor, path: str) -> Tensor:
         raise VideoError(path, f"has no flow: {error}") from error
 
 
-def _picture(path: Path) -> Image.Image:
+def _picture(path: Path | Member) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             return image.convert("RGB")
     except UNREADABLE as error:
-        raise VideoError(os.fspath(path), f"cannot be read as a picture: {error}") from error
+        raise VideoError(str(path), f"cannot be read as a picture: {error}") from error
 
 
 def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ _BEGINNING = b'{"made": '
 
 @dataclass(frozen=True)
 class Entry:
-    """A video: how many images were made of so many frames, of which size, and, in tar files, where they end."""
+    """A video: how many images were made of so many frames, of which size, and, in tar files, where they are."""
 
     video: str
     version: str
@@ -32,7 +32,8 @@ class Entry:
     width: int = 0
     height: int = 0
     shard: str | None = None
-    end: int | None = None  # bytes of the shard up to the last of them
+    begin: int = 0  # bytes of the shard before the first of them
+    end: int | None = None  # and up to the last
     failed: str | None = None  # why
 
 
@@ -75,23 +76,28 @@ class Manifest:
     def _read(self, made: dict[str, Any]) -> None:
         self._file.seek(0)
         data = self._file.read()
-        whole = data.rfind(b"\n") + 1  # the last line of a run that was killed may not be
-        lines = data[:whole].splitlines()
-        try:
-            before = _made(lines[0] if lines else data)
-            entries = [Entry(**json.loads(line)) for line in lines[1:]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.path} must be a manifest of dynpool, got a line that is none: {error}") from error
-        if lines and (different := _differences(before, made)):
+        before, entries, whole = _parsed(self.path, data)
+        if whole and (different := _differences(before, made)):
             raise ValueError(f"out must be another folder than one whose images were made otherwise: {different}")
         self.entries = {entry.video: entry for entry in entries}
         self._file.truncate(whole)
-        if not lines:
+        if not whole:
             self._write({"made": made})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
+
+
+def recorded(folder: str | Path) -> tuple[dict[str, Any], list[Entry]]:
+    """How a folder's images were made, and the entries of its videos.
+
+    Raises:
+        OSError, ValueError: there is no manifest, or none of ours.
+    """
+    path = Path(folder, NAME)
+    made, entries, _ = _parsed(path, path.read_bytes())
+    return made, list({entry.video: entry for entry in entries}.values())
 
 
 def is_made(folder: str | Path) -> bool:
@@ -101,6 +107,18 @@ def is_made(folder: str | Path) -> bool:
             return file.read(len(_BEGINNING)) == _BEGINNING
     except OSError:
         return False
+
+
+def _parsed(path: Path, data: bytes) -> tuple[dict[str, Any], list[Entry], int]:
+    """How the images were made, the entries, and how many bytes are whole lines: the last of a run that was killed may
+    not be one.
+    """
+    whole = data.rfind(b"\n") + 1
+    lines = data[:whole].splitlines()
+    try:
+        return _made(lines[0] if lines else data), [Entry(**json.loads(line)) for line in lines[1:]], whole
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} must be a manifest of dynpool, got a line that is none: {error}") from error
 
 
 def _made(line: bytes) -> dict[str, Any]:

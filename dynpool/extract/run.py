@@ -22,7 +22,7 @@ from .workers import in_processes, on_ray
 
 _MEGABYTE = 10**6
 _SCRATCH = ".dynpool-extract"  # the folder of what is not yet whole
-_NOT_IN_IMAGES = "timeout", "device", "starts"  # fields of a recipe that images do not depend on
+_NOT_IN_IMAGES = "timeout", "device", "interleaved", "starts"  # fields of a recipe that images do not depend on
 
 
 class Report(NamedTuple):
@@ -47,7 +47,7 @@ def extract(
     """Make the dynamic images of a dataset of videos.
 
     They are PNG or JPEG files in folders like those of the videos, out/<class>/<video>.png, or <video>_0000.png, … for
-    windows, which `dynpool.data` reads as source "images"; or samples of WebDataset in tar files (`shard_size`).
+    windows; or samples of WebDataset in tar files (`shard_size`). `dynpool.data` reads both as source "images".
 
     out/manifest.jsonl has a line on every video. To call this again does what is left: new videos, changed ones (not
     those that are in tar files), those that failed or whose images are gone. A run that is killed loses no video that
@@ -195,8 +195,9 @@ class Extraction:
             about = {"video": video.name, "class": video.of_class, **counts, "dynpool": __version__}
             label = None if video.of_class is None else self._classes.index(video.of_class)
             suffixes = _suffixes(len(outcome.pictures), self._recipe.window is not None, self._jpeg)
-            shard, end = self._shards.add(video.name, dict(zip(suffixes, outcome.pictures, strict=True)), about, label)
-            entry = replace(entry, shard=shard, end=end)
+            files = dict(zip(suffixes, outcome.pictures, strict=True))
+            shard, begin, end = self._shards.add(video.name, files, about, label)
+            entry = replace(entry, shard=shard, begin=begin, end=end)
         self._manifest.add(entry)
         if self._shards is not None:
             self._shards.recorded()

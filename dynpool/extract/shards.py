@@ -46,17 +46,18 @@ class Shards:
         places = (self._folder / entry.shard, self._folder / (entry.shard + _PART))
         return any(place.is_file() and place.stat().st_size >= entry.end for place in places)
 
-    def add(self, name: str, files: dict[str, bytes], about: dict[str, Any], label: int | None) -> tuple[str, int]:
-        """Write a sample, files by their suffixes; returns the name of its shard, and where it ends."""
+    def add(self, name: str, files: dict[str, bytes], about: dict[str, Any], label: int | None) -> tuple[str, int, int]:
+        """Write a sample, files by their suffixes; returns the name of its shard, and where it begins and ends."""
         file = self._file or self._start()
-        key = name.replace("%", "%25").replace(".", "%2e")
+        begin = file.tell()
+        key = key_of(name)
         members = {**files, "json": json.dumps(about).encode()}
         if label is not None:
             members["cls"] = str(label).encode()
         for suffix, data in members.items():
             _write(file, f"{key}.{suffix}", data)
         file.flush()
-        return self._name, file.tell()
+        return self._name, begin, file.tell()
 
     def recorded(self) -> None:
         """What was added is in the manifest: a shard that is full may get its name, and is never touched again."""
@@ -97,6 +98,11 @@ class Shards:
             self._name, self._file = name, path.open("r+b")
             self._file.truncate(end)
             self._file.seek(end)
+
+
+def key_of(name: str) -> str:
+    """What the samples of a video are called."""
+    return name.replace("%", "%25").replace(".", "%2e")
 
 
 def _write(file: BinaryIO, name: str, data: bytes) -> None:
