@@ -109,8 +109,9 @@ class Tree:
 
     @property
     def folders(self) -> list[str]:
-        """Names of the folders that may be classes."""
-        return sorted({*map(os.path.basename, self._folders.values()), *filter(None, self._packed)})
+        """Names of the folders that may be classes; of those that differ in the case of letters, one."""
+        names = [*filter(None, self._packed), *map(os.path.basename, self._folders.values())]
+        return sorted({name.casefold(): name for name in names}.values())
 
     def find(self, entry: Entry) -> str | None:
         """Path of a listed video, in its class's folder or straight in the root."""
