@@ -186,8 +186,7 @@ def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Te
     """x with the smallest value of its dtype behind each clip's end."""
     lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
     padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]
-    shape = [1] * x.dim()
-    shape[0], shape[dim] = padding.shape
+    shape = [padding.shape[0], *(padding.shape[1] if d == dim else 1 for d in range(1, x.dim()))]
     return x.masked_fill(padding.view(shape), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
 
 

@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, List, NamedTuple  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -632,7 +632,7 @@ def _temporal_pool_backward_op(
     nonlinearity: str,
     out_dtype: torch.dtype,
     needs: Sequence[bool],
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006, list in torch 2.6 is of no schema
     return _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs)
 
 

@@ -50,7 +50,8 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
     if objective == "svr":
         return solution
     moves = K.diagonal(dim1=1, dim2=2).any(1, keepdim=True)
-    return solution._replace(u=solution.u.where(moves, 0))  # of frames that are all alike, which any u solves
+    u, *others = solution  # which Dynamo follows in every torch, unlike slices of named tuples and `_replace`
+    return Solution(u.where(moves, 0), *others)  # frames that are all alike are solved by any u
 
 
 def _solve_by_kernel(

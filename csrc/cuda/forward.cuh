@@ -307,7 +307,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- launchers -------------------------------------------------------------------------------------------------------
 
-// Parts of W first, which cost no second phase; then slices of T.
+// As many blocks as run at once, for each slice has sums to write. Parts of W first, which cost no second phase; then
+// slices of T.
 inline Split make_split(const TemporalPoolParams& p, int64_t tiles, int64_t wanted) {
   const int64_t row_parts = std::min({ceil_div(wanted, tiles), ceil_div(p.W, kSlots), int64_t{65535}});
   const int64_t blocks = tiles * row_parts;
@@ -322,33 +323,37 @@ inline Split make_split(const TemporalPoolParams& p, int64_t tiles, int64_t want
   return split;
 }
 
-using Kernel = void (*)(TemporalPoolParams, Tiling, Extent, Split);
+struct Choice {
+  void (*kernel)(TemporalPoolParams, Tiling, Extent, Split);
+  int patch;   // elements that a thread owns
+  int blocks;  // that fit a multiprocessor
+};
 
-template <class X, Access access>
-Kernel words_kernel(const TemporalPoolParams& p) {
-  const bool one = p.W == 1;
-  if (p.nonlinearity == Nonlinearity::identity)
-    return one ? forward_kernel<X, Mode::identity, access, 1> : forward_kernel<X, Mode::identity, access, kSlots>;
-  if (!normalizes_inside<Nonlinearity::sqrt>(p))
-    return one ? forward_kernel<X, Mode::root, access, 1> : forward_kernel<X, Mode::root, access, kSlots>;
-  return one ? forward_kernel<X, Mode::normalized_root, access, 1>
-             : forward_kernel<X, Mode::normalized_root, access, kSlots>;
+template <class X, Mode mode, Access access, int R>
+Choice choice_of() {
+  return {forward_kernel<X, mode, access, R>, patch_size<X, access>, forward_blocks<X, mode, access, R>()};
 }
 
-// The kernel for frames laid out like these, and how many elements a thread of it owns.
+template <class X, Access access>
+Choice choose_words(const TemporalPoolParams& p) {
+  const bool one = p.W == 1;
+  if (p.nonlinearity == Nonlinearity::identity)
+    return one ? choice_of<X, Mode::identity, access, 1>() : choice_of<X, Mode::identity, access, kSlots>();
+  if (!normalizes_inside<Nonlinearity::sqrt>(p))
+    return one ? choice_of<X, Mode::root, access, 1>() : choice_of<X, Mode::root, access, kSlots>();
+  return one ? choice_of<X, Mode::normalized_root, access, 1>()
+             : choice_of<X, Mode::normalized_root, access, kSlots>();
+}
+
+// The kernel for frames laid out like these.
 template <class X>
-Kernel choose_kernel(const TemporalPoolParams& p, int& patch) {
+Choice choose(const TemporalPoolParams& p) {
   if constexpr (has_word_path<X>) {
-    patch = patch_size<X, Access::aligned>;
-    if (in_words(p, p.y)) return words_kernel<X, Access::aligned>(p);
-    if (p.inner().x == 1 && p.inner().size > 1) return words_kernel<X, Access::shifted>(p);
-    if (p.x_t == 1 && p.T >= patch) {
-      patch = 1;
-      return series_kernel<X>;
-    }
+    if (in_words(p, p.y)) return choose_words<X, Access::aligned>(p);
+    if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p);
+    if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return {series_kernel<X>, 1, 8};
   }
-  patch = patch_size<X, Access::single>;
-  return forward_kernel<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kSlots>;  // float64 is rare: rows one by one
+  return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kSlots>();  // float64 is rare: rows one by one
 }
 
 }  // namespace
@@ -356,16 +361,15 @@ Kernel choose_kernel(const TemporalPoolParams& p, int& patch) {
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
-  int patch;
-  const Kernel kernel = choose_kernel<X>(p, patch);
-  const Tiling tiling = make_tiling(p, patch);
-  Split split = make_split(p, tiling.tiles, context.blocks_wanted());
+  const Choice choice = choose<X>(p);
+  const Tiling tiling = make_tiling(p, choice.patch);
+  Split split = make_split(p, tiling.tiles, int64_t{choice.blocks} * multiprocessors(context.device));
   const int64_t size = p.W * tiling.outer * p.inner().size;
   Acc* partials = context.memory<Acc>(split.slices > 1 ? split.slices * size : 0);
   split.partials = partials;
 
   const dim3 grid(grid_size(tiling.tiles), split.row_parts, split.slices);
-  launch(kernel, grid, dim3(kThreads), context.stream, p, tiling, extent_of(p), split);
+  launch(choice.kernel, grid, dim3(kThreads), context.stream, p, tiling, extent_of(p), split);
   if (partials) {
     launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
            static_cast<const Acc*>(partials), split.slices, tiling.outer);

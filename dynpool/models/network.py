@@ -126,8 +126,8 @@ class VideoNetwork(nn.Module):
         """What the backbone returns."""
         self._route.clear()
         images = self._images(video, self._frames(video, lengths))
-        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), images.dtype)
-        return self.backbone(((images - self.mean) / self.std).to(dtype).contiguous())  # for forwards with `view`
+        dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()] or [images.dtype]
+        return self.backbone(((images - self.mean) / self.std).to(dtypes[0]).contiguous())  # for forwards with `view`
 
     def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:
         """What the T axis of the video holds, after a look at it."""

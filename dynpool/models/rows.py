@@ -7,7 +7,7 @@ depend on values, keep them, and nothing reads them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Rows:
 
     def padded(self) -> Rows:
         """The same for rows that hold the padding too."""
-        return replace(self, packed=False)
+        return Rows(self.clips, self.size, self.counts, packed=False, packs=self.packs)
 
     def pack(self, batch: Tensor) -> Tensor:
         """[B, size, ...] -> rows [R, ...]."""
@@ -84,12 +84,12 @@ class Rows:
 
     def windows(self, window: int, stride: int) -> Rows:
         """The windows that cover each clip, of which the last may reach beyond its end, as in `dynamic_images`."""
-        beyond = torch.sym_max(self.size - window, 0) + stride
-        size = (torch.sym_min(beyond, self.size) + stride - 1) // stride
+        overlap = max(window - stride, 0)
+        # A look at the size, not a maximum with 1: compilers know how long the videos are.
+        size = (self.size - overlap + stride - 1) // stride if self.size > window else 1
         if self.counts is None:
             return Rows(self.clips, size)
-        beyond = (self.counts - window).clamp(min=0) + stride
-        counts = (torch.minimum(beyond, self.counts) + stride - 1) // stride
+        counts = ((self.counts - overlap + stride - 1) // stride).clamp(min=1)
         return Rows(self.clips, size, counts, self.packs, self.packs)
 
     def mean(self, rows: Tensor) -> Tensor:
