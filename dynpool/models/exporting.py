@@ -27,7 +27,7 @@ def export(
             any other T that a `dynamic` program is given.
         size: H = W; None: the backbone's. It is fixed in the program.
         lengths: whether the program takes lengths.
-        dynamic: leave B and T open. torch.export before 2.10 refuses that for static streams with `every`, and that of
+        dynamic: leave B and T open. torch.export before 2.11 refuses that for static streams with `every`, and that of
             2.8 for windows.
 
     Called as the model is, `program.module()(video)` or `(video, lengths)`; these are no keywords there. The program
