@@ -29,6 +29,7 @@ import torch
 from harness import RESULTS, Case, measure, print_case, write_json
 
 import dynpool
+from dynpool.decoder import TOLERANT
 from dynpool.video import read_clip
 
 LIKE_UCF101 = ("clips/ucf101/v_SoccerJuggling_g23_c01.avi", "clips/ucf101/v_HeadMassage_g01_c01.avi")
@@ -50,14 +51,14 @@ cv2, torchcodec, decord = optional("cv2"), optional("torchcodec.decoders"), opti
 
 
 def decode(path: str) -> int:
-    with av.open(path, metadata_errors="ignore") as container:
+    with av.open(path, **TOLERANT) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         return sum(1 for _ in container.decode(stream))
 
 
 def rgb_frames(path: str):
-    with av.open(path, metadata_errors="ignore") as container:
+    with av.open(path, **TOLERANT) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):

@@ -28,9 +28,12 @@ try:
 except ImportError as error:  # tensors, arrays and frames do without
     missing_av: ImportError | None = error
     DecodingError: type[Exception] = ImportError
+    TOLERANT: dict[str, Any] = {}
 else:
     missing_av = None
     DecodingError = FFmpegError
+    # Some files of HMDB51 hold metadata that is no text, which PyAV before 19 does not open unless told to.
+    TOLERANT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -89,8 +92,7 @@ def _opened(file: Any, limit: TimeLimit) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
     try:
-        # Some files of HMDB51 hold metadata that is no text.
-        container = av.open(file, metadata_errors="ignore", timeout=limit.timeout)
+        container = av.open(file, timeout=limit.timeout, **TOLERANT)
     except FFmpegError as error:
         if isinstance(file, Borrowed):
             file.check()

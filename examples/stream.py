@@ -43,7 +43,7 @@ def main() -> None:
 
     stream = RankPoolStream(nonlinearity="sqrt", normalize_weights=True)
     source = sys.stdin.buffer if options.input == "-" else options.input
-    with av.open(source, format=options.format, metadata_errors="ignore") as container:
+    with av.open(source, format=options.format) as container:
         for count, frame in enumerate(container.decode(video=0), 1):
             stream.update(frame)
             if count % options.every == 0:

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
+from ..decoder import TOLERANT
 from .dataset import VideoDataset
 from .loader import loader
 
@@ -87,7 +88,7 @@ def count_frames(path: str) -> int:
     import av
 
     count = 0
-    with av.open(path, metadata_errors="ignore") as container:
+    with av.open(path, **TOLERANT) as container:
         container.streams.video[0].codec_context.thread_count = 1
         for packet in container.demux(video=0):
             try:
