@@ -256,6 +256,8 @@ def test_threads_give_the_same_bits(nonlinearity):
 def test_colours_that_change_midway_are_converted(format, nonlinearity):
     """Range and matrix may change where size and pixels do not."""
     kinds = [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT2020, FULL), (2, 0), (2, 2), (7, LIMITED)]
+    if int(av.__version__.split(".")[0]) < 18:
+        kinds.remove((BT2020, FULL))  # to which PyAV 17 does not convert
     greys = [np.full((16, 24, 3), (90, 140, 110), np.uint8), np.full((16, 24, 3), (150, 100, 120), np.uint8)]
     for first, second in itertools.permutations(kinds, 2):
         frames = []
