@@ -134,7 +134,7 @@ def write_sound(path: Path, cover: bool = False) -> None:
         silence.sample_rate = 8000
         if picture is not None:
             picture.width, picture.height, picture.pix_fmt = 16, 8, "rgb24"
-            picture.disposition = Disposition.attached_pic
+            picture.disposition = Disposition.attached_pic.value
         container.mux([*sound.encode(silence), *sound.encode(None)])
         if picture is not None:
             container.mux(picture.encode(av.VideoFrame.from_ndarray(np.zeros((8, 16, 3), np.uint8), format="rgb24")))

@@ -861,7 +861,8 @@ def test_16_bits_become_8(mode, tmp_path):
     expected = [[0, 0, 1, 1], [128, 254, 255, 255]]  # of 65535 / 255 = 257
     image = Image.frombytes(mode, (4, 2), grey.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
     assert pixels([image])[0, :, :, 0].tolist() == expected
-    image.save(tmp_path / "frame1.tiff")
-    Image.fromarray(grey).save(tmp_path / "frame2.png")
+    Image.fromarray(grey).save(tmp_path / "frame1.png")
+    with contextlib.suppress(OSError):  # by which Pillow before 11.3 says that it does not write I;16L
+        image.save(tmp_path / "frame2.tiff")
     for frame in pixels(tmp_path):
         assert frame.tolist() == np.array(expected)[:, :, None].repeat(3, 2).tolist()
