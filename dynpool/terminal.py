@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str, int], None]]:
     """A bar of videos, where a terminal shows it and there are several: call it with a name, and how many are done."""
+    if total <= 1 or any(stream is None or not stream.isatty() for stream in (sys.stdout, sys.stderr)):
+        yield lambda name, done: None  # a disabled bar of rich before 15 ends in an empty line
+        return
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    shown = total > 1 and all(stream is not None and stream.isatty() for stream in (sys.stdout, sys.stderr))
-    with Progress(*columns, transient=True, disable=not shown) as bar:
+    with Progress(*columns, transient=True) as bar:
         task = bar.add_task("videos", total=total)
         yield lambda name, done: bar.update(task, description=printable(name), completed=done)
 
