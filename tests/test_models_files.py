@@ -134,7 +134,7 @@ def test_files_that_hold_no_model(tmp_path):
 )
 def test_exported_programs_take_other_batches(options, lengths):
     torch_version = tuple(map(int, torch.__version__.split(".")[:2]))
-    if torch_version < (2, 11) and "every" in options or torch_version == (2, 8) and "window" in options:
+    if (torch_version < (2, 11) and "every" in options) or (torch_version == (2, 8) and "window" in options):
         pytest.skip("this torch.export sees that some T would not fit, which is not so")
     model = model_of(options).train()
     program = export(model, num_frames=6, lengths=lengths is not None)
