@@ -632,7 +632,7 @@ def _temporal_pool_backward_op(
     nonlinearity: str,
     out_dtype: torch.dtype,
     needs: Sequence[bool],
-) -> List[Tensor]:  # noqa: UP006, list in torch 2.6 is of no schema
+) -> List[Tensor]:  # noqa: UP006, torch 2.6 knows no schema for list
     return _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs)
 
 
