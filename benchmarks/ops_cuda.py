@@ -1,6 +1,6 @@
 """Pooling on a CUDA device, in GB/s and as a share of what the device's own copy reaches in the same run.
 
-    python benchmarks/ops_cuda.py [--quick] [--json FILE] [--bytes 1e9]
+    python benchmarks/ops_cuda.py [--quick] [--alone] [--json FILE] [--bytes 1e9]
 
 Bytes are those that must move: frames read once, pooled images and gradients written once. Times are medians of runs
 between CUDA events, each after more than the L2 cache was read. Every way is checked against float64 first; a peer that
@@ -79,6 +79,7 @@ class Bench:
 
     device: torch.device
     rounds: int
+    alone: bool = False  # without peers
     copy: float = 0.0  # bytes a second of a device-to-device copy, read and written
     cases: list[Case] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)  # of dynpool
@@ -202,7 +203,7 @@ def forward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: bool
     psi = "sqrt" if root else "identity"
     ways: dict[str, Run] = {
         "dynpool": lambda: dynpool.approx_rank_pool(x, nonlinearity=psi),
-        **peers(x, root, thorough),
+        **({} if bench.alone else peers(x, root, thorough)),
     }
     size = torch.finfo(_result_dtype(x)).bits // 8
     num_bytes = x.numel() * x.element_size() + x[:, 0].numel() * size
@@ -219,12 +220,12 @@ def backward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: boo
     a = alpha.view(1, -1, *[1] * (x.dim() - 2))
     y = dynpool.approx_rank_pool(x, nonlinearity=psi)
     g = torch.rand_like(y)
-    fused = torch.compile(lambda x, a: ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype), dynamic=False)
-    z = fused(x, a)
-    ways: dict[str, Run] = {
-        "dynpool": lambda: torch.autograd.grad(y, x, g, retain_graph=True)[0],
-        "torch.compile": lambda: torch.autograd.grad(z, x, g, retain_graph=True)[0],
-    }
+    ways: dict[str, Run] = {"dynpool": lambda: torch.autograd.grad(y, x, g, retain_graph=True)[0]}
+    if not bench.alone:
+        z = torch.compile(lambda x, a: ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype), dynamic=False)(
+            x, a
+        )
+        ways["torch.compile"] = lambda: torch.autograd.grad(z, x, g, retain_graph=True)[0]
     expected = g.detach().double()[:, None] * a.double()
     if root:
         expected = expected * 0.5 / x.detach().double().sqrt()
@@ -403,11 +404,14 @@ def report(bench: Bench, launch: dict[str, float], big: int, path: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
+    parser.add_argument(
+        "--alone", action="store_true", help="dynpool without its peers, of which some compile for minutes"
+    )
     parser.add_argument("--bytes", type=float, default=1e9, help="frames of the large cases")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, …; cpu rehearses")
     parser.add_argument("--json", type=Path, default=RESULTS / "ops-cuda.json")
     options = parser.parse_args()
-    bench = Bench(torch.device(options.device), 5 if options.quick else 25)
+    bench = Bench(torch.device(options.device), 5 if options.quick else 25, options.alone)
     if bench.cuda:
         print(torch.cuda.get_device_name(bench.device), "| torch", torch.__version__, "| CUDA", torch.version.cuda)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what is found so far is written
