@@ -119,6 +119,18 @@ struct Thread {
 };
 inline thread_local Thread now;
 
+// Copies to shared memory of one thread that are under way, in groups; the last one is still open.
+struct Copy {
+  uint4* to;
+  uint4 word;
+};
+using Groups = std::vector<std::vector<Copy>>;
+inline std::vector<Groups>& groups_of_threads() {
+  static thread_local std::vector<Groups> groups;
+  return groups;
+}
+inline Groups& copies() { return groups_of_threads()[now.thread.x]; }
+
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "emulated CUDA: %s\n", what);
   std::abort();
@@ -143,6 +155,7 @@ void run_block(Body& body) {
                       static_cast<unsigned>(i / size.x / size.y));
     now.fiber = fiber;
   };
+  groups_of_threads().assign(count, Groups(1));
   std::vector<Fiber>& fiber = fibers();
   if (fiber.size() < count) fiber = std::vector<Fiber>(count);
 
@@ -188,6 +201,18 @@ void store_word(Word* to, Word word) {
   *to = word;
 }
 
+// Copies are made as late as a card may make them: when they are waited for.
+inline void copy_async(uint4* to, const uint4* from) {
+  dynpool::cuda::emulation::copies().back().push_back({to, *from});
+}
+inline void end_group() { dynpool::cuda::emulation::copies().emplace_back(); }
+template <int groups>
+void wait_for_groups() {
+  auto& open = dynpool::cuda::emulation::copies();
+  for (; open.size() > groups + 1; open.erase(open.begin()))
+    for (const auto& copy : open.front()) *copy.to = copy.word;
+}
+
 // Bytes of the eight in (y, x) that the digits of `selector` choose.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
@@ -215,6 +240,12 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
+template <class T>
+T& shared_memory() {
+  static thread_local T memory;
+  return memory;
+}
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, const A&... arguments) {
   const emulation::Thread outside = emulation::now;
@@ -228,6 +259,10 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, const A&.
         emulation::run_block(body);
       }
   emulation::now = outside;
+}
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, int, cudaStream_t stream, const A&... arguments) {
+  launch(kernel, grid, block, stream, arguments...);
 }
 
 }  // namespace dynpool::cuda

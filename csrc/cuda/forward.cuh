@@ -1,6 +1,5 @@
-// y[w, i] = Σ_k A[w, k] · ψ(z[first + k, i]): a thread owns V elements and walks the frames, with the sums of up to R
-// rows in registers. A row takes a free register slot when the walk comes to its first frame and leaves it after its
-// last, so that frames are read once however rows overlap, as long as no more than R overlap at a time.
+// y[w, i] = Σ_k A[w, k] · ψ(z[first + k, i]): a thread owns V elements of a pooled row, or of several rows whose frames
+// overlap, and goes through their frames with the sums in registers.
 #pragma once
 #include "launchers.h"
 #include "patch.cuh"
@@ -8,15 +7,16 @@
 namespace dynpool::cuda {
 namespace {
 
-constexpr int kFrames = 4;        // of which the loads are in flight together
-constexpr int kMinSlice = 8;      // frames that are worth a slice of their own
-constexpr int kSlots = 4;         // rows that share a walk
+constexpr int kFrames = 4;    // that are read and added together
+constexpr int kMinSlice = 8;  // frames that are worth a slice of their own
+constexpr int kSlots = 4;     // rows that share their frames
 
 // What block (x, y, z) does: tile x, rows [y·rows, …), frames [z·frames, …). With several slices of frames the sums go
-// to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices.
+// to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices. The threads of a block may be in several
+// `teams` (a power of 2), each with the same pieces and frames of its own of one row.
 struct Split {
   int rows, frames;
-  int row_parts, slices;
+  int row_parts, slices, teams;
   void* partials;
 };
 
@@ -37,36 +37,86 @@ __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mea
   return apply_psi<Nonlinearity::sqrt>(z);
 }
 
-// Rows of a walk, in registers: every index is known when loops are unrolled.
+// What a kernel is made of.
 template <class X, Mode mode, Access access, int R>
-struct Walk {
+struct Shape {
   using Acc = typename Accumulate<X>::type;
   using Frame = Patch<X, access>;
   static constexpr int V = Frame::V;
+  static constexpr bool inside = mode == Mode::normalized_root || mode == Mode::any;  // normalises each pixel
+  static constexpr bool looks_up = mode == Mode::root && sizeof(X) == 1 && access == Access::aligned && R == 1;
+  static constexpr bool ahead = access == Access::shifted;  // words are fetched by way of shared memory
+  static constexpr bool in_teams = R == 1 && access != Access::single;
+  static constexpr int threads = looks_up ? 2 * kThreads : kThreads;  // of a block
+};
+
+// Roots of bytes, a copy for each bank of shared memory: the unit for roots is no faster than memory. Rows are 256 bytes
+// apart, so that one permutation of bytes makes the offset.
+struct Roots {
+  static constexpr int kBanks = 32;
+  float root[256][2 * kBanks];  // half of it unused
+
+  __device__ __forceinline__ void fill(int threads) {
+    for (int i = threadIdx.x; i < 256 * kBanks / 4; i += threads) {
+      const float r = quick_root(static_cast<float>(i / (kBanks / 4)));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) root[i / (kBanks / 4)][i % (kBanks / 4) * 4 + k] = r;
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ float of_byte(uint32_t word, int j) const {
+    const uint32_t offset = __byte_perm(word, threadIdx.x % kBanks * 4, 0x5504u | j << 4);
+    return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(root) + offset);
+  }
+};
+
+// Of the blocks whose threads look roots up, or are in teams, or fetch their words ahead.
+struct Nothing {};
+template <class S>
+struct TeamSums {
+  typename S::Acc sum[S::V][S::threads], weights[S::threads];
+};
+template <class S>
+struct Ahead {
+  uint4 word[2][kFrames][2][S::threads];
+};
+template <class S>
+struct Shared {
+  std::conditional_t<S::looks_up, Roots, Nothing> roots;
+  union {
+    std::conditional_t<S::ahead, Ahead<S>, Nothing> frames;
+    std::conditional_t<S::in_teams, TeamSums<S>, Nothing> teams;
+  };
+};
+
+// The sums of R rows, in registers: every index is known when loops are unrolled.
+template <class X, Mode mode, Access access, int R>
+struct Sums {
+  using S = Shape<X, mode, access, R>;
+  using Acc = typename S::Acc;
+  using Frame = typename S::Frame;
+  static constexpr int V = S::V;
 
   const TemporalPoolParams& p;
   const Place<access>& place;
   const Extent& extent;
-  const X* x;                      // frame 0 of this inner row
-  const int at_once;               // frames; 1 where some must be read by single pixels
-  static constexpr bool inside = mode == Mode::normalized_root || mode == Mode::any;
-  static constexpr bool weights_ahead = R == 1 && !(inside && access == Access::shifted);  // where registers suffice
-  Acc mean[V], inverse_std[V];     // used inside only
-  int row[R], first[R], end[R];    // frames [first, end) of row; a free slot has row < 0
-  bool active[R];                  // whether the frames being added belong to the row
-  const Acc* weights[R];           // of frame 0
+  Shared<S>& shared;
+  const X* x;                    // frame 0 of this inner row
+  const bool fits;               // whether all frames may be read by words
+  Acc mean[V], inverse_std[V];   // used inside only
+  int first[R], end[R];          // frames [first, end) of each row
+  const Acc* weights[R];         // of frame 0
   Acc weight_sum[R];
   Acc sum[R][V];
 
-  __device__ __forceinline__ Walk(const TemporalPoolParams& p, const Place<access>& place, const Extent& extent)
-      : p(p), place(place), extent(extent), x(static_cast<const X*>(p.x) + place.row.x),
-        at_once(access != Access::shifted || all_fit(p, x, place.first, extent) ? kFrames : 1) {
+  __device__ __forceinline__ Sums(const TemporalPoolParams& p, const Place<access>& place, const Extent& extent,
+                                  Shared<S>& shared, bool works)
+      : p(p), place(place), extent(extent), shared(shared), x(static_cast<const X*>(p.x) + place.row.x),
+        fits(access != Access::shifted || all_fit(p, x, place.first, extent)) {
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      row[r] = -1;
-      clear(r);
-    }
-    if constexpr (inside) {
+    for (int r = 0; r < R; ++r) clear(r);
+    if constexpr (S::inside) {
+      if (!works) return;
 #pragma unroll
       for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
       for_each_channel<V>(p, place, [&](int j, int64_t channel) {
@@ -83,99 +133,139 @@ struct Walk {
     for (int j = 0; j < V; ++j) sum[r][j] = 0;
   }
 
-  __device__ __forceinline__ bool idle() const {
-    bool idle = true;
-#pragma unroll
-    for (int r = 0; r < R; ++r) idle = idle && row[r] < 0;
-    return idle;
-  }
-
-  // Gives free slots the next rows, in order. A row of which frames have passed waits for the next walk.
-  __device__ __forceinline__ void take_rows(int& next, int last, int t, int slice_begin, int slice_end) {
+  // Adds up those frames of rows [w, w_end) that lie in the slice; w_end - w <= R.
+  __device__ __forceinline__ void add_rows(int w, int w_end, int slice_begin, int slice_end) {
+    int begin = slice_end, stop = slice_begin;
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      if (row[r] >= 0 || next == last) continue;
-      const Band band = band_of(p, place.row.clip, next);
-      const int begin = max(static_cast<int>(band.first), slice_begin);
-      const int stop = min(static_cast<int>(band.first + band.count), slice_end);
-      if (begin < stop && begin < t) return;
-      row[r] = next;
-      first[r] = begin < stop ? begin : t;
-      end[r] = begin < stop ? stop : t;
-      weights[r] = static_cast<const Acc*>(p.weights) + (place.row.clip * p.W + next) * p.K - band.first;
-      ++next;
+      first[r] = end[r] = slice_begin;
+      weights[r] = nullptr;
+      if (w + r < w_end) {
+        const Band band = band_of(p, place.row.clip, w + r);
+        first[r] = max(static_cast<int>(band.first), slice_begin);
+        end[r] = min(static_cast<int>(band.first + band.count), slice_end);
+        weights[r] = static_cast<const Acc*>(p.weights) + (place.row.clip * p.W + w + r) * p.K - band.first;
+        if (first[r] < end[r]) begin = min(begin, first[r]), stop = max(stop, end[r]);
+      }
+      clear(r);
+    }
+    if constexpr (S::ahead) {
+      if (fits) {
+        add_ahead(begin, stop);
+      } else {
+        for (int t = begin; t < stop; ++t) add_singly(t);
+      }
+    } else {
+      int t = begin;
+      for (; t + kFrames <= stop; t += kFrames) add_frames<kFrames>(t, kFrames);
+      if (t < stop) add_frames<kFrames>(t, stop - t);
     }
   }
 
-  // From t on, until which frame are the same rows active?
-  __device__ __forceinline__ int next_edge(int t) {
-    int edge = INT32_MAX;
+  // sum[r] += A[r, t] ψ(z[t])
+  __device__ __forceinline__ void add(const Frame& frame, int t, const Acc (&weight)[R]) {
+    Acc value[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if constexpr (S::looks_up) {
+        value[j] = shared.roots.of_byte(frame.word[j / 4], j % 4);
+      } else {
+        value[j] = pixel<mode, X>(p, frame[j], mean[j], inverse_std[j]);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      active[r] = row[r] >= 0 && first[r] <= t;
-      if (row[r] >= 0) edge = min(edge, active[r] ? end[r] : first[r]);
-    }
-    return edge;
-  }
-
-  __device__ __forceinline__ bool any_active() const {
-    bool any = false;
+      if (!has(r, t)) continue;  // the frame may be NaN
+      if constexpr (mode == Mode::identity) weight_sum[r] += weight[r];
 #pragma unroll
-    for (int r = 0; r < R; ++r) any = any || active[r];
-    return any;
+      for (int j = 0; j < V; ++j) sum[r][j] += weight[r] * value[j];
+    }
   }
 
-  // sum[r] += Σ_u A[r, t + u] ψ(z[t + u]) for u < count <= at_once and the active rows.
+  __device__ __forceinline__ bool has(int r, int t) const { return R == 1 || (first[r] <= t && t < end[r]); }
+
+  __device__ __forceinline__ void load_weights(Acc (&weight)[R], int t) const {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+      if (has(r, t)) weight[r] = __ldg(weights[r] + t);
+  }
+
+  // Frames [t, t + count), count <= N, all read before the first is added.
+  template <int N>
   __device__ __forceinline__ void add_frames(int t, int count) {
-    Frame frame[kFrames];
-    Acc weight[kFrames];
+    Frame frame[N];
+    Acc weight[N][R];
     const X* from = x + t * p.x_t;
 #pragma unroll
-    for (int u = 0; u < kFrames; ++u) {
+    for (int u = 0; u < N; ++u) {
       if (u < count) {
-        if (u == 0) load_within(frame[u], p, from, place, extent);
-        if (u > 0) frame[u].load(p, from, place);
-        if constexpr (weights_ahead) weight[u] = __ldg(weights[0] + t + u);
+        frame[u].load(p, from, place);
+        load_weights(weight[u], t + u);
       }
       from += p.x_t;
     }
 #pragma unroll
-    for (int u = 0; u < kFrames; ++u) {
+    for (int u = 0; u < N; ++u) {
       if (u >= count) break;
       frame[u].align();
-      Acc value[V];
+      add(frame[u], t + u, weight[u]);
+    }
+  }
+
+  __device__ __forceinline__ void add_singly(int t) {
+    if constexpr (S::ahead) {
+      Frame frame;
+      Acc weight[R];
+      load_within(frame, p, x + t * p.x_t, place, extent);
+      load_weights(weight, t);
+      frame.align();
+      add(frame, t, weight);
+    }
+  }
+
+  // The next frames are on their way while kFrames are added.
+  __device__ __forceinline__ void add_ahead(int begin, int stop) {
+    if constexpr (S::ahead) {
+      const X* from = x + place.first + begin * p.x_t;  // what is fetched next
+      uint32_t address = static_cast<uint32_t>(reinterpret_cast<uint64_t>(from));  // of what is added next
+      const uint32_t step = static_cast<uint32_t>(p.x_t * sizeof(X));
+      int fetched = begin, half = 0;
+      const auto fetch = [&](int half) {
+        uint4* to = &shared.frames.word[half][0][0][threadIdx.x];
 #pragma unroll
-      for (int j = 0; j < V; ++j) value[j] = pixel<mode, X>(p, frame[u][j], mean[j], inverse_std[j]);
+        for (int u = 0; u < kFrames; ++u) {
+          if (fetched + u < stop) Frame::fetch(to + u * 2 * kThreads, from);
+          from += p.x_t;
+        }
+        fetched += kFrames;
+        end_group();
+      };
+      fetch(0);
+      fetch(1);
+      for (int t = begin; t < stop; t += kFrames, half ^= 1) {
+        const uint4* words = &shared.frames.word[half][0][0][threadIdx.x];
+        Acc weight[kFrames][R];
 #pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (R > 1 && !active[r]) continue;
-        if constexpr (!weights_ahead) weight[u] = __ldg(weights[r] + t + u);
-        if constexpr (mode == Mode::identity) weight_sum[r] += weight[u];
+        for (int u = 0; u < kFrames; ++u)
+          if (t + u < stop) load_weights(weight[u], t + u);
+        wait_for_groups<1>();
 #pragma unroll
-        for (int j = 0; j < V; ++j) sum[r][j] += weight[u] * value[j];
+        for (int u = 0; u < kFrames; ++u) {
+          if (t + u >= stop) break;
+          Frame frame;
+          frame.take(words + u * 2 * kThreads, address);
+          address += step;
+          frame.align();
+          add(frame, t + u, weight[u]);
+        }
+        fetch(half);
       }
     }
   }
 
-  // Moves the sums of one row that ends at t out of its slot; -1 where there is none.
-  __device__ __forceinline__ int finish_row(int t, Acc (&value)[V], Acc& weights_of_value) {
-    int finished = -1;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (finished >= 0 || row[r] < 0 || end[r] > t) continue;
-      finished = row[r];
-      weights_of_value = weight_sum[r];
-#pragma unroll
-      for (int j = 0; j < V; ++j) value[j] = sum[r][j];
-      row[r] = -1;
-      clear(r);
-    }
-    return finished;
-  }
-
   // Normalisation where it may wait until after the sum (pixel.h).
   __device__ __forceinline__ void normalize(Acc (&value)[V], Acc weights_of_value) const {
-    if (inside) return;
+    if (S::inside) return;
     if (mode == Mode::identity && p.mean)
       for_each_channel<V>(p, place, [&](int j, int64_t channel) {
         value[j] -= weights_of_value * static_cast<const Acc*>(p.mean)[channel];
@@ -200,52 +290,90 @@ __device__ __forceinline__ void write_row(const TemporalPoolParams& p, const Til
   }
 }
 
-// Blocks that share a multiprocessor's registers: as many as need no spills.
+// Blocks that share a multiprocessor: as many as need no spills and find room in shared memory.
 template <class X, Mode mode, Access access, int R>
 constexpr int forward_blocks() {
-  if (sizeof(X) == 8) return 3;
-  if (R > 1) return sizeof(X) == 1 ? 2 : 3;
-  if (mode == Mode::normalized_root || mode == Mode::any) return access == Access::shifted ? 3 : 4;
-  return access == Access::shifted ? (sizeof(X) == 4 ? 5 : 4) : sizeof(X) == 1 ? 5 : 6;
+  using S = Shape<X, mode, access, R>;
+  constexpr bool shifted = access == Access::shifted;
+  constexpr int size = sizeof(X);
+  if (size == 8 || access == Access::single) return 3;
+  if (S::looks_up) return 2;
+  if (R > 1) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
+  if (S::inside) return size == 1 ? (shifted ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : (shifted ? 6 : 5);
+  return shifted ? 6 : size == 1 ? 5 : size == 2 ? 6 : 7;
+}
+
+// A tile: the pieces of `members` threads, or of as many in each team.
+template <class X, Mode mode, Access access, int R>
+__device__ __forceinline__ void pool_tile(const TemporalPoolParams& p, const Tiling& tiling, const Extent& extent,
+                                          const Split& split, Shared<Shape<X, mode, access, R>>& shared, int64_t tile) {
+  using S = Shape<X, mode, access, R>;
+  constexpr int V = S::V;
+
+  // 1. Rows of this block, pieces and frames of this thread.
+  const int w_begin = static_cast<int>(blockIdx.y) * split.rows;
+  const int w_end = min(static_cast<int>(p.W), w_begin + split.rows);
+  const int teams = S::in_teams ? split.teams : 1, members = S::threads / teams;
+  const int team = static_cast<int>(threadIdx.x) / members;
+  int64_t outer, piece;
+  const bool works = find_piece(tiling, tile * members + threadIdx.x % members, outer, piece);
+  if (!works && teams == 1) return;
+  const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, piece, tiling.pieces);
+  int slice_begin = static_cast<int>(blockIdx.z) * split.frames;
+  int slice_end = min(static_cast<int>(p.T), slice_begin + split.frames);
+  if (works && teams > 1) {
+    const Band band = band_of(p, place.row.clip, w_begin);
+    slice_begin = max(slice_begin, static_cast<int>(band.first));
+    slice_end = min(slice_end, static_cast<int>(band.first + band.count));
+    const int share = (max(slice_end - slice_begin, 0) + teams - 1) / teams;
+    slice_begin += team * share;
+    slice_end = max(slice_begin, min(slice_end, slice_begin + share));
+  }
+
+  // 2. R rows at a time.
+  Sums<X, mode, access, R> sums(p, place, extent, shared, works);
+  for (int w = w_begin; w < w_end; w += R) {
+    if (works) sums.add_rows(w, w_end, slice_begin, slice_end);
+
+    // 3. The sum over teams, in order; they have one row.
+    if constexpr (S::in_teams) {
+      if (teams > 1) {
+        TeamSums<S>& of_teams = shared.teams;
+        __syncthreads();  // what else is in this memory is no longer needed
+#pragma unroll
+        for (int j = 0; j < V; ++j) of_teams.sum[j][threadIdx.x] = sums.sum[0][j];
+        of_teams.weights[threadIdx.x] = sums.weight_sum[0];
+        __syncthreads();
+        if (!works || team > 0) return;
+        for (int thread = threadIdx.x + members; thread < S::threads; thread += members) {
+          sums.weight_sum[0] += of_teams.weights[thread];
+#pragma unroll
+          for (int j = 0; j < V; ++j) sums.sum[0][j] += of_teams.sum[j][thread];
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (w + r >= w_end) break;
+      sums.normalize(sums.sum[r], sums.weight_sum[r]);
+      write_row(p, tiling, split, w + r, place, sums.sum[r]);
+    }
+  }
 }
 
 template <class X, Mode mode, Access access, int R>
-__global__ void __launch_bounds__(kThreads, (forward_blocks<X, mode, access, R>()))
+__global__ void __launch_bounds__((Shape<X, mode, access, R>::threads), (forward_blocks<X, mode, access, R>()))
     forward_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const Split split) {
-  using Acc = typename Accumulate<X>::type;
-  constexpr int V = patch_size<X, access>;
-
-  // 1. Elements, rows and frames of this thread.
-  int64_t outer, piece;
-  if (!find_piece(tiling, outer, piece)) return;
-  const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, piece, tiling.pieces);
-  const int slice_begin = static_cast<int>(blockIdx.z) * split.frames;
-  const int slice_end = min(static_cast<int>(p.T), slice_begin + split.frames);
-  int next = static_cast<int>(blockIdx.y) * split.rows;
-  const int last = min(static_cast<int>(p.W), next + split.rows);
-
-  Walk<X, mode, access, R> walk(p, place, extent);
-  int t = slice_begin;
-  while (true) {
-    // 2. Rows enter at t; when the last walk is over and rows are left, a new one begins.
-    if (walk.idle()) {
-      if (next == last) return;
-      t = slice_begin;
+  using S = Shape<X, mode, access, R>;
+  Shared<S>& shared = shared_memory<Shared<S>>();
+  if constexpr (S::looks_up) {
+    shared.roots.fill(S::threads);
+    for (int64_t tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
+      if (split.teams > 1) __syncthreads();  // the sums of the last tile have been read
+      pool_tile<X, mode, access, R>(p, tiling, extent, split, shared, tile);
     }
-    walk.take_rows(next, last, t, slice_begin, slice_end);
-
-    // 3. The frames until a row begins or ends.
-    const int edge = walk.next_edge(t);
-    if (walk.any_active())
-      for (; t < edge; t += walk.at_once) walk.add_frames(t, min(edge - t, walk.at_once));
-    t = edge;
-
-    // 4. Rows that end at t are written.
-    Acc value[V], weights_of_value;
-    for (int w; (w = walk.finish_row(t, value, weights_of_value)) >= 0;) {
-      walk.normalize(value, weights_of_value);
-      write_row(p, tiling, split, w, place, value);
-    }
+  } else {
+    pool_tile<X, mode, access, R>(p, tiling, extent, split, shared, blockIdx.x);
   }
 }
 
@@ -307,15 +435,45 @@ __global__ void __launch_bounds__(kThreads)
 
 // --- launchers -------------------------------------------------------------------------------------------------------
 
-// As many blocks as run at once, for each slice has sums to write. Parts of W first, which cost no second phase; then
-// slices of T.
-inline Split make_split(const TemporalPoolParams& p, int64_t tiles, int64_t wanted) {
-  const int64_t row_parts = std::min({ceil_div(wanted, tiles), ceil_div(p.W, kSlots), int64_t{65535}});
-  const int64_t blocks = tiles * row_parts;
-  int64_t slices = 2 * blocks > wanted ? 1 : std::min({wanted / blocks, p.T / kMinSlice, int64_t{65535}});
-  slices = std::max<int64_t>(slices, 1);
+struct Choice {
+  void (*kernel)(TemporalPoolParams, Tiling, Extent, Split);
+  int patch;          // elements that a thread owns
+  int threads;        // of a block
+  int blocks;         // that fit a multiprocessor
+  int rows;           // that are pooled together
+  int shared_memory;  // bytes of a block
+  bool in_teams;      // whether threads may share the frames of one row
+  bool stays;         // whether a block goes from tile to tile, since it is costly to begin
+};
+
+template <class X, Mode mode, Access access, int R>
+Choice choice_of() {
+  using S = Shape<X, mode, access, R>;
+  return {forward_kernel<X, mode, access, R>, S::V, S::threads, forward_blocks<X, mode, access, R>(), R,
+          static_cast<int>(sizeof(Shared<S>)), S::in_teams, S::looks_up};
+}
+
+// As many blocks as run at once, and some more that end at other times where that costs little. Teams first, then parts
+// of W, which cost no second phase; then slices of T, which each have sums to write.
+inline Split make_split(const TemporalPoolParams& p, const Choice& choice, Tiling& tiling, int64_t at_once) {
+  constexpr int kMostTeams = kThreads / 8, kRounds = 4;
   Split split;
-  split.rows = static_cast<int>(ceil_div(p.W, row_parts));
+  split.teams = 1;
+  const int64_t pieces = tiling.outer * tiling.pieces, tiles = ceil_div(pieces, choice.threads);
+  while (choice.in_teams && p.W == 1 && split.teams < kMostTeams) {
+    const int64_t blocks = tiles * split.teams;
+    const int least = blocks < at_once ? kFrames : 4 * kFrames;  // frames of a team
+    if (blocks >= kRounds * at_once || p.T < 2 * split.teams * least) break;
+    split.teams *= 2;
+  }
+  tiling.tiles = ceil_div(pieces, choice.threads / split.teams);
+  const int64_t row_parts =
+      std::min({ceil_div(kRounds * at_once, tiling.tiles), ceil_div(p.W, choice.rows), int64_t{65535}});
+  const int64_t blocks = tiling.tiles * row_parts;
+  const int64_t least = split.teams > 1 ? 8 * kFrames * split.teams : kMinSlice;
+  int64_t slices = 2 * blocks > at_once ? 1 : std::min({at_once / blocks, p.T / least, int64_t{65535}});
+  slices = std::max<int64_t>(slices, 1);
+  split.rows = static_cast<int>(ceil_div(ceil_div(p.W, row_parts), choice.rows) * choice.rows);
   split.row_parts = static_cast<int>(ceil_div(p.W, split.rows));
   split.frames = static_cast<int>(std::max<int64_t>(1, ceil_div(p.T, slices)));
   split.slices = static_cast<int>(std::max<int64_t>(1, ceil_div(p.T, split.frames)));
@@ -323,20 +481,9 @@ inline Split make_split(const TemporalPoolParams& p, int64_t tiles, int64_t want
   return split;
 }
 
-struct Choice {
-  void (*kernel)(TemporalPoolParams, Tiling, Extent, Split);
-  int patch;   // elements that a thread owns
-  int blocks;  // that fit a multiprocessor
-};
-
-template <class X, Mode mode, Access access, int R>
-Choice choice_of() {
-  return {forward_kernel<X, mode, access, R>, patch_size<X, access>, forward_blocks<X, mode, access, R>()};
-}
-
 template <class X, Access access>
 Choice choose_words(const TemporalPoolParams& p) {
-  const bool one = p.W == 1;
+  const bool one = p.W * p.K < 2 * p.T;  // rows share few frames or none, and what is read again is in the cache
   if (p.nonlinearity == Nonlinearity::identity)
     return one ? choice_of<X, Mode::identity, access, 1>() : choice_of<X, Mode::identity, access, kSlots>();
   if (!normalizes_inside<Nonlinearity::sqrt>(p))
@@ -351,7 +498,7 @@ Choice choose(const TemporalPoolParams& p) {
   if constexpr (has_word_path<X>) {
     if (in_words(p, p.y)) return choose_words<X, Access::aligned>(p);
     if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p);
-    if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return {series_kernel<X>, 1, 8};
+    if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return {series_kernel<X>, 1, kThreads, 8, 1, 0, false, false};
   }
   return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kSlots>();  // float64 is rare: rows one by one
 }
@@ -362,14 +509,16 @@ template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
   const Choice choice = choose<X>(p);
-  const Tiling tiling = make_tiling(p, choice.patch);
-  Split split = make_split(p, tiling.tiles, int64_t{choice.blocks} * multiprocessors(context.device));
+  Tiling tiling = make_tiling(p, choice.patch);
+  const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
+  Split split = make_split(p, choice, tiling, at_once);
   const int64_t size = p.W * tiling.outer * p.inner().size;
   Acc* partials = context.memory<Acc>(split.slices > 1 ? split.slices * size : 0);
   split.partials = partials;
 
-  const dim3 grid(grid_size(tiling.tiles), split.row_parts, split.slices);
-  launch(choice.kernel, grid, dim3(kThreads), context.stream, p, tiling, extent_of(p), split);
+  const int64_t blocks = choice.stays ? std::min(tiling.tiles, at_once) : tiling.tiles;
+  const dim3 grid(grid_size(blocks), split.row_parts, split.slices);
+  launch(choice.kernel, grid, dim3(choice.threads), choice.shared_memory, context.stream, p, tiling, extent_of(p), split);
   if (partials) {
     launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
            static_cast<const Acc*>(partials), split.slices, tiling.outer);

@@ -1,4 +1,5 @@
-// What is CUDA's own: the device guard, the launch check, the one place that says <<<>>>, and stores of words.
+// What is CUDA's own: the device guard, the launch check, the one place that says <<<>>>, stores of words, copies to
+// shared memory.
 #pragma once
 #ifdef DYNPOOL_EMULATE_CUDA
 #include "emulation.h"
@@ -59,10 +60,48 @@ __device__ __forceinline__ void store_word(Word* to, Word word) {
   }
 }
 
+// Copies a word to shared memory while the thread goes on. Copies between two end_group belong together.
+__device__ __forceinline__ void copy_async(uint4* to, const uint4* from) {
+#if __CUDA_ARCH__ >= 800
+  const unsigned shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const size_t global = __cvta_generic_to_global(from);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" : : "r"(shared), "l"(global) : "memory");
+#else
+  *to = __ldg(from);
+#endif
+}
+
+__device__ __forceinline__ void end_group() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" : : : "memory");
+#endif
+}
+
+// Until all copies of this thread but those of its last `groups` groups are done.
+template <int groups>
+__device__ __forceinline__ void wait_for_groups() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" : : "n"(groups) : "memory");
+#endif
+}
+
+// The shared memory of a launch that asks for some.
+template <class T>
+__device__ __forceinline__ T& shared_memory() {
+  extern __shared__ uint4 dynpool_shared_memory[];
+  return *reinterpret_cast<T*>(dynpool_shared_memory);
+}
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, const A&... arguments) {
+  if (shared_bytes > 48 << 10)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  check(cudaGetLastError());
+}
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, const A&... arguments) {
-  kernel<<<grid, block, 0, stream>>>(arguments...);
-  check(cudaGetLastError());
+  launch(kernel, grid, block, 0, stream, arguments...);
 }
 
 }  // namespace dynpool::cuda

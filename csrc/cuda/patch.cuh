@@ -67,12 +67,15 @@ inline Tiling make_tiling(const TemporalPoolParams& p, int patch, int skew = 0) 
   return {outer, pieces, ceil_div(outer * pieces, kThreads)};
 }
 
-// Row and piece of a thread; false where none is left.
-__device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t& outer, int64_t& piece) {
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+// Row and piece of thread n of those that share no piece; false where none is left.
+__device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t n, int64_t& outer, int64_t& piece) {
   outer = n / tiling.pieces;
   piece = n - outer * tiling.pieces;
   return outer < tiling.outer;
+}
+
+__device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t& outer, int64_t& piece) {
+  return find_piece(tiling, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, outer, piece);
 }
 
 // Calls use(j, channel) for each of a thread's elements.
@@ -118,6 +121,10 @@ __device__ __forceinline__ bool all_fit(const TemporalPoolParams& p, const X* ro
   return fits(begin, extent) && fits(begin + (p.T - 1) * p.x_t * sizeof(X), extent);
 }
 
+__device__ __forceinline__ void take_apart(uint4 v, uint32_t (&word)[4]) {
+  word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
+}
+
 template <class X, Access access>
 struct Patch;
 
@@ -128,8 +135,7 @@ struct Patch<X, Access::aligned> {
   uint32_t word[4];
 
   __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::aligned>& place) {
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(row + place.first));
-    word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
+    take_apart(__ldg(reinterpret_cast<const uint4*>(row + place.first)), word);
   }
   __device__ __forceinline__ void align() {}
   __device__ __forceinline__ typename Accumulate<X>::type operator[](int j) const {
@@ -153,13 +159,27 @@ struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
   uint32_t next[4];
   uint32_t shift;  // bytes of `word` before the first pixel
 
+  static __device__ __forceinline__ const uint4* words_at(const X* first) {
+    return reinterpret_cast<const uint4*>(word_of(reinterpret_cast<uint64_t>(first)));
+  }
   __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::shifted>& place) {
-    const uint64_t address = reinterpret_cast<uint64_t>(row + place.first);
-    shift = static_cast<uint32_t>(address) & 15;
-    const uint4* words = reinterpret_cast<const uint4*>(word_of(address));
-    const uint4 v = __ldg(words), n = __ldg(words + 1);
-    word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
-    next[0] = n.x, next[1] = n.y, next[2] = n.z, next[3] = n.w;
+    const uint4* words = words_at(row + place.first);
+    take_apart(__ldg(words), word);
+    take_apart(__ldg(words + 1), next);
+    shift = static_cast<uint32_t>(reinterpret_cast<uint64_t>(row + place.first)) & 15;
+  }
+
+  // The same by way of shared memory, where the words wait for the thread, kThreads apart; `address` is the end of that
+  // of the first pixel.
+  static __device__ __forceinline__ void fetch(uint4* to, const X* first) {
+    const uint4* words = words_at(first);
+    copy_async(to, words);
+    copy_async(to + kThreads, words + 1);
+  }
+  __device__ __forceinline__ void take(const uint4* from, uint32_t address) {
+    take_apart(from[0], word);
+    take_apart(from[kThreads], next);
+    shift = address & 15;
   }
 
   // At the ends of the tensor: the last pixel first, each moving the others up.
