@@ -144,6 +144,11 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 # --- the call ------------------------------------------------------------------------------------------------------
 
+# Without a Python frame of torch's around it; where torch has no CUDA, there are fake CUDA tensors all the same.
+_capturing: Callable[[], bool] = (
+    torch._C._cuda_isCurrentStreamCapturing if torch.backends.cuda.is_built() else lambda: False
+)
+
 
 def is_plain(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
@@ -158,7 +163,7 @@ def is_plain(x: Tensor) -> bool:
 
 def is_captured(x: Tensor) -> bool:
     """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return x.is_cuda and not torch.compiler.is_compiling() and _capturing()
 
 
 def is_ordinary(x: Tensor) -> bool:
