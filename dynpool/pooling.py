@@ -123,11 +123,11 @@ def approx_rank_pool(
     those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
     """
     key: tuple[object, ...] | None = None
-    if mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x):
-        key = (
-            *(x.shape, x.stride(), x.dtype, x.device, dim, window, stride, type(dim), type(window), type(stride)),
-            *(time_average, nonlinearity, normalize_weights, out_dtype),
-        )
+    plain = mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x)
+    whole = type(dim) is int and (window is None or type(window) is int) and (stride is None or type(stride) is int)
+    if plain and whole:  # 1.0 and True would be found as 1
+        options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
+        key = (x.shape, x.stride(), x.dtype, x.device, options)
         try:
             known = _calls.get(key)
         except TypeError:  # an option that cannot be hashed: the checks below name it
