@@ -137,9 +137,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 _is_compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
-_capturing: Callable[[], bool] = (  # where torch has no CUDA, there are fake CUDA tensors all the same
-    torch._C._cuda_isCurrentStreamCapturing if torch.backends.cuda.is_built() else lambda: False
-)
+_capturing = torch._C._cuda_isCurrentStreamCapturing
 
 
 def is_plain(x: Tensor) -> bool:
@@ -154,8 +152,11 @@ def is_plain(x: Tensor) -> bool:
 
 
 def is_captured(x: Tensor) -> bool:
-    """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph."""
-    return x.is_cuda and not _is_compiling() and _capturing()
+    """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph.
+
+    Fake CUDA tensors need no device, and Dynamo cannot trace the question.
+    """
+    return x.is_cuda and not _is_compiling() and not isinstance(x, FakeTensor) and _capturing()
 
 
 def is_ordinary(x: Tensor) -> bool:
@@ -273,6 +274,7 @@ class Call:
         self.rows_shape = rows_shape
         self.layouts: dict[tuple[int, ...], Any] = {}  # by the strides of ∂L/∂y, as far as backward has met them
         self.layouts_without_x: dict[tuple[int, ...], Any] = {}
+        self.run: Callable[[Tensor], Tensor] | None = None  # where weights are bound
         self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
 
         like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
@@ -311,6 +313,8 @@ class Call:
         return self.forward(x, weights, mean, std)
 
     def forward(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        if self.run is not None:
+            return self.run(x)
         plan, kernels = self.plan, self.kernels
         if kernels is None:
             y = _by_reference(x, weights, plan.bands, mean, std, *plan[1:5])
@@ -338,13 +342,15 @@ class Call:
             like_y = _new(torch.empty(0, device=self.device), self.y_sizes, self.y_strides, self.plan.out_dtype)
             like_y.untyped_storage().resize_(0)
 
-        def pool(x: Tensor) -> Tensor:
-            if x.requires_grad and is_grad_enabled():
-                return _apply_pool(x, weights, None, None, self)
+        def run(x: Tensor) -> Tensor:
             y = empty_like(like_y)
             launch(x.data_ptr(), y.data_ptr(), current(index))
             return y
 
+        def pool(x: Tensor) -> Tensor:
+            return _apply_pool(x, weights, None, None, self) if x.requires_grad and is_grad_enabled() else run(x)
+
+        self.run = run
         return pool
 
     def backward(
