@@ -175,14 +175,28 @@ class Unlocked {
 #endif
 
 #ifdef DYNPOOL_WITH_CUDA
-// Python's allocate(bytes) -> address keeps the memory; called during a launch, which holds the interpreter's lock.
-void* allocate_by_python(int64_t bytes, void* allocate) {
-  return pointer((*static_cast<const py::function*>(allocate))(bytes).cast<Address>());
-}
+// Memory from Python's allocate(bytes) -> Tensor, kept until the launch is enqueued: the caching allocator orders reuse
+// behind it. Launches hold the interpreter's lock.
+class Scratch {
+ public:
+  explicit Scratch(const py::object& allocate) : allocate_(allocate) {}
+
+  static void* take(int64_t bytes, void* scratch) {
+    auto& self = *static_cast<Scratch*>(scratch);
+    self.held_.push_back(self.allocate_(bytes));
+    return pointer(self.held_.back().attr("data_ptr")().cast<Address>());
+  }
+
+ private:
+  const py::object& allocate_;
+  std::vector<py::object> held_;
+};
 #endif
 
 }  // namespace
 
+// `bind` gives a function of (x, y, …) for calls whose other arguments stay: to convert all of them would take longer than
+// to launch a small kernel.
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   m.doc() = "Kernels of dynpool, for dynpool/ops.py alone.";
   py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
@@ -194,6 +208,13 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     const TemporalPoolParams p = forward_params(layout, x, weights, bands, mean, std, y);
     const Unlocked unlocked(p);
     dynpool::cpu::temporal_pool(p, num_threads);
+  });
+  cpu.def("bind", [](const TemporalPoolParams& layout, Address weights, Address bands) {
+    return py::cpp_function([layout, weights, bands](Address x, Address y, int num_threads) {
+      const TemporalPoolParams p = forward_params(layout, x, weights, bands, 0, 0, y);
+      const Unlocked unlocked(p);
+      dynpool::cpu::temporal_pool(p, num_threads);
+    });
   });
   cpu.def("temporal_pool_backward",
           [](const TemporalPoolParams& layout, Address x, Address weights, Address bands, Address mean, Address std,
@@ -241,32 +262,43 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
 #ifdef DYNPOOL_WITH_CUDA
   py::module_ cuda = m.def_submodule("cuda");
   cuda.def("temporal_pool", [](const TemporalPoolParams& layout, Address x, Address weights, Address bands,
-                               Address mean, Address std, Address y, int device, Address stream,
-                               py::function allocate) {
+                               Address mean, Address std, Address y, int device, const py::object& allocate,
+                               Address stream) {
+    Scratch scratch(allocate);
     dynpool::cuda::temporal_pool(forward_params(layout, x, weights, bands, mean, std, y), device, pointer(stream),
-                                 allocate_by_python, &allocate);
+                                 Scratch::take, &scratch);
+  });
+  cuda.def("bind", [](const TemporalPoolParams& layout, Address weights, Address bands, int device,
+                      const py::object& allocate) {
+    return py::cpp_function([layout, weights, bands, device, allocate](Address x, Address y, Address stream) {
+      Scratch scratch(allocate);
+      dynpool::cuda::temporal_pool(forward_params(layout, x, weights, bands, 0, 0, y), device, pointer(stream),
+                                   Scratch::take, &scratch);
+    });
   });
   cuda.def("temporal_pool_backward",
            [](const TemporalPoolParams& layout, Address x, Address weights, Address bands, Address mean, Address std,
-              Address g, Address dx, Address dweights, Address dmean, Address dstd, int device, Address stream,
-              py::function allocate) {
+              Address g, Address dx, Address dweights, Address dmean, Address dstd, int device,
+              const py::object& allocate, Address stream) {
+             Scratch scratch(allocate);
              dynpool::cuda::temporal_pool_backward(
                  backward_params(layout, x, weights, bands, mean, std, g, dx, dweights, dmean, dstd), device,
-                 pointer(stream), allocate_by_python, &allocate);
+                 pointer(stream), Scratch::take, &scratch);
            });
   cuda.def("gram", [](const TemporalPoolParams& layout, Address x, Address average, Address bands, Address mean,
-                      Address std, Address K, Address cross, Address norm, int device, Address stream,
-                      py::function allocate) {
+                      Address std, Address K, Address cross, Address norm, int device, const py::object& allocate,
+                      Address stream) {
     TemporalPoolParams p = with_inputs(layout, x, 0, bands, mean, std);
     p.y = pointer(average);
     const bool empty = p.T * p.num_outer() * p.inner().size == 0;
     require(p.clips == 0 || (K && cross && norm && ((x && average) || empty)), kNull);
+    Scratch scratch(allocate);
     dynpool::cuda::gram(p, static_cast<double*>(pointer(K)), static_cast<double*>(pointer(cross)),
-                        static_cast<double*>(pointer(norm)), device, pointer(stream), allocate_by_python, &allocate);
+                        static_cast<double*>(pointer(norm)), device, pointer(stream), Scratch::take, &scratch);
   });
   cuda.def("solve", [](int objective, int64_t clips, int64_t T, Address lengths, Address K, double C, double epsilon,
                        double tol, int64_t max_iter, Address u, Address value, Address gap, Address iterations,
-                       Address b, Address pairs, Address scratch, int device, Address stream, py::function) {
+                       Address b, Address pairs, Address scratch, int device, const py::object&, Address stream) {
     dynpool::cuda::solve(solver_params(objective, clips, T, lengths, K, C, epsilon, tol, max_iter, u, value, gap,
                                        iterations, b, pairs, scratch), device, pointer(stream));
   });

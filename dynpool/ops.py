@@ -11,6 +11,7 @@ reference.py.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -49,7 +50,7 @@ MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_p
 _used_several_threads = False
 
 
-def _num_threads() -> int:
+def _num_threads(index: int = 0) -> int:
     global _used_several_threads
     threads = torch.get_num_threads()
     _used_several_threads = _used_several_threads or threads > 1
@@ -67,52 +68,42 @@ if hasattr(os, "register_at_fork"):
 
 
 class Kernels(NamedTuple):
-    """Launchers of one device type; the last argument is the torch.device."""
+    """Launchers of one device type. All end in `*place(device), current(index of the device)`."""
 
     layout: type[Any]
     temporal_pool: Callable[..., None]
+    bind: Callable[..., Callable[[int, int, int], None]]  # temporal_pool of (x, y, current) alone
     temporal_pool_backward: Callable[..., None]
     gram: Callable[..., None]
     gram_takes_average: bool  # or finds it in passing
     solve: Callable[..., None]
+    place: Callable[[torch.device], tuple[Any, ...]]
+    current: Callable[[int], int]  # the stream, or the number of threads
+
+    def where(self, device: torch.device) -> tuple[Any, ...]:
+        return *self.place(device), self.current(device.index or 0)
 
 
 def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
     if module is None:
         return None
-
-    def with_threads(launch: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            launch(*args[:-1], _num_threads())
-
-        return call
-
     cpu = module.cpu
-    pool, backward = with_threads(cpu.temporal_pool), with_threads(cpu.temporal_pool_backward)
-    return Kernels(module.Layout, pool, backward, with_threads(cpu.gram), False, with_threads(cpu.solve))
+    pools = (cpu.temporal_pool, cpu.bind, cpu.temporal_pool_backward)
+    return Kernels(module.Layout, *pools, cpu.gram, False, cpu.solve, lambda device: (), _num_threads)
 
 
-def _cuda_kernels(module: ModuleType | None, stream_of: Callable[[int], int]) -> Kernels | None:
+def _cuda_kernels(module: ModuleType | None, current_stream: Callable[[int], int]) -> Kernels | None:
     if module is None or not hasattr(module, "cuda"):
         return None
-
-    def on_stream(launch: Callable[..., None]) -> Callable[..., None]:
-        def call(*args: Any) -> None:
-            device = args[-1]
-            index = device.index or 0
-            held = []  # until the launch is enqueued; the caching allocator orders reuse behind it
-
-            def allocate(num_bytes: int) -> int:
-                held.append(torch.empty(num_bytes, dtype=torch.uint8, device=device))
-                return held[-1].data_ptr()
-
-            launch(*args[:-1], index, stream_of(index), allocate)
-
-        return call
-
     cuda = module.cuda
-    pool, backward = on_stream(cuda.temporal_pool), on_stream(cuda.temporal_pool_backward)
-    return Kernels(module.Layout, pool, backward, on_stream(cuda.gram), True, on_stream(cuda.solve))
+    pools = (cuda.temporal_pool, cuda.bind, cuda.temporal_pool_backward)
+    return Kernels(module.Layout, *pools, cuda.gram, True, cuda.solve, _on_device, current_stream)
+
+
+@functools.cache
+def _on_device(device: torch.device) -> tuple[int, Callable[[int], Tensor]]:
+    """Its index, and what allocates bytes there."""
+    return device.index or 0, torch.empty(0, dtype=torch.uint8, device=device).new_empty
 
 
 def emulated_kernels(path: str) -> Kernels:
@@ -127,13 +118,11 @@ def emulated_kernels(path: str) -> Kernels:
     return kernels
 
 
-def _current_stream(index: int) -> int:
-    return torch._C._cuda_getCurrentRawStream(index)
-
-
 _KERNELS = {
     "cpu": _cpu_kernels(extension),
-    "cuda": None if torch.version.hip else _cuda_kernels(extension, _current_stream),
+    "cuda": _cuda_kernels(extension, torch._C._cuda_getCurrentRawStream)
+    if torch.backends.cuda.is_built() and not torch.version.hip
+    else None,
 }
 
 
@@ -144,31 +133,49 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 # --- the call ------------------------------------------------------------------------------------------------------
 
+# Every call asks these, so that they are at hand, and without a Python frame of torch's around them.
+_is_compiling = torch.compiler.is_compiling
+_transforms = torch._C._are_functorch_transforms_active
+_num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
+_capturing = torch._C._cuda_isCurrentStreamCapturing
+
 
 def is_plain(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
     return (
         type(x) in _ORDINARY
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()  # a fake mode, perhaps
+        and not _is_compiling()
+        and not _transforms()
+        and not _num_modes()
         and (x.is_cpu or not (x.is_meta or is_captured(x)))
     )
 
 
 def is_captured(x: Tensor) -> bool:
-    """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph.
+
+    Fake CUDA tensors need no device, and Dynamo cannot trace the question.
+    """
+    return x.is_cuda and not _is_compiling() and not isinstance(x, FakeTensor) and _capturing()
 
 
 def is_ordinary(x: Tensor) -> bool:
     """Whether what was kept may be used: `is_plain`, or captured."""
-    return is_plain(x) or (type(x) in _ORDINARY and not torch.compiler.is_compiling() and is_captured(x))
+    return is_plain(x) or (type(x) in _ORDINARY and is_captured(x))
 
 
 def is_direct(x: Tensor) -> bool:
-    """Whether a call on x goes straight to a kernel, where its device has any."""
-    return is_plain(x) and forward_ad._current_level < 0
+    """Whether a call on x goes straight to a kernel, if its device has any: `is_plain`, and no forward-mode. In one
+    frame, because every call asks.
+    """
+    return (
+        type(x) in _ORDINARY
+        and not _is_compiling()
+        and not _transforms()
+        and not _num_modes()
+        and forward_ad._current_level < 0
+        and (x.is_cpu or (x.is_cuda and not _capturing()))
+    )
 
 
 class Plan(NamedTuple):
@@ -267,6 +274,7 @@ class Call:
         self.rows_shape = rows_shape
         self.layouts: dict[tuple[int, ...], Any] = {}  # by the strides of ∂L/∂y, as far as backward has met them
         self.layouts_without_x: dict[tuple[int, ...], Any] = {}
+        self.run: Callable[[Tensor], Tensor] | None = None  # where weights are bound
         self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
 
         like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
@@ -305,6 +313,8 @@ class Call:
         return self.forward(x, weights, mean, std)
 
     def forward(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
+        if self.run is not None:
+            return self.run(x)
         plan, kernels = self.plan, self.kernels
         if kernels is None:
             y = _by_reference(x, weights, plan.bands, mean, std, *plan[1:5])
@@ -318,9 +328,30 @@ class Call:
             _address(mean),
             _address(std),
             y.data_ptr(),
-            self.device,
+            *kernels.where(self.device),
         )
         return y
+
+    def bind(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
+        """This call with constant weights and neither mean nor std, as a function of x."""
+        kernels, index = self.kernels, self.device.index or 0
+        assert kernels is not None
+        launch = kernels.bind(self.forward_layout, weights.data_ptr(), self.bands, *kernels.place(self.device))
+        current, empty_like, is_grad_enabled = kernels.current, torch.empty_like, torch.is_grad_enabled
+        with torch.inference_mode(False):  # sizes, strides and dtype of y, without memory
+            like_y = _new(torch.empty(0, device=self.device), self.y_sizes, self.y_strides, self.plan.out_dtype)
+            like_y.untyped_storage().resize_(0)
+
+        def run(x: Tensor) -> Tensor:
+            y = empty_like(like_y)
+            launch(x.data_ptr(), y.data_ptr(), current(index))
+            return y
+
+        def pool(x: Tensor) -> Tensor:
+            return _apply_pool(x, weights, None, None, self) if x.requires_grad and is_grad_enabled() else run(x)
+
+        self.run = run
+        return pool
 
     def backward(
         self,
@@ -363,7 +394,7 @@ class Call:
             _address(dweights),
             _address(dmean),
             _address(dstd),
-            self.device,
+            *kernels.where(self.device),
         )
         return [t for t in (dx, dweights, dmean, dstd) if t is not None]
 
@@ -420,16 +451,16 @@ def gram(
         _NONLINEARITY_CODES[nonlinearity],
     )
     mean, std = _contiguous(mean), _contiguous(std)
-    inputs = (_address(bands), _address(mean), _address(std))
+    inputs, where = (_address(bands), _address(mean), _address(std)), kernels.where(x.device)
     if average is not None:
         counts = x.new_full((clips,), num_frames, dtype=acc) if lengths is None else lengths.to(acc)
         weights = (1 / counts)[:, None].expand(clips, num_frames).contiguous()
-        kernels.temporal_pool(layout, x.data_ptr(), weights.data_ptr(), *inputs, average.data_ptr(), x.device)
+        kernels.temporal_pool(layout, x.data_ptr(), weights.data_ptr(), *inputs, average.data_ptr(), *where)
     K = x.new_empty(clips, num_frames, num_frames, dtype=torch.float64)
     cross = x.new_empty(clips, num_frames, dtype=torch.float64)
     norm = x.new_empty(clips, dtype=torch.float64)
     outputs = (K.data_ptr(), cross.data_ptr(), norm.data_ptr())
-    kernels.gram(layout, x.data_ptr(), _address(average), *inputs, *outputs, x.device)
+    kernels.gram(layout, x.data_ptr(), _address(average), *inputs, *outputs, *where)
     return K, cross, norm
 
 
@@ -724,7 +755,7 @@ def solve(
         _address(b),
         _address(pairs),
         scratch.data_ptr(),
-        K.device,
+        *kernels.where(K.device),
     )
     return u, value, gap, iterations, b
 

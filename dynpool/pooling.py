@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -123,16 +123,17 @@ def approx_rank_pool(
     those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
     """
     key: tuple[object, ...] | None = None
-    if mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x):
-        key = (x.shape, x.stride(), x.dtype, x.device, dim, window, stride, type(dim), type(window), type(stride))
-        key += (time_average, nonlinearity, normalize_weights, out_dtype)
+    plain = mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x)
+    whole = type(dim) is int and (window is None or type(window) is int) and (stride is None or type(stride) is int)
+    if plain and whole:  # 1.0 and True would be found as 1
+        options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
+        key = (x.shape, x.stride(), x.dtype, x.device, options)
         try:
             known = _calls.get(key)
         except TypeError:  # an option that cannot be hashed: the checks below name it
             known = None
         if known is not None:
-            call, weights = known
-            return call(x, weights, None, None)
+            return known(x)
     dim = _check_frames(x, dim)
     num_frames = x.shape[dim]
     _check_window(window, stride, num_frames, offsets)
@@ -149,7 +150,7 @@ def approx_rank_pool(
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows)
     if key is not None and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
-        _keep(_calls, key, (ops.Call(x, rows.weights.shape, plan), rows.weights))
+        _keep(_calls, key, ops.Call(x, rows.weights.shape, plan).bind(rows.weights))
     return _pool(x, rows.weights, mean, std, plan)
 
 
@@ -180,7 +181,7 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 
 # --- kept between calls --------------------------------------------------------------------------------------------
 
-_calls: dict[tuple[object, ...], tuple[ops.Call, Tensor]] = {}  # of approx_rank_pool, with the weights
+_calls: dict[tuple[object, ...], Callable[[Tensor], Tensor]] = {}  # approx_rank_pool of such frames
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}

@@ -117,7 +117,7 @@ def longest_clip(offsets: Tensor) -> int:
 def _moved(values: Tensor, device: torch.device | None) -> Tensor:
     """On a device, without waiting for it: from pinned memory."""
     waits = device is not None and device.type == "cuda" and type(values) is Tensor and values.is_cpu
-    if waits and not torch.compiler.is_compiling():
+    if waits and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():  # no fake mode
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 

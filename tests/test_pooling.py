@@ -9,7 +9,7 @@ from cases import DTYPES, FLOATING, LAYOUTS, frames, laid_out
 from hypothesis import given, settings
 
 import dynpool
-from dynpool import approx_rank_pool, reference, temporal_pool
+from dynpool import approx_rank_pool, pooling, reference, temporal_pool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -530,6 +530,35 @@ def test_approx_is_temporal_pool_with_rank_weights(backend):
     x = frames((2, 9, 3, 5), torch.uint8, backend.device)
     alpha = dynpool.rank_weights(9, device=backend.device)
     assert torch.equal(temporal_pool(x, alpha, std=255), approx_rank_pool(x, std=255))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", [{}, {"window": 3, "stride": 2}, {"out_dtype": torch.float64}], ids=str)
+def test_calls_that_were_kept(backend, layout, options, monkeypatch):
+    """What is found again is what was worked out, for other frames too; made in inference mode, it serves outside."""
+    monkeypatch.setattr(pooling, "_calls", {})
+    x, other = (laid_out(frames((2, 9, 3, 5, 7), torch.float32, backend.device), layout, 1) for _ in range(2))
+    with torch.inference_mode():
+        expected, _ = approx_rank_pool(x, **options), approx_rank_pool(other, **options)
+    for _ in range(2):
+        y = approx_rank_pool(x, **options)
+        assert len(pooling._calls) == (backend.name != "reference")
+        assert torch.equal(y, expected)
+        assert (y.stride(), y.dtype, y.is_inference()) == (expected.stride(), expected.dtype, False)
+        leaf = x.detach().requires_grad_()
+        assert torch.equal(approx_rank_pool(leaf, **options), expected)
+        (dx,) = torch.autograd.grad(approx_rank_pool(leaf, **options).sum(), leaf)
+        assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize("options", [{"dim": 1.0}, {"window": 1.0}, {"window": 1, "stride": True}], ids=str)
+def test_kept_calls_are_not_taken_for_others(backend, options):
+    """1.0 and True equal 1, and are refused all the same."""
+    x = frames((2, 9, 3), torch.float32, backend.device)
+    for kept in ({}, {"window": 1}, {"window": 1, "stride": 1}):
+        approx_rank_pool(x, **kept)
+    with pytest.raises(TypeError, match="must be an integer"):
+        approx_rank_pool(x, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

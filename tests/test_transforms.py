@@ -530,6 +530,24 @@ def test_fake_tensors_tell_shape_dtype_and_strides(device, options, layout, dtyp
 
 
 @calls
+@pytest.mark.parametrize("how", ["fake", "compile", "export", "strict export"])
+def test_fake_cuda_tensors_need_no_device(options, how):
+    """What is done for CUDA alone (pinned memory, a look at what is captured) can be faked and traced."""
+    if "window" in options and not torch.backends.cuda.is_built():
+        pytest.skip("torch without CUDA cannot slice fake CUDA tensors")
+    module = ApproxRankPool(**{name: value for name, value in options.items() if name != "lengths"})
+    lengths = options.get("lengths")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 7, 3, 5, 4, device="cuda")
+        if how.endswith("export"):
+            torch.export.export(module, (x, lengths), strict=how == "strict export")
+        else:
+            y = (compiled(module) if how == "compile" else module)(x, lengths)
+            assert y.is_cuda
+            assert y.shape == approx_rank_pool(torch.empty(2, 7, 3, 5, 4, device="meta"), **options).shape
+
+
+@calls
 def test_meta_tensors(options):
     x = torch.empty(2, 7, 3, 5, 4, device="meta", requires_grad=True)
     y = approx_rank_pool(x, **options)

@@ -6,6 +6,7 @@
 #else
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -38,9 +39,14 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Asked of the driver once.
 inline int multiprocessors(int device) {
-  int count = 0;
+  static std::atomic<int> known[64];
+  const bool keep = device >= 0 && device < 64;
+  int count = keep ? known[device].load(std::memory_order_relaxed) : 0;
+  if (count > 0) return count;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  if (keep) known[device].store(count, std::memory_order_relaxed);
   return count;
 }
 
