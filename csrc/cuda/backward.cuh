@@ -94,11 +94,12 @@ __device__ __forceinline__ Acc slope_of(Acc z) {
   return z == Acc(0) ? Acc(0) : slope;
 }
 
-// Frames are cut up each by the words of ∂L/∂x, which in every `period`-th begin at the same columns: a thread has those.
+// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every
+// 2^log_period-th: a thread has those.
 struct Words {
-  Tiling tiling;  // pieces are the words of an inner row, of which the first may begin before it
-  int period;     // a power of two; blocks of the same tile are side by side
-  int slice;      // frames of a block and its neighbours
+  Tiling tiling;   // pieces are the words of an inner row, of which the first may begin before it
+  int log_period;  // blocks of the same tile are side by side
+  int slice;       // frames of a block and its neighbours
 };
 
 template <class X, Nonlinearity psi, Source source, Case given>
@@ -111,9 +112,10 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
   constexpr Acc factor = psi == Nonlinearity::sqrt ? Acc(0.5) : Acc(1);
 
   // 1. Frames t_begin, t_begin + period, … of this thread, and its columns of these.
-  const unsigned tile = blockIdx.x / words.period;
+  const unsigned tile = blockIdx.x >> words.log_period;
+  const int period = 1 << words.log_period;
   const int slice_begin = static_cast<int>(blockIdx.y) * words.slice;
-  const int t_begin = slice_begin + static_cast<int>(blockIdx.x - tile * words.period);
+  const int t_begin = slice_begin + static_cast<int>(blockIdx.x & (period - 1));
   const int t_end = min(static_cast<int>(p.T), slice_begin + words.slice);
   if (t_begin >= t_end) return;
   int64_t outer, piece;
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
   if (place.empty()) return;
   dx += place.first;
   const X* x = static_cast<const X*>(p.x) + row.x + t_begin * p.x_t;
-  const int64_t dx_step = words.period * p.dx_t, x_step = words.period * p.x_t;
+  const int64_t dx_step = period * p.dx_t, x_step = period * p.x_t;
   Statistics<Acc, V> normalize;
   if constexpr (normalized) normalize.read(p, place);
 
@@ -148,8 +150,8 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
     }
   }
 
-  for (int t = t_begin; t < t_end; t += N * words.period) {
-    const auto frame_of = [&](int u) { return t + u * words.period; };
+  for (int t = t_begin; t < t_end; t += N * period) {
+    const auto frame_of = [&](int u) { return t + u * period; };
     Frame frame[N];
     if (source == Source::alike && place.template whole<V>()) {
 #pragma unroll
@@ -306,9 +308,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has one word
-// of kSeries elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
-constexpr int kSeries = 4;
+// Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has the same
+// word of several elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
+constexpr int kSeries = 4;  // of which the loads are in flight together
 
 struct Series {
   Tiling tiling;   // pieces are the words of the first `step` elements of an inner row
@@ -316,71 +318,104 @@ struct Series {
   int64_t step;    // from one element of a thread to the next
 };
 
-template <class X>
-__global__ void __launch_bounds__(kThreads, 4)
+template <class X, Nonlinearity psi, Source source, Case given>
+__global__ void __launch_bounds__(kThreads, given == Case::one_row ? 6 : 4)
     series_gradient(const TemporalPoolParams p, const Series series, const Extent extent) {
   using Acc = typename Accumulate<X>::type;
-  constexpr int V = patch_size<X, Access::shifted>, N = kSeries;
+  using Word = Patch<X, Access::shifted>;
+  constexpr int V = Word::V, N = kSeries;
+  constexpr bool one_row = given == Case::one_row, normalized = given == Case::general;
+  constexpr Acc factor = psi == Nonlinearity::sqrt ? Acc(0.5) : Acc(1);
 
   // 1. Elements i, i + step, … of an inner row, and frames [t, t + V) of these.
   int64_t outer, piece;
   if (!find_piece(series.tiling, outer, piece)) return;
   const Row row = locate_row(p, outer);
-  const uint32_t i = static_cast<uint32_t>(piece) / series.words;
-  const auto has = [&](int k) { return i + k * series.step < p.inner().size; };
-  const uint64_t begin = reinterpret_cast<uint64_t>(static_cast<X*>(p.dx) + row.dx + i * p.inner().dx);
-  const int skew = static_cast<int>(begin % 16 / sizeof(X));
-  const int t = static_cast<int>((static_cast<uint32_t>(piece) - i * series.words) * V) - skew;
+  const uint32_t first = static_cast<uint32_t>(piece) / series.words;
+  X* dx = static_cast<X*>(p.dx) + row.dx + first * p.inner().dx;
+  const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
+  const int t = static_cast<int>((static_cast<uint32_t>(piece) - first * series.words) * V) - skew;
   const Place<Access::shifted> frames{outer, t, 1, max(0, -t), min(V, static_cast<int>(p.T) - t), row};
   if (frames.empty()) return;
-  Patch<X, Access::shifted> patch[N] = {};
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    if (!p.x || !has(k)) continue;
-    const X* x = static_cast<const X*>(p.x) + row.x + (i + k * series.step) * p.inner().x;
-    load_within(patch[k], p, x, frames, extent);
-  }
+  dx += t;
+  const X* x = static_cast<const X*>(p.x) + row.x + first * p.inner().x;
+  const int64_t dx_step = series.step * p.inner().dx, x_step = series.step * p.inner().x;
 
-  // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
-  Acc G[N][V] = {};
+  Acc weight[V] = {};
   bool weighed[V] = {};  // a frame outside every band may be NaN
-#pragma unroll 1
-  for (int w = 0; w < p.W; ++w) {
+  const auto read_weights = [&](int w) {
     const Band band = band_of(p, row.clip, w);
     const Span span = span_of(band, t + frames.begin, t + frames.end);
-    if (span.empty()) continue;
-    Acc g[N][1] = {};
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const Place<Access::single> element{outer, i + k * series.step, 1, 0, 1, row};
-      if (has(k)) load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, element, g[k]);
-    }
     const Acc* weights = weights_of<Acc>(p, row.clip, w, band);
 #pragma unroll
     for (int u = 0; u < V; ++u) {
-      if (!span.has(t + u)) continue;
-      weighed[u] = true;
-      const Acc weight = __ldg(weights + t + u);
-#pragma unroll
-      for (int k = 0; k < N; ++k) G[k][u] += weight * g[k][0];
+      weight[u] = span.has(t + u) ? factor * __ldg(weights + t + u) : Acc(0);
+      weighed[u] = weighed[u] || span.has(t + u);
     }
-  }
+    return span;
+  };
+  if constexpr (one_row) read_weights(0);
 
-  // 3. ∂L/∂x = G ψ'(z) / std
+  for (int64_t i = first; i < p.inner().size; i += N * series.step) {
+    const auto element = [&](int k) { return i + k * series.step; };
+    const auto has = [&](int k) { return element(k) < p.inner().size; };
+    Word word[N];
+    if (source == Source::alike && frames.template whole<V>()) {
 #pragma unroll
-  for (int k = 0; k < N; ++k) {
-    if (!has(k)) break;
-    const int64_t element = i + k * series.step;
-    Normalization<Acc> n{0, 1};
-    if (p.mean || p.std) n = normalization_of<Acc>(p, channel_of(p, row, element));
-    patch[k].align();
-    Acc dx[V];
+      for (int k = 0; k < N; ++k)
+        if (has(k)) load_word(word[k], x + k * x_step + t);
+    } else if (source != Source::none) {
 #pragma unroll
-    for (int u = 0; u < V; ++u) {
-      const Acc z = (patch[k][u] - n.mean) * n.inverse_std;
-      dx[u] = weighed[u] ? G[k][u] * dpsi_of<Nonlinearity::sqrt, Access::single>(p, z) * n.inverse_std : Acc(0);
+      for (int k = 0; k < N; ++k) {
+        if (!has(k)) continue;
+        if constexpr (source == Source::alike) word[k].load_singly(x + k * x_step, frames);
+        if constexpr (source == Source::anywhere) load_within(word[k], p, x + k * x_step, frames, extent);
+      }
     }
-    store_whole(static_cast<X*>(p.dx) + row.dx + element * p.inner().dx + t, frames, dx);
+    x += N * x_step;
+
+    // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
+    const Place<Access::single> elements{outer, i, series.step, 0, has(3) ? 4 : has(2) ? 3 : has(1) ? 2 : 1, row};
+    static_assert(N == 4, "elements.end");
+    Acc g[N], G[one_row ? 1 : N][V] = {};
+    if constexpr (one_row) {
+      load_row(p.g, p.y_dtype, row.y, p.inner().y, elements, g);
+    } else {
+#pragma unroll 1
+      for (int w = 0; w < p.W; ++w) {
+        const Span span = read_weights(w);
+        if (span.empty()) continue;
+        load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, elements, g);
+#pragma unroll
+        for (int u = 0; u < V; ++u) {
+          if (!span.has(t + u)) continue;
+#pragma unroll
+          for (int k = 0; k < N; ++k) G[k][u] += weight[u] * g[k];
+        }
+      }
+    }
+
+    // 3. ∂L/∂x = G ψ'(z) / std
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (!has(k)) break;
+      Normalization<Acc> n{0, 1};
+      if constexpr (normalized) n = normalization_of<Acc>(p, channel_of(p, row, element(k)));
+      if constexpr (source == Source::anywhere) word[k].align();
+      Acc value[V];
+#pragma unroll
+      for (int u = 0; u < V; ++u) {
+        value[u] = one_row ? weight[u] * g[k] : G[one_row ? 0 : k][u];
+        if constexpr (psi != Nonlinearity::identity) {
+          const Acc pixel = word[k][u];
+          value[u] *= slope_of<psi, X, normalized>(normalized ? (pixel - n.mean) * n.inverse_std : pixel);
+        }
+        if constexpr (normalized) value[u] *= n.inverse_std;
+        if (!weighed[u]) value[u] = 0;
+      }
+      store_whole(dx + k * dx_step, frames, value);
+    }
+    dx += N * dx_step;
   }
 }
 
@@ -590,7 +625,7 @@ void launch_frames(const TemporalPoolParams& p, const Context& context) {
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
 }
 
-// Whether the words of x begin where those of ∂L/∂x do, in frames `x_t` and `dx_t` apart.
+// Whether the words of x begin where those of ∂L/∂x do.
 template <class X>
 bool alike(const TemporalPoolParams& p) {
   constexpr int V = patch_size<X, Access::shifted>;
@@ -605,32 +640,14 @@ void launch_words(const TemporalPoolParams& p, const Context& context) {
   constexpr int V = patch_size<X, Access::shifted>;
   Words words;
   words.tiling = make_tiling(p, V, aligned(p, p.dx, p.x_dtype, &Axis::dx, p.dx_t, p.T, 16) ? 0 : V - 1);
-  words.period = 1;
-  while (words.period * p.dx_t % V != 0) words.period *= 2;
-  while (words.period / 2 >= p.T) words.period /= 2;
-  const int64_t blocks = words.tiling.tiles * words.period;
+  words.log_period = 0;
+  while (p.dx_t % (V >> words.log_period) != 0) ++words.log_period;
+  while (words.log_period > 0 && p.T <= 1 << (words.log_period - 1)) --words.log_period;
+  const int64_t blocks = words.tiling.tiles << words.log_period;
   if (blocks * p.T == 0) return;
-  words.slice = static_cast<int>(slice_of(p, frames_at_once<source> * words.period, blocks, context));
+  words.slice = static_cast<int>(slice_of(p, frames_at_once<source> << words.log_period, blocks, context));
   launch(words_gradient<X, psi, source, given>, dim3(grid_size(blocks), ceil_div(p.T, words.slice)), dim3(kThreads),
          context.stream, p, words, extent_of(p));
-}
-
-template <class X, Nonlinearity psi, Source source>
-void launch_words(const TemporalPoolParams& p, const Context& context) {
-  if (p.mean || p.std) return launch_words<X, psi, source, Case::general>(p, context);
-  if (p.W > 1) return launch_words<X, psi, source, Case::plain>(p, context);
-  launch_words<X, psi, source, Case::one_row>(p, context);
-}
-
-template <class X, Nonlinearity psi>
-void launch_words(const TemporalPoolParams& p, const Context& context) {
-  if constexpr (psi == Nonlinearity::identity) {
-    launch_words<X, psi, Source::none>(p, context);
-  } else if (alike<X>(p)) {
-    launch_words<X, psi, Source::alike>(p, context);
-  } else {
-    launch_words<X, psi, Source::anywhere, Case::general>(p, context);
-  }
 }
 
 // Whether frames lie side by side, and are enough for words.
@@ -640,20 +657,46 @@ bool in_series(const TemporalPoolParams& p) {
   return p.dx_t == 1 && (!p.x || p.x_t == 1) && p.T >= V && p.inner().size + V < UINT32_MAX / (p.T / V + 2);
 }
 
-template <class X>
+template <class X, Nonlinearity psi, Source source, Case given>
 void launch_series(const TemporalPoolParams& p, const Context& context) {
   constexpr int V = patch_size<X, Access::shifted>;
   bool flush = reinterpret_cast<uintptr_t>(p.dx) % 16 == 0;  // whether every element's first frame begins a word
   for (int a = 0; a < p.num_axes; ++a) flush = flush && (p.axes[a].size == 1 || p.axes[a].dx % V == 0);
   Series series;
   series.words = static_cast<uint32_t>(ceil_div(flush ? p.T : p.T + V - 1, V));
-  series.step = ceil_div(p.inner().size, kSeries);
+  const int64_t outer = p.num_outer(), size = p.inner().size;
+  // As many elements as leave threads for the card: a thread reads its weights, or finds its place, once for all.
+  const int64_t rounds = outer * size * series.words / (kSeries * kThreads * 4 * context.blocks_wanted());
+  series.step = ceil_div(size, kSeries * std::min<int64_t>(4, std::max<int64_t>(1, rounds)));
   if (!flush) series.step = ceil_div(series.step, V) * V;
-  const int64_t outer = p.num_outer(), pieces = std::min(series.step, p.inner().size) * series.words;
+  const int64_t pieces = std::min(series.step, size) * series.words;
   series.tiling = {outer, pieces, ceil_div(outer * pieces, kThreads)};
   if (series.tiling.tiles == 0) return;
-  launch(series_gradient<X>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream, p, series,
-         extent_of(p));
+  launch(series_gradient<X, psi, source, given>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream, p,
+         series, extent_of(p));
+}
+
+// The kernel that takes the most for granted.
+template <class X, Nonlinearity psi, Source source, Case given>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if (series) return launch_series<X, psi, source, given>(p, context);
+  launch_words<X, psi, source, given>(p, context);
+}
+template <class X, Nonlinearity psi, Source source>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if (p.mean || p.std) return launch_gradient<X, psi, source, Case::general>(p, series, context);
+  if (p.W > 1) return launch_gradient<X, psi, source, Case::plain>(p, series, context);
+  launch_gradient<X, psi, source, Case::one_row>(p, series, context);
+}
+template <class X, Nonlinearity psi>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if constexpr (psi == Nonlinearity::identity) {
+    launch_gradient<X, psi, Source::none>(p, series, context);
+  } else if (alike<X>(p)) {
+    launch_gradient<X, psi, Source::alike>(p, series, context);
+  } else {
+    launch_gradient<X, psi, Source::anywhere, Case::general>(p, series, context);
+  }
 }
 
 inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
@@ -689,9 +732,9 @@ template <class X, Nonlinearity psi>
 void launch_dx(TemporalPoolParams p, const Context& context) {
   if (psi == Nonlinearity::identity) p.x = nullptr;  // plays no part
   if constexpr (has_word_path<X>) {
-    if (in_words(p, p.g)) return launch_words<X, psi>(p, context);
-    if (in_series<X>(p)) return launch_series<X>(p, context);
-    if (p.inner().dx == 1 && (!p.x || p.inner().x == 1)) return launch_words<X, psi>(p, context);
+    const bool series = !in_words(p, p.g) && in_series<X>(p);
+    if (series || (p.inner().dx == 1 && (!p.x || p.inner().x == 1)))
+      return launch_gradient<X, psi>(p, series, context);
   }
   launch_frames<X>(p, context);
 }
