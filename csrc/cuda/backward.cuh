@@ -94,16 +94,37 @@ __device__ __forceinline__ Acc slope_of(Acc z) {
   return z == Acc(0) ? Acc(0) : slope;
 }
 
-// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every
-// 2^log_period-th: a thread has those.
+// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every 2^log_period-th: a thread has one
+// such class of frames after another.
 struct Words {
-  Tiling tiling;   // pieces are the words of an inner row, of which the first may begin before it
-  int log_period;  // blocks of the same tile are side by side
-  int slice;       // frames of a block and its neighbours
+  Tiling tiling;               // pieces are the words of an inner row, of which the first may begin before it
+  int log_period, log_groups;  // blocks side by side have the same tile, and each a group of its classes
+  int slice;                   // frames of a block and its neighbours
+  Extent y;                    // of g
 };
 
+// g of a thread's columns, by words wherever these begin if its elements are of x's type.
+template <class X, int V, class Acc>
+__device__ __forceinline__ void load_gradient(const TemporalPoolParams& p, int64_t offset,
+                                              const Place<Access::shifted>& place, const Extent& extent, Acc (&g)[V]) {
+  const X* y = static_cast<const X*>(p.g) + offset;
+  const uint64_t address = reinterpret_cast<uint64_t>(y + place.first);
+  if (p.y_dtype != p.x_dtype || p.inner().y != 1 || !place.template whole<V>() || address % 16 == 0 ||
+      !fits(address, extent))
+    return load_row(p.g, p.y_dtype, offset, p.inner().y, place, g);
+  Patch<X, Access::shifted> patch;
+  patch.load(p, y, place);
+  patch.align();
+#pragma unroll
+  for (int j = 0; j < V; ++j) g[j] = patch[j];
+}
+
+// Blocks of a multiprocessor, as registers without spills allow.
+template <class X, Case given>
+constexpr int kBlocks = given == Case::one_row ? 6 : (given == Case::plain ? 4 : 3) + (sizeof(X) == 4 ? 1 : 0);
+
 template <class X, Nonlinearity psi, Source source, Case given>
-__global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given == Case::plain && sizeof(X) == 4 ? 5 : 4)
+__global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
     words_gradient(const TemporalPoolParams p, const Words words, const Extent extent) {
   using Acc = typename Accumulate<X>::type;
   using Frame = Patch<X, Access::shifted>;
@@ -111,28 +132,16 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
   constexpr bool one_row = given == Case::one_row, normalized = given == Case::general;
   constexpr Acc factor = psi == Nonlinearity::sqrt ? Acc(0.5) : Acc(1);
 
-  // 1. Frames t_begin, t_begin + period, … of this thread, and its columns of these.
-  const unsigned tile = blockIdx.x >> words.log_period;
-  const int period = 1 << words.log_period;
-  const int slice_begin = static_cast<int>(blockIdx.y) * words.slice;
-  const int t_begin = slice_begin + static_cast<int>(blockIdx.x & (period - 1));
-  const int t_end = min(static_cast<int>(p.T), slice_begin + words.slice);
-  if (t_begin >= t_end) return;
+  // 1. Rows and frames of this thread.
+  const int period = 1 << words.log_period, groups = 1 << words.log_groups;
   int64_t outer, piece;
-  if (!find_piece(words.tiling, tile, outer, piece)) return;
+  if (!find_piece(words.tiling, blockIdx.x >> words.log_groups, outer, piece)) return;
   const Row row = locate_row(p, outer);
-  X* dx = static_cast<X*>(p.dx) + row.dx + t_begin * p.dx_t;
-  const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
-  const Place<Access::shifted> place = place_of<Access::shifted, V, true>(p, row, outer, piece, words.tiling.pieces, skew);
-  if (place.empty()) return;
-  dx += place.first;
-  const X* x = static_cast<const X*>(p.x) + row.x + t_begin * p.x_t;
+  const int slice_begin = static_cast<int>(blockIdx.y) * words.slice;
+  const int t_end = min(static_cast<int>(p.T), slice_begin + words.slice);
   const int64_t dx_step = period * p.dx_t, x_step = period * p.x_t;
-  Statistics<Acc, V> normalize;
-  if constexpr (normalized) normalize.read(p, place);
 
   // 2. The rows that weigh any of the slice are among [w_begin, w_end).
-  Acc g[V] = {};
   Span span{0, 0};
   const Acc* weights = nullptr;
   int w_begin = static_cast<int>(p.W), w_end = 0;
@@ -140,7 +149,6 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
     const Band band = band_of(p, row.clip, 0);
     span = span_of(band, slice_begin, t_end);
     weights = weights_of<Acc>(p, row.clip, 0, band);
-    if (!span.empty()) load_row(p.g, p.y_dtype, row.y, p.inner().y, place, g);
   } else {
 #pragma unroll 1
     for (int w = 0; w < p.W; ++w) {
@@ -150,71 +158,89 @@ __global__ void __launch_bounds__(kThreads, given == Case::one_row ? 8 : given =
     }
   }
 
-  for (int t = t_begin; t < t_end; t += N * period) {
-    const auto frame_of = [&](int u) { return t + u * period; };
-    Frame frame[N];
-    if (source == Source::alike && place.template whole<V>()) {
-#pragma unroll
-      for (int u = 0; u < N; ++u)
-        if (frame_of(u) < t_end) load_word(frame[u], x + u * x_step + place.first);
-    } else if (source != Source::none) {
-#pragma unroll
-      for (int u = 0; u < N; ++u) {
-        if (frame_of(u) >= t_end) continue;
-        if constexpr (source == Source::alike) frame[u].load_singly(x + u * x_step, place);
-        if constexpr (source == Source::anywhere) load_within(frame[u], p, x + u * x_step, place, extent);
-      }
-    }
-    x += N * x_step;
-
-    // 3. G[u] = Σ_w A[w, t + u·period] g[w]
-    Acc weight[N] = {}, G[one_row ? 1 : N][V] = {};
-    bool weighed[N] = {};  // a frame outside every band may be NaN
-    if constexpr (one_row) {
-#pragma unroll
-      for (int u = 0; u < N; ++u) {
-        weighed[u] = span.has(frame_of(u));
-        if (weighed[u]) weight[u] = factor * __ldg(weights + frame_of(u));
-      }
-    } else {
+  // 3. Frames t_begin, t_begin + period, … and the thread's columns of these.
 #pragma unroll 1
-      for (int w = w_begin; w < w_end; ++w) {
-        const Band band = band_of(p, row.clip, w);
-        span = span_of(band, t, min(t_end, frame_of(N - 1) + 1));
-        if (span.empty()) continue;
-        load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, place, g);
-        weights = weights_of<Acc>(p, row.clip, w, band);
+  for (int t_begin = slice_begin + static_cast<int>(blockIdx.x & (groups - 1)); t_begin < min(t_end, slice_begin + period);
+       t_begin += groups) {
+    X* dx = static_cast<X*>(p.dx) + row.dx + t_begin * p.dx_t;
+    const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
+    auto place = place_of<Access::shifted, V, true>(p, row, outer, piece, words.tiling.pieces, skew);
+    if (place.empty()) continue;
+    Statistics<Acc, V> normalize;
+    if constexpr (normalized) normalize.read(p, place);
+    Acc g[V] = {};
+    if (one_row && !span.empty()) load_gradient<X>(p, row.y, place, words.y, g);
+    dx += place.first;
+    const X* x = static_cast<const X*>(p.x) + row.x + t_begin * p.x_t + place.first;
+    const int64_t y = row.y + place.first * p.inner().y;
+    place.first = 0;
+
+#pragma unroll 1
+    for (int t = t_begin; t < t_end; t += N * period) {
+      const auto frame_of = [&](int u) { return t + u * period; };
+      Frame frame[N];
+      if (source == Source::alike && place.template whole<V>()) {
+#pragma unroll
+        for (int u = 0; u < N; ++u, x += x_step)
+          if (frame_of(u) < t_end) load_word(frame[u], x);
+      } else if (source != Source::none) {
+#pragma unroll
+        for (int u = 0; u < N; ++u, x += x_step) {
+          if (frame_of(u) >= t_end) continue;
+          if constexpr (source == Source::alike) frame[u].load_singly(x, place);
+          if constexpr (source == Source::anywhere) load_within(frame[u], p, x, place, extent);
+        }
+      }
+
+      // 4. G[u] = Σ_w A[w, t + u·period] g[w]
+      Acc weight[N] = {}, G[one_row ? 1 : N][V] = {};
+      bool weighed[N] = {};  // a frame outside every band may be NaN
+      if constexpr (one_row) {
 #pragma unroll
         for (int u = 0; u < N; ++u) {
-          if (!span.has(frame_of(u))) continue;
-          weighed[u] = true;
-          weight[u] = factor * __ldg(weights + frame_of(u));
-#pragma unroll
-          for (int j = 0; j < V; ++j) G[u][j] += weight[u] * g[j];
+          weighed[u] = span.has(frame_of(u));
+          if (weighed[u]) weight[u] = factor * __ldg(weights + frame_of(u));
         }
-      }
-    }
-
-    // 4. ∂L/∂x = G ψ'(z) / std
+      } else {
+#pragma unroll 1
+        for (int w = w_begin; w < w_end; ++w) {
+          const Band band = band_of(p, row.clip, w);
+          span = span_of(band, t, min(t_end, frame_of(N - 1) + 1));
+          if (span.empty()) continue;
+          load_gradient<X>(p, y + w * p.y_w, place, words.y, g);
+          weights = weights_of<Acc>(p, row.clip, w, band);
 #pragma unroll
-    for (int u = 0; u < N; ++u) {
-      if (frame_of(u) >= t_end) break;
-      if constexpr (source == Source::anywhere) frame[u].align();
-      Acc value[V] = {};
-      if (weighed[u]) {
+          for (int u = 0; u < N; ++u) {
+            if (!span.has(frame_of(u))) continue;
+            weighed[u] = true;
+            weight[u] = factor * __ldg(weights + frame_of(u));
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          value[j] = one_row ? weight[u] * g[j] : G[one_row ? 0 : u][j];
-          if constexpr (psi != Nonlinearity::identity) {
-            const Acc pixel = frame[u][j];
-            value[j] *= slope_of<psi, X, normalized>(normalized ? normalize(pixel, j) : pixel);
+            for (int j = 0; j < V; ++j) G[u][j] += weight[u] * g[j];
           }
-          if constexpr (normalized) value[j] *= normalize.inverse_std[j];
         }
       }
-      store_whole(dx + u * dx_step, place, value);
+
+      // 5. ∂L/∂x = G ψ'(z) / std
+#pragma unroll
+      for (int u = 0; u < N; ++u) {
+        if (frame_of(u) >= t_end) break;
+        if constexpr (source == Source::anywhere) frame[u].align();
+        Acc value[V] = {};
+        if (weighed[u]) {
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            value[j] = one_row ? weight[u] * g[j] : G[one_row ? 0 : u][j];
+            if constexpr (psi != Nonlinearity::identity) {
+              const Acc pixel = frame[u][j];
+              value[j] *= slope_of<psi, X, normalized>(normalized ? normalize(pixel, j) : pixel);
+            }
+            if constexpr (normalized) value[j] *= normalize.inverse_std[j];
+          }
+        }
+        store_whole(dx, place, value);
+        dx += dx_step;
+      }
     }
-    dx += N * dx_step;
   }
 }
 
@@ -319,7 +345,7 @@ struct Series {
 };
 
 template <class X, Nonlinearity psi, Source source, Case given>
-__global__ void __launch_bounds__(kThreads, given == Case::one_row ? 6 : 4)
+__global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
     series_gradient(const TemporalPoolParams p, const Series series, const Extent extent) {
   using Acc = typename Accumulate<X>::type;
   using Word = Patch<X, Access::shifted>;
@@ -643,8 +669,12 @@ void launch_words(const TemporalPoolParams& p, const Context& context) {
   words.log_period = 0;
   while (p.dx_t % (V >> words.log_period) != 0) ++words.log_period;
   while (words.log_period > 0 && p.T <= 1 << (words.log_period - 1)) --words.log_period;
-  const int64_t blocks = words.tiling.tiles << words.log_period;
+  words.log_groups = 0;  // more where blocks are few
+  while (words.log_groups < words.log_period && words.tiling.tiles << words.log_groups < context.blocks_wanted())
+    ++words.log_groups;
+  const int64_t blocks = words.tiling.tiles << words.log_groups;
   if (blocks * p.T == 0) return;
+  words.y = extent_of(p, p.g, p.y_dtype, &Axis::y, p.y_w, p.W);
   words.slice = static_cast<int>(slice_of(p, frames_at_once<source> << words.log_period, blocks, context));
   launch(words_gradient<X, psi, source, given>, dim3(grid_size(blocks), ceil_div(p.T, words.slice)), dim3(kThreads),
          context.stream, p, words, extent_of(p));

@@ -370,21 +370,26 @@ inline int64_t size_of(DType dtype) {
   }
 }
 
-inline Extent extent_of(const TemporalPoolParams& p) {
-  const uint64_t x = reinterpret_cast<uint64_t>(p.x);
-  const int64_t size = size_of(p.x_dtype);
-  if (!p.x || p.T == 0) return {x, x};
-  Extent extent{x, x + size};
-  const auto widen = [&](int64_t steps, int64_t stride) {
-    (stride < 0 ? extent.begin : extent.end) += (steps - 1) * stride * size;
+// `stride` is the member of Axis for this tensor, `step` its stride of frames (or rows), of which there are `steps`.
+inline Extent extent_of(const TemporalPoolParams& p, const void* tensor, DType dtype, int64_t Axis::*stride,
+                        int64_t step, int64_t steps) {
+  const uint64_t begin = reinterpret_cast<uint64_t>(tensor);
+  const int64_t size = size_of(dtype);
+  if (!tensor || steps == 0) return {begin, begin};
+  Extent extent{begin, begin + size};
+  const auto widen = [&](int64_t count, int64_t stride) {
+    (stride < 0 ? extent.begin : extent.end) += (count - 1) * stride * size;
   };
-  widen(p.T, p.x_t);
-  for (int a = 0; a < p.num_axes; ++a) widen(p.axes[a].size, p.axes[a].x);
+  widen(steps, step);
+  for (int a = 0; a < p.num_axes; ++a) widen(p.axes[a].size, p.axes[a].*stride);
   return extent;
 }
 
-// Whether every inner row of a tensor begins on a multiple of `bytes` and walks memory element by element. `stride` is
-// the member of Axis for this tensor, `step` its stride of frames (or rows), of which there are `steps`.
+inline Extent extent_of(const TemporalPoolParams& p) {
+  return extent_of(p, p.x, p.x_dtype, &Axis::x, p.x_t, p.T);
+}
+
+// Whether every inner row of a tensor begins on a multiple of `bytes` and walks memory element by element.
 inline bool aligned(const TemporalPoolParams& p, const void* tensor, DType dtype, int64_t Axis::*stride, int64_t step,
                     int64_t steps, int64_t bytes) {
   const int64_t size = size_of(dtype);
