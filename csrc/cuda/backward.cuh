@@ -94,8 +94,8 @@ __device__ __forceinline__ Acc slope_of(Acc z) {
   return z == Acc(0) ? Acc(0) : slope;
 }
 
-// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every 2^log_period-th: a thread has one
-// such class of frames after another.
+// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every 2^log_period-th: a thread has
+// one such class of frames after another.
 struct Words {
   Tiling tiling;               // pieces are the words of an inner row, of which the first may begin before it
   int log_period, log_groups;  // blocks side by side have the same tile, and each a group of its classes
@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
 
   // 3. Frames t_begin, t_begin + period, … and the thread's columns of these.
 #pragma unroll 1
-  for (int t_begin = slice_begin + static_cast<int>(blockIdx.x & (groups - 1)); t_begin < min(t_end, slice_begin + period);
-       t_begin += groups) {
+  for (int n = static_cast<int>(blockIdx.x & (groups - 1)); n < min(period, t_end - slice_begin); n += groups) {
+    const int t_begin = slice_begin + n;
     X* dx = static_cast<X*>(p.dx) + row.dx + t_begin * p.dx_t;
     const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
     auto place = place_of<Access::shifted, V, true>(p, row, outer, piece, words.tiling.pieces, skew);
@@ -702,8 +702,8 @@ void launch_series(const TemporalPoolParams& p, const Context& context) {
   const int64_t pieces = std::min(series.step, size) * series.words;
   series.tiling = {outer, pieces, ceil_div(outer * pieces, kThreads)};
   if (series.tiling.tiles == 0) return;
-  launch(series_gradient<X, psi, source, given>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream, p,
-         series, extent_of(p));
+  launch(series_gradient<X, psi, source, given>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream,
+         p, series, extent_of(p));
 }
 
 // The kernel that takes the most for granted.

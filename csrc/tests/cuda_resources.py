@@ -31,7 +31,7 @@ def nvcc() -> str:
 
 def compile_file(source: Path, folder: str) -> str:
     command = [nvcc(), "-c", source, "-O3", "-std=c++17", f"-I{CSRC}", "-Xptxas", "-v"]
-    for archs in (ARCHITECTURES[:1], ARCHITECTURES[1:]):  # as CMakeLists.txt has it: sm_80 and later have PTX of their own
+    for archs in (ARCHITECTURES[:1], ARCHITECTURES[1:]):  # two PTX, as in CMakeLists.txt
         codes = ",".join(f"sm_{arch}" for arch in archs)
         command += ["-gencode", f"arch=compute_{archs[0]},code=[{codes}]"]
     run = subprocess.run([*command, "-o", Path(folder) / f"{source.stem}.o"], text=True, capture_output=True)
