@@ -171,7 +171,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
     Acc g[V] = {};
     if (one_row && !span.empty()) load_gradient<X>(p, row.y, place, words.y, g);
     dx += place.first;
-    const X* x = static_cast<const X*>(p.x) + row.x + t_begin * p.x_t + place.first;
+    const X* x = static_cast<const X*>(p.x);
+    if constexpr (source != Source::none) x += row.x + t_begin * p.x_t + place.first;
     const int64_t y = row.y + place.first * p.inner().y;
     place.first = 0;
 
@@ -364,7 +365,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
   const Place<Access::shifted> frames{outer, t, 1, max(0, -t), min(V, static_cast<int>(p.T) - t), row};
   if (frames.empty()) return;
   dx += t;
-  const X* x = static_cast<const X*>(p.x) + row.x + first * p.inner().x;
+  const X* x = static_cast<const X*>(p.x);
+  if constexpr (source != Source::none) x += row.x + first * p.inner().x;
   const int64_t dx_step = series.step * p.inner().dx, x_step = series.step * p.inner().x;
 
   Acc weight[V] = {};
@@ -398,7 +400,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
         if constexpr (source == Source::anywhere) load_within(word[k], p, x + k * x_step, frames, extent);
       }
     }
-    x += N * x_step;
+    if constexpr (source != Source::none) x += N * x_step;
 
     // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
     const Place<Access::single> elements{outer, i, series.step, 0, has(3) ? 4 : has(2) ? 3 : has(1) ? 2 : 1, row};
