@@ -1,7 +1,8 @@
 // The gradients of temporal_pool (temporal_pool.h), in three kernels and two sums:
 //
-//   frames_kernel    ∂L/∂x, and for each element its share in ∂L/∂mean and ∂L/∂std
-//   series_gradient  ∂L/∂x of frames that lie side by side
+//   words_gradient   ∂L/∂x of pixels that lie side by side
+//   series_gradient  ∂L/∂x of frames that do
+//   frames_kernel    ∂L/∂x at any stride, and for each element its share in ∂L/∂mean and ∂L/∂std
 //   add_channels       the shares of each channel, in parts
 //   weights_kernel   ∂L/∂A, in parts of the elements of a clip
 //   add_parts          either's parts, in order and in double
@@ -12,7 +13,7 @@
 namespace dynpool::cuda {
 namespace {
 
-constexpr int kGradientFrames = 4;  // whose G a thread holds in registers
+constexpr int kGradientFrames = 4;
 
 // (first, end) of row w within frames [begin, end).
 struct Span {
@@ -69,28 +70,200 @@ struct Shares {
   Acc *mean, *std;
 };
 
-// Frames whose G a thread holds in registers. Shifted frames of ∂L/∂x are cut up each by its own words, so that a thread
-// has other columns in each.
-template <Access access>
-constexpr int frames_at_once = access == Access::shifted ? 1 : kGradientFrames;
+// Where x is read: nowhere for ψ = identity; `alike`, in words that begin and end where those of ∂L/∂x do; `anywhere`.
+enum class Source { none, alike, anywhere };
+// Frames whose G a thread holds in registers, and whose loads are in flight together.
+template <Source source>
+constexpr int frames_at_once = source == Source::anywhere ? 2 : kGradientFrames;
+// What the compiler may take for granted: W = 1 and neither mean nor std; neither mean nor std; nothing.
+enum class Case { one_row, plain, general };
 
-template <class X, Nonlinearity psi, Access access>
-__global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : access == Access::shifted ? 5 : 3)
+template <class X>
+__device__ __forceinline__ void load_word(Patch<X, Access::shifted>& patch, const X* x) {
+  const uint4 v = __ldg(reinterpret_cast<const uint4*>(x));
+  patch.word[0] = v.x, patch.word[1] = v.y, patch.word[2] = v.z, patch.word[3] = v.w;
+}
+
+// ψ'(z) less a factor that is the same for all z.
+template <Nonlinearity psi, class X, bool normalized, class Acc>
+__device__ __forceinline__ Acc slope_of(Acc z) {
+  if constexpr (psi == Nonlinearity::identity) return Acc(1);
+  // float16 has no pixels that are denormal numbers of Acc.
+  const Acc slope = std::is_same_v<X, Half> && !normalized ? quick_inverse_root(magnitude(z))
+                                                           : inverse_root(magnitude(z));
+  return z == Acc(0) ? Acc(0) : slope;
+}
+
+// Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every 2^log_period-th: a thread has
+// one such class of frames after another.
+struct Words {
+  Tiling tiling;               // pieces are the words of an inner row, of which the first may begin before it
+  int log_period, log_groups;  // blocks side by side have the same tile, and each a group of its classes
+  int slice;                   // frames of a block and its neighbours
+  Extent y;                    // of g
+};
+
+// g of a thread's columns, by words wherever these begin if its elements are of x's type.
+template <class X, int V, class Acc>
+__device__ __forceinline__ void load_gradient(const TemporalPoolParams& p, int64_t offset,
+                                              const Place<Access::shifted>& place, const Extent& extent, Acc (&g)[V]) {
+  const X* y = static_cast<const X*>(p.g) + offset;
+  const uint64_t address = reinterpret_cast<uint64_t>(y + place.first);
+  if (p.y_dtype != p.x_dtype || p.inner().y != 1 || !place.template whole<V>() || address % 16 == 0 ||
+      !fits(address, extent))
+    return load_row(p.g, p.y_dtype, offset, p.inner().y, place, g);
+  Patch<X, Access::shifted> patch;
+  patch.load(p, y, place);
+  patch.align();
+#pragma unroll
+  for (int j = 0; j < V; ++j) g[j] = patch[j];
+}
+
+// Blocks of a multiprocessor, as registers without spills allow.
+template <class X, Case given>
+constexpr int kBlocks = given == Case::one_row ? 6 : (given == Case::plain ? 4 : 3) + (sizeof(X) == 4 ? 1 : 0);
+
+template <class X, Nonlinearity psi, Source source, Case given>
+__global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
+    words_gradient(const TemporalPoolParams p, const Words words, const Extent extent) {
+  using Acc = typename Accumulate<X>::type;
+  using Frame = Patch<X, Access::shifted>;
+  constexpr int V = Frame::V, N = frames_at_once<source>;
+  constexpr bool one_row = given == Case::one_row, normalized = given == Case::general;
+  constexpr Acc factor = psi == Nonlinearity::sqrt ? Acc(0.5) : Acc(1);
+
+  // 1. Rows and frames of this thread.
+  const int period = 1 << words.log_period, groups = 1 << words.log_groups;
+  int64_t outer, piece;
+  if (!find_piece(words.tiling, int64_t{blockIdx.x >> words.log_groups} * kThreads + threadIdx.x, outer, piece)) return;
+  const Row row = locate_row(p, outer);
+  const int slice_begin = static_cast<int>(blockIdx.y) * words.slice;
+  const int t_end = min(static_cast<int>(p.T), slice_begin + words.slice);
+  const int64_t dx_step = period * p.dx_t, x_step = period * p.x_t;
+
+  // 2. The rows that weigh any of the slice are among [w_begin, w_end).
+  Span span{0, 0};
+  const Acc* weights = nullptr;
+  int w_begin = static_cast<int>(p.W), w_end = 0;
+  if constexpr (one_row) {
+    const Band band = band_of(p, row.clip, 0);
+    span = span_of(band, slice_begin, t_end);
+    weights = weights_of<Acc>(p, row.clip, 0, band);
+  } else {
+#pragma unroll 1
+    for (int w = 0; w < p.W; ++w) {
+      if (span_of(band_of(p, row.clip, w), slice_begin, t_end).empty()) continue;
+      w_begin = min(w_begin, w);
+      w_end = w + 1;
+    }
+  }
+
+  // 3. Frames t_begin, t_begin + period, … and the thread's columns of these.
+#pragma unroll 1
+  for (int n = static_cast<int>(blockIdx.x & (groups - 1)); n < min(period, t_end - slice_begin); n += groups) {
+    const int t_begin = slice_begin + n;
+    X* dx = static_cast<X*>(p.dx) + row.dx + t_begin * p.dx_t;
+    const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
+    auto place = place_of<Access::shifted, V, true>(p, row, outer, piece, words.tiling.pieces, skew);
+    if (place.empty()) continue;
+    Statistics<Acc, V> normalize;
+    if constexpr (normalized) normalize.read(p, place);
+    Acc g[V] = {};
+    if (one_row && !span.empty()) load_gradient<X>(p, row.y, place, words.y, g);
+    dx += place.first;
+    const X* x = static_cast<const X*>(p.x);
+    if constexpr (source != Source::none) x += row.x + t_begin * p.x_t + place.first;
+    const int64_t y = row.y + place.first * p.inner().y;
+    place.first = 0;
+
+#pragma unroll 1
+    for (int t = t_begin; t < t_end; t += N * period) {
+      const auto frame_of = [&](int u) { return t + u * period; };
+      Frame frame[N];
+      if (source == Source::alike && place.template whole<V>()) {
+#pragma unroll
+        for (int u = 0; u < N; ++u, x += x_step)
+          if (frame_of(u) < t_end) load_word(frame[u], x);
+      } else if (source != Source::none) {
+#pragma unroll
+        for (int u = 0; u < N; ++u, x += x_step) {
+          if (frame_of(u) >= t_end) continue;
+          if constexpr (source == Source::alike) frame[u].load_singly(x, place);
+          if constexpr (source == Source::anywhere) load_within(frame[u], p, x, place, extent);
+        }
+      }
+
+      // 4. G[u] = Σ_w A[w, t + u·period] g[w]
+      Acc weight[N] = {}, G[one_row ? 1 : N][V] = {};
+      bool weighed[N] = {};  // a frame outside every band may be NaN
+      if constexpr (one_row) {
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          weighed[u] = span.has(frame_of(u));
+          if (weighed[u]) weight[u] = factor * __ldg(weights + frame_of(u));
+        }
+      } else {
+#pragma unroll 1
+        for (int w = w_begin; w < w_end; ++w) {
+          const Band band = band_of(p, row.clip, w);
+          span = span_of(band, t, min(t_end, frame_of(N - 1) + 1));
+          if (span.empty()) continue;
+          load_gradient<X>(p, y + w * p.y_w, place, words.y, g);
+          weights = weights_of<Acc>(p, row.clip, w, band);
+#pragma unroll
+          for (int u = 0; u < N; ++u) {
+            if (!span.has(frame_of(u))) continue;
+            weighed[u] = true;
+            weight[u] = factor * __ldg(weights + frame_of(u));
+#pragma unroll
+            for (int j = 0; j < V; ++j) G[u][j] += weight[u] * g[j];
+          }
+        }
+      }
+
+      // 5. ∂L/∂x = G ψ'(z) / std
+#pragma unroll
+      for (int u = 0; u < N; ++u) {
+        if (frame_of(u) >= t_end) break;
+        if constexpr (source == Source::anywhere) frame[u].align();
+        Acc value[V] = {};
+        if (weighed[u]) {
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            value[j] = one_row ? weight[u] * g[j] : G[one_row ? 0 : u][j];
+            if constexpr (psi != Nonlinearity::identity) {
+              const Acc pixel = frame[u][j];
+              value[j] *= slope_of<psi, X, normalized>(normalized ? normalize(pixel, j) : pixel);
+            }
+            if constexpr (normalized) value[j] *= normalize.inverse_std[j];
+          }
+        }
+        store_whole(dx, place, value);
+        dx += dx_step;
+      }
+    }
+  }
+}
+
+// At any stride.
+template <class X>
+__global__ void __launch_bounds__(kThreads, 3)
     frames_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const int slice,
                   const Shares<typename Accumulate<X>::type> shares) {
   using Acc = typename Accumulate<X>::type;
+  constexpr Access access = Access::single;
   using Frame = Patch<X, access>;
-  constexpr int V = Frame::V, N = frames_at_once<access>;
+  constexpr int V = Frame::V, N = kGradientFrames;
 
   // 1. Elements and frames of this thread.
   int64_t outer, piece;
   if (!find_piece(tiling, outer, piece)) return;
   const Row row = locate_row(p, outer);
-  Place<access> place = place_of<access, V>(p, row, outer, piece, tiling.pieces);
+  const Place<access> place = place_of<access, V>(p, row, outer, piece, tiling.pieces);
   const int slice_begin = static_cast<int>(blockIdx.y) * slice;
   const int slice_end = min(static_cast<int>(p.T), slice_begin + slice);
   Statistics<Acc, V> normalize;
-  if constexpr (access != Access::shifted) normalize.read(p, place);
+  normalize.read(p, place);
 
   // 2. The rows that weigh any of them are among [w_begin, w_end).
   int w_begin = static_cast<int>(p.W), w_end = 0;
@@ -103,13 +276,6 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
 
   Acc mean_share[V] = {}, std_share[V] = {};
   for (int t = slice_begin; t < slice_end; t += N) {
-    if constexpr (access == Access::shifted) {
-      const uint64_t begin = reinterpret_cast<uint64_t>(static_cast<X*>(p.dx) + row.dx + t * p.dx_t);
-      const int skew = static_cast<int>(begin % 16 / sizeof(X));
-      place = place_of<access, V, true>(p, row, outer, piece, tiling.pieces, skew);
-      if (place.empty()) continue;
-      normalize.read(p, place);
-    }
     const int t_end = min(t + N, slice_end);
     Frame frame[N] = {};
 #pragma unroll
@@ -120,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
 
     // 3. G[u] = Σ_w A[w, t + u] g[w]
     Acc G[N][V] = {};
-    bool weighed[N] = {};  // a frame outside every band may be NaN
+    bool weighed[N] = {};
 #pragma unroll 1
     for (int w = w_begin; w < w_end; ++w) {
       const Band band = band_of(p, row.clip, w);
@@ -143,40 +309,35 @@ __global__ void __launch_bounds__(kThreads, access == Access::aligned ? 4 : acce
 #pragma unroll
     for (int u = 0; u < N; ++u) {
       if (t + u >= t_end) break;
-      frame[u].align();
       Acc dx[V] = {};
       if (weighed[u]) {
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           const Acc z = normalize(frame[u][j], j);
-          dx[j] = G[u][j] * dpsi_of<psi, access>(p, z) * normalize.inverse_std[j];
-          if constexpr (access == Access::single) {
-            mean_share[j] -= dx[j];
-            std_share[j] -= dx[j] * z;
-          }
+          dx[j] = G[u][j] * dpsi_of<Nonlinearity::sqrt, access>(p, z) * normalize.inverse_std[j];
+          mean_share[j] -= dx[j];
+          std_share[j] -= dx[j] * z;
         }
       }
       if constexpr (sizeof(X) > 1) {
-        if (p.dx) store_as<X, access == Access::aligned>(p.dx, row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
+        if (p.dx) store_as<X>(p.dx, row.dx + (t + u) * p.dx_t, p.inner().dx, place, dx);
       }
     }
   }
 
   // 5. The shares of these frames.
-  if constexpr (access == Access::single) {
-    const int64_t begin = (blockIdx.y * tiling.outer + outer) * p.inner().size;
+  const int64_t begin = (blockIdx.y * tiling.outer + outer) * p.inner().size;
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (!place.owns(j)) continue;
-      if (shares.mean) shares.mean[begin + place.column(j)] = mean_share[j];
-      if (shares.std) shares.std[begin + place.column(j)] = std_share[j];
-    }
+  for (int j = 0; j < V; ++j) {
+    if (!place.owns(j)) continue;
+    if (shares.mean) shares.mean[begin + place.column(j)] = mean_share[j];
+    if (shares.std) shares.std[begin + place.column(j)] = std_share[j];
   }
 }
 
-// Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has one word
-// of kSeries elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
-constexpr int kSeries = 4;
+// Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has the same
+// word of several elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
+constexpr int kSeries = 4;  // of which the loads are in flight together
 
 struct Series {
   Tiling tiling;   // pieces are the words of the first `step` elements of an inner row
@@ -184,71 +345,105 @@ struct Series {
   int64_t step;    // from one element of a thread to the next
 };
 
-template <class X>
-__global__ void __launch_bounds__(kThreads, 4)
+template <class X, Nonlinearity psi, Source source, Case given>
+__global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
     series_gradient(const TemporalPoolParams p, const Series series, const Extent extent) {
   using Acc = typename Accumulate<X>::type;
-  constexpr int V = patch_size<X, Access::shifted>, N = kSeries;
+  using Word = Patch<X, Access::shifted>;
+  constexpr int V = Word::V, N = kSeries;
+  constexpr bool one_row = given == Case::one_row, normalized = given == Case::general;
+  constexpr Acc factor = psi == Nonlinearity::sqrt ? Acc(0.5) : Acc(1);
 
   // 1. Elements i, i + step, … of an inner row, and frames [t, t + V) of these.
   int64_t outer, piece;
   if (!find_piece(series.tiling, outer, piece)) return;
   const Row row = locate_row(p, outer);
-  const uint32_t i = static_cast<uint32_t>(piece) / series.words;
-  const auto has = [&](int k) { return i + k * series.step < p.inner().size; };
-  const uint64_t begin = reinterpret_cast<uint64_t>(static_cast<X*>(p.dx) + row.dx + i * p.inner().dx);
-  const int skew = static_cast<int>(begin % 16 / sizeof(X));
-  const int t = static_cast<int>((static_cast<uint32_t>(piece) - i * series.words) * V) - skew;
+  const uint32_t first = static_cast<uint32_t>(piece) / series.words;
+  X* dx = static_cast<X*>(p.dx) + row.dx + first * p.inner().dx;
+  const int skew = static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X));
+  const int t = static_cast<int>((static_cast<uint32_t>(piece) - first * series.words) * V) - skew;
   const Place<Access::shifted> frames{outer, t, 1, max(0, -t), min(V, static_cast<int>(p.T) - t), row};
   if (frames.empty()) return;
-  Patch<X, Access::shifted> patch[N] = {};
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    if (!p.x || !has(k)) continue;
-    const X* x = static_cast<const X*>(p.x) + row.x + (i + k * series.step) * p.inner().x;
-    load_within(patch[k], p, x, frames, extent);
-  }
+  dx += t;
+  const X* x = static_cast<const X*>(p.x);
+  if constexpr (source != Source::none) x += row.x + first * p.inner().x;
+  const int64_t dx_step = series.step * p.inner().dx, x_step = series.step * p.inner().x;
 
-  // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
-  Acc G[N][V] = {};
+  Acc weight[V] = {};
   bool weighed[V] = {};  // a frame outside every band may be NaN
-#pragma unroll 1
-  for (int w = 0; w < p.W; ++w) {
+  const auto read_weights = [&](int w) {
     const Band band = band_of(p, row.clip, w);
     const Span span = span_of(band, t + frames.begin, t + frames.end);
-    if (span.empty()) continue;
-    Acc g[N][1] = {};
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const Place<Access::single> element{outer, i + k * series.step, 1, 0, 1, row};
-      if (has(k)) load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, element, g[k]);
-    }
     const Acc* weights = weights_of<Acc>(p, row.clip, w, band);
 #pragma unroll
     for (int u = 0; u < V; ++u) {
-      if (!span.has(t + u)) continue;
-      weighed[u] = true;
-      const Acc weight = __ldg(weights + t + u);
-#pragma unroll
-      for (int k = 0; k < N; ++k) G[k][u] += weight * g[k][0];
+      weight[u] = span.has(t + u) ? factor * __ldg(weights + t + u) : Acc(0);
+      weighed[u] = weighed[u] || span.has(t + u);
     }
-  }
+    return span;
+  };
+  if constexpr (one_row) read_weights(0);
 
-  // 3. ∂L/∂x = G ψ'(z) / std
+  for (int64_t i = first; i < p.inner().size; i += N * series.step) {
+    const auto element = [&](int k) { return i + k * series.step; };
+    const auto has = [&](int k) { return element(k) < p.inner().size; };
+    Word word[N];
+    if (source == Source::alike && frames.template whole<V>()) {
 #pragma unroll
-  for (int k = 0; k < N; ++k) {
-    if (!has(k)) break;
-    const int64_t element = i + k * series.step;
-    Normalization<Acc> n{0, 1};
-    if (p.mean || p.std) n = normalization_of<Acc>(p, channel_of(p, row, element));
-    patch[k].align();
-    Acc dx[V];
+      for (int k = 0; k < N; ++k)
+        if (has(k)) load_word(word[k], x + k * x_step + t);
+    } else if (source != Source::none) {
 #pragma unroll
-    for (int u = 0; u < V; ++u) {
-      const Acc z = (patch[k][u] - n.mean) * n.inverse_std;
-      dx[u] = weighed[u] ? G[k][u] * dpsi_of<Nonlinearity::sqrt, Access::single>(p, z) * n.inverse_std : Acc(0);
+      for (int k = 0; k < N; ++k) {
+        if (!has(k)) continue;
+        if constexpr (source == Source::alike) word[k].load_singly(x + k * x_step, frames);
+        if constexpr (source == Source::anywhere) load_within(word[k], p, x + k * x_step, frames, extent);
+      }
     }
-    store_as<X, true>(p.dx, row.dx + element * p.inner().dx, 1, frames, dx);
+    if constexpr (source != Source::none) x += N * x_step;
+
+    // 2. G[k][u] = Σ_w A[w, t + u] g[w, k]
+    const Place<Access::single> elements{outer, i, series.step, 0, has(3) ? 4 : has(2) ? 3 : has(1) ? 2 : 1, row};
+    static_assert(N == 4, "elements.end");
+    Acc g[N], G[one_row ? 1 : N][V] = {};
+    if constexpr (one_row) {
+      load_row(p.g, p.y_dtype, row.y, p.inner().y, elements, g);
+    } else {
+#pragma unroll 1
+      for (int w = 0; w < p.W; ++w) {
+        const Span span = read_weights(w);
+        if (span.empty()) continue;
+        load_row(p.g, p.y_dtype, row.y + w * p.y_w, p.inner().y, elements, g);
+#pragma unroll
+        for (int u = 0; u < V; ++u) {
+          if (!span.has(t + u)) continue;
+#pragma unroll
+          for (int k = 0; k < N; ++k) G[k][u] += weight[u] * g[k];
+        }
+      }
+    }
+
+    // 3. ∂L/∂x = G ψ'(z) / std
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      if (!has(k)) break;
+      Normalization<Acc> n{0, 1};
+      if constexpr (normalized) n = normalization_of<Acc>(p, channel_of(p, row, element(k)));
+      if constexpr (source == Source::anywhere) word[k].align();
+      Acc value[V];
+#pragma unroll
+      for (int u = 0; u < V; ++u) {
+        value[u] = one_row ? weight[u] * g[k] : G[one_row ? 0 : k][u];
+        if constexpr (psi != Nonlinearity::identity) {
+          const Acc pixel = word[k][u];
+          value[u] *= slope_of<psi, X, normalized>(normalized ? (pixel - n.mean) * n.inverse_std : pixel);
+        }
+        if constexpr (normalized) value[u] *= n.inverse_std;
+        if (!weighed[u]) value[u] = 0;
+      }
+      store_whole(dx + k * dx_step, frames, value);
+    }
+    dx += N * dx_step;
   }
 }
 
@@ -433,27 +628,58 @@ void launch_add_channels(const TemporalPoolParams& p, const Acc* shares, int sli
   launch_add_parts<Acc>(p, partials, static_cast<int>(parts), false, p.channels, out, context);
 }
 
-template <class X, Nonlinearity psi, Access access>
+// Frames of a slice, in multiples of `unit`: long slices are read at a stretch, short ones fill the card.
+inline int64_t slice_of(const TemporalPoolParams& p, int64_t unit, int64_t tiles, const Context& context) {
+  const int64_t wanted = ceil_div(context.blocks_wanted(), tiles);
+  return unit * std::max(ceil_div(p.T, wanted * unit), ceil_div(p.T, 65535));
+}
+
+template <class X>
 void launch_frames(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
-  constexpr int V = patch_size<X, access>;
-  const Tiling tiling = make_tiling(p, V, access == Access::shifted ? V - 1 : 0);
+  const Tiling tiling = make_tiling(p, patch_size<X, Access::single>);
   const int64_t elements = tiling.outer * p.inner().size;
-  // Long slices spare the shares' memory; short ones fill the card.
-  const int64_t wanted = elements * p.T == 0 ? 0 : ceil_div(context.blocks_wanted(), tiling.tiles);
-  const int64_t chunks = wanted == 0 ? 1 : std::max(ceil_div(p.T, wanted * kGradientFrames), ceil_div(p.T, 65535));
-  const int64_t frames = chunks * kGradientFrames;
-  const int slices = wanted == 0 ? 0 : static_cast<int>(ceil_div(p.T, frames));
+  const int64_t frames = elements * p.T == 0 ? 0 : slice_of(p, kGradientFrames, tiling.tiles, context);
+  const int slices = frames == 0 ? 0 : static_cast<int>(ceil_div(p.T, frames));
 
   Shares<Acc> shares;
   shares.mean = context.memory<Acc>(p.dmean ? slices * elements : 0);
   shares.std = context.memory<Acc>(p.dstd ? slices * elements : 0);
   if (slices > 0) {
-    launch(frames_kernel<X, psi, access>, dim3(grid_size(tiling.tiles), slices), dim3(kThreads), context.stream, p,
-           tiling, extent_of(p), static_cast<int>(frames), shares);
+    launch(frames_kernel<X>, dim3(grid_size(tiling.tiles), slices), dim3(kThreads), context.stream, p, tiling,
+           extent_of(p), static_cast<int>(frames), shares);
   }
   if (p.dmean) launch_add_channels<Acc>(p, shares.mean, slices, p.dmean, context);
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
+}
+
+// Whether the words of x begin where those of ∂L/∂x do.
+template <class X>
+bool alike(const TemporalPoolParams& p) {
+  constexpr int V = patch_size<X, Access::shifted>;
+  bool good = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.dx)) % 16 == 0;
+  good = good && (p.T == 1 || (p.x_t - p.dx_t) % V == 0);
+  for (int a = 0; a < p.num_axes; ++a) good = good && (p.axes[a].size == 1 || (p.axes[a].x - p.axes[a].dx) % V == 0);
+  return good;
+}
+
+template <class X, Nonlinearity psi, Source source, Case given>
+void launch_words(const TemporalPoolParams& p, const Context& context) {
+  constexpr int V = patch_size<X, Access::shifted>;
+  Words words;
+  words.tiling = make_tiling(p, V, aligned(p, p.dx, p.x_dtype, &Axis::dx, p.dx_t, p.T, 16) ? 0 : V - 1);
+  words.log_period = 0;
+  while (p.dx_t % (V >> words.log_period) != 0) ++words.log_period;
+  while (words.log_period > 0 && p.T <= 1 << (words.log_period - 1)) --words.log_period;
+  words.log_groups = 0;  // more where blocks are few
+  while (words.log_groups < words.log_period && words.tiling.tiles << words.log_groups < context.blocks_wanted())
+    ++words.log_groups;
+  const int64_t blocks = words.tiling.tiles << words.log_groups;
+  if (blocks * p.T == 0) return;
+  words.y = extent_of(p, p.g, p.y_dtype, &Axis::y, p.y_w, p.W);
+  words.slice = static_cast<int>(slice_of(p, frames_at_once<source> << words.log_period, blocks, context));
+  launch(words_gradient<X, psi, source, given>, dim3(grid_size(blocks), ceil_div(p.T, words.slice)), dim3(kThreads),
+         context.stream, p, words, extent_of(p));
 }
 
 // Whether frames lie side by side, and are enough for words.
@@ -463,20 +689,46 @@ bool in_series(const TemporalPoolParams& p) {
   return p.dx_t == 1 && (!p.x || p.x_t == 1) && p.T >= V && p.inner().size + V < UINT32_MAX / (p.T / V + 2);
 }
 
-template <class X>
+template <class X, Nonlinearity psi, Source source, Case given>
 void launch_series(const TemporalPoolParams& p, const Context& context) {
   constexpr int V = patch_size<X, Access::shifted>;
   bool flush = reinterpret_cast<uintptr_t>(p.dx) % 16 == 0;  // whether every element's first frame begins a word
   for (int a = 0; a < p.num_axes; ++a) flush = flush && (p.axes[a].size == 1 || p.axes[a].dx % V == 0);
   Series series;
   series.words = static_cast<uint32_t>(ceil_div(flush ? p.T : p.T + V - 1, V));
-  series.step = ceil_div(p.inner().size, kSeries);
+  const int64_t outer = p.num_outer(), size = p.inner().size;
+  // As many elements as leave threads for the card: a thread reads its weights, or finds its place, once for all.
+  const int64_t rounds = outer * size * series.words / (kSeries * kThreads * 4 * context.blocks_wanted());
+  series.step = ceil_div(size, kSeries * std::min<int64_t>(4, std::max<int64_t>(1, rounds)));
   if (!flush) series.step = ceil_div(series.step, V) * V;
-  const int64_t outer = p.num_outer(), pieces = std::min(series.step, p.inner().size) * series.words;
+  const int64_t pieces = std::min(series.step, size) * series.words;
   series.tiling = {outer, pieces, ceil_div(outer * pieces, kThreads)};
   if (series.tiling.tiles == 0) return;
-  launch(series_gradient<X>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream, p, series,
-         extent_of(p));
+  launch(series_gradient<X, psi, source, given>, dim3(grid_size(series.tiling.tiles)), dim3(kThreads), context.stream,
+         p, series, extent_of(p));
+}
+
+// The kernel that takes the most for granted.
+template <class X, Nonlinearity psi, Source source, Case given>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if (series) return launch_series<X, psi, source, given>(p, context);
+  launch_words<X, psi, source, given>(p, context);
+}
+template <class X, Nonlinearity psi, Source source>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if (p.mean || p.std) return launch_gradient<X, psi, source, Case::general>(p, series, context);
+  if (p.W > 1) return launch_gradient<X, psi, source, Case::plain>(p, series, context);
+  launch_gradient<X, psi, source, Case::one_row>(p, series, context);
+}
+template <class X, Nonlinearity psi>
+void launch_gradient(const TemporalPoolParams& p, bool series, const Context& context) {
+  if constexpr (psi == Nonlinearity::identity) {
+    launch_gradient<X, psi, Source::none>(p, series, context);
+  } else if (alike<X>(p)) {
+    launch_gradient<X, psi, Source::alike>(p, series, context);
+  } else {
+    launch_gradient<X, psi, Source::anywhere, Case::general>(p, series, context);
+  }
 }
 
 inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
@@ -509,13 +761,14 @@ void launch_weights(const TemporalPoolParams& p, const Context& context) {
 }
 
 template <class X, Nonlinearity psi>
-void launch_dx(const TemporalPoolParams& p, const Context& context) {
+void launch_dx(TemporalPoolParams p, const Context& context) {
+  if (psi == Nonlinearity::identity) p.x = nullptr;  // plays no part
   if constexpr (has_word_path<X>) {
-    if (in_words(p, p.g)) return launch_frames<X, psi, Access::aligned>(p, context);
-    if (in_series<X>(p)) return launch_series<X>(p, context);
-    if (p.inner().dx == 1 && (!p.x || p.inner().x == 1)) return launch_frames<X, psi, Access::shifted>(p, context);
+    const bool series = !in_words(p, p.g) && in_series<X>(p);
+    if (series || (p.inner().dx == 1 && (!p.x || p.inner().x == 1)))
+      return launch_gradient<X, psi>(p, series, context);
   }
-  launch_frames<X, Nonlinearity::sqrt, Access::single>(p, context);
+  launch_frames<X>(p, context);
 }
 
 template <class X, Nonlinearity psi>
@@ -532,7 +785,7 @@ template <class X, Nonlinearity psi>
 void launch_backward(const TemporalPoolParams& p, const Context& context) {
   // ∂L/∂mean and ∂L/∂std are rarely wanted: the scalar path has them, and words are for ∂L/∂x alone.
   if (p.dmean || p.dstd) {
-    launch_frames<X, Nonlinearity::sqrt, Access::single>(p, context);
+    launch_frames<X>(p, context);
   } else if constexpr (sizeof(X) > 1) {
     if (p.dx) launch_dx<X, psi>(p, context);
   }

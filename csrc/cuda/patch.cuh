@@ -73,7 +73,6 @@ __device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t n, int6
   piece = n - outer * tiling.pieces;
   return outer < tiling.outer;
 }
-
 __device__ __forceinline__ bool find_piece(const Tiling& tiling, int64_t& outer, int64_t& piece) {
   return find_piece(tiling, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, outer, piece);
 }
@@ -252,14 +251,6 @@ struct alignas(sizeof(Y) * N) Pack {
   Y element[N];
 };
 
-// The machine's word for it.
-template <int bytes>
-using SmallWordOf = std::conditional_t<bytes == 4, uint32_t, uint16_t>;
-template <int bytes>
-using WordOf = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, SmallWordOf<bytes>>>;
-template <class Y, int N>
-using PackWord = WordOf<sizeof(Pack<Y, N>)>;
-
 template <class Y, int V>
 constexpr int pack_size = V * sizeof(Y) < 16 ? V : static_cast<int>(16 / sizeof(Y));
 
@@ -269,42 +260,47 @@ __device__ __forceinline__ int past_pack(const Y* y) {
   return static_cast<int>(reinterpret_cast<uint64_t>(y) / sizeof(Y) % pack_size<Y, V>);
 }
 
-// Packs, after `head` single elements and before the rest. `at_once` stores each by one instruction, whatever the compiler
-// thinks, which may cost it registers: for what a kernel writes most of.
-template <int head, bool at_once, class Y, int V, class Acc>
+template <class Y, int N, class Acc>
+__device__ __forceinline__ Pack<Y, N> pack_of(const Acc* value) {
+  Pack<Y, N> pack;
+  if constexpr (sizeof(Y) == 2 && N % 2 == 0 && sizeof(Acc) == 4) {
+    Pack<uint32_t, N / 2> pairs;
+#pragma unroll
+    for (int n = 0; n < N / 2; ++n) pairs.element[n] = store_pair<Y>(value[2 * n], value[2 * n + 1]);
+    pack = bit_cast<Pack<Y, N>>(pairs);
+  } else {
+#pragma unroll
+    for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[n]);
+  }
+  return pack;
+}
+
+// Packs, after `head` single elements and before the rest.
+template <int head, class Y, int V, class Acc>
 __device__ __forceinline__ void store_packs(Y* y, const Acc (&value)[V]) {
   constexpr int N = pack_size<Y, V>, tail = head + (V - head) / N * N;
 #pragma unroll
   for (int j = 0; j < head; ++j) y[j] = store<Y>(value[j]);
 #pragma unroll
-  for (int j = head; j < tail; j += N) {
-    Pack<Y, N> pack;
-#pragma unroll
-    for (int n = 0; n < N; ++n) pack.element[n] = store<Y>(value[j + n]);
-    if constexpr (at_once) {
-      store_word(reinterpret_cast<PackWord<Y, N>*>(y + j), bit_cast<PackWord<Y, N>>(pack));
-    } else {
-      *reinterpret_cast<Pack<Y, N>*>(y + j) = pack;
-    }
-  }
+  for (int j = head; j < tail; j += N) *reinterpret_cast<Pack<Y, N>*>(y + j) = pack_of<Y, N>(value + j);
 #pragma unroll
   for (int j = tail; j < V; ++j) y[j] = store<Y>(value[j]);
 }
 
-template <class Y, bool at_once = false, int V, Access access, class Acc>
+template <class Y, int V, Access access, class Acc>
 __device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride, const Place<access>& place,
                                          const Acc (&value)[V]) {
   Y* to = static_cast<Y*>(y) + offset + place.first * stride;
   if constexpr (access == Access::aligned) {
-    store_packs<0, at_once>(to, value);
+    store_packs<0>(to, value);
   } else {
     if (access == Access::shifted && stride == 1 && place.template whole<V>()) {
       const int past = past_pack<Y, V>(to);
-      if (past == 0) return store_packs<0, at_once>(to, value);
+      if (past == 0) return store_packs<0>(to, value);
       if constexpr (pack_size<Y, V> == 4 && V > 4) {
-        if (past == 1) return store_packs<3, at_once>(to, value);
-        if (past == 2) return store_packs<2, at_once>(to, value);
-        return store_packs<1, at_once>(to, value);
+        if (past == 1) return store_packs<3>(to, value);
+        if (past == 2) return store_packs<2>(to, value);
+        return store_packs<1>(to, value);
       }
     }
 #pragma unroll
@@ -313,6 +309,18 @@ __device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride
       to += place.step * stride;
     }
   }
+}
+
+// A word at its own address, by one instruction whatever the compiler thinks, which may cost it registers: for what a
+// kernel writes most of. Single elements where the row has only a part of it.
+template <class Y, int V, class Acc>
+__device__ __forceinline__ void store_whole(Y* to, const Place<Access::shifted>& place, const Acc (&value)[V]) {
+  static_assert(sizeof(Pack<Y, V>) == 16, "a word");
+  if (place.template whole<V>())
+    return store_word(reinterpret_cast<uint4*>(to), bit_cast<uint4>(pack_of<Y, V>(value)));
+#pragma unroll
+  for (int j = 0; j < V; ++j)
+    if (place.owns(j)) to[j] = store<Y>(value[j]);
 }
 
 template <int V, Access access, class Acc>
@@ -378,21 +386,26 @@ inline int64_t size_of(DType dtype) {
   }
 }
 
-inline Extent extent_of(const TemporalPoolParams& p) {
-  const uint64_t x = reinterpret_cast<uint64_t>(p.x);
-  const int64_t size = size_of(p.x_dtype);
-  if (!p.x || p.T == 0) return {x, x};
-  Extent extent{x, x + size};
-  const auto widen = [&](int64_t steps, int64_t stride) {
-    (stride < 0 ? extent.begin : extent.end) += (steps - 1) * stride * size;
+// `stride` is the member of Axis for this tensor, `step` its stride of frames (or rows), of which there are `steps`.
+inline Extent extent_of(const TemporalPoolParams& p, const void* tensor, DType dtype, int64_t Axis::*stride,
+                        int64_t step, int64_t steps) {
+  const uint64_t begin = reinterpret_cast<uint64_t>(tensor);
+  const int64_t size = size_of(dtype);
+  if (!tensor || steps == 0) return {begin, begin};
+  Extent extent{begin, begin + size};
+  const auto widen = [&](int64_t count, int64_t stride) {
+    (stride < 0 ? extent.begin : extent.end) += (count - 1) * stride * size;
   };
-  widen(p.T, p.x_t);
-  for (int a = 0; a < p.num_axes; ++a) widen(p.axes[a].size, p.axes[a].x);
+  widen(steps, step);
+  for (int a = 0; a < p.num_axes; ++a) widen(p.axes[a].size, p.axes[a].*stride);
   return extent;
 }
 
-// Whether every inner row of a tensor begins on a multiple of `bytes` and walks memory element by element. `stride` is
-// the member of Axis for this tensor, `step` its stride of frames (or rows), of which there are `steps`.
+inline Extent extent_of(const TemporalPoolParams& p) {
+  return extent_of(p, p.x, p.x_dtype, &Axis::x, p.x_t, p.T);
+}
+
+// Whether every inner row of a tensor begins on a multiple of `bytes` and walks memory element by element.
 inline bool aligned(const TemporalPoolParams& p, const void* tensor, DType dtype, int64_t Axis::*stride, int64_t step,
                     int64_t steps, int64_t bytes) {
   const int64_t size = size_of(dtype);

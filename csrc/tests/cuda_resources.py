@@ -30,9 +30,10 @@ def nvcc() -> str:
 
 
 def compile_file(source: Path, folder: str) -> str:
-    codes = ",".join(f"sm_{arch}" for arch in ARCHITECTURES)
-    generate = f"arch=compute_{ARCHITECTURES[0]},code=[{codes}]"
-    command = [nvcc(), "-c", source, "-O3", "-std=c++17", f"-I{CSRC}", "-gencode", generate, "-Xptxas", "-v"]
+    command = [nvcc(), "-c", source, "-O3", "-std=c++17", f"-I{CSRC}", "-Xptxas", "-v"]
+    for archs in (ARCHITECTURES[:1], ARCHITECTURES[1:]):  # two PTX, as in CMakeLists.txt
+        codes = ",".join(f"sm_{arch}" for arch in archs)
+        command += ["-gencode", f"arch=compute_{archs[0]},code=[{codes}]"]
     run = subprocess.run([*command, "-o", Path(folder) / f"{source.stem}.o"], text=True, capture_output=True)
     if run.returncode:
         sys.exit(f"{source.name} does not compile:\n{run.stderr}")
