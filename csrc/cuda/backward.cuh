@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
             if constexpr (normalized) value[j] *= normalize.inverse_std[j];
           }
         }
-        store_whole(dx, place, value);
+        store_whole<source == Source::none>(dx, place, value);
         dx += dx_step;
       }
     }
@@ -441,7 +441,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
         if constexpr (normalized) value[u] *= n.inverse_std;
         if (!weighed[u]) value[u] = 0;
       }
-      store_whole(dx + k * dx_step, frames, value);
+      store_whole<source == Source::none>(dx + k * dx_step, frames, value);
     }
     dx += N * dx_step;
   }

@@ -196,8 +196,8 @@ V __ldg(const V* address) {
   return *address;
 }
 
-template <class Word>
-void store_word(Word* to, Word word) {
+template <bool streams>
+void store_word(uint4* to, uint4 word) {
   *to = word;
 }
 

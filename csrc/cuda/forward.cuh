@@ -7,9 +7,8 @@
 namespace dynpool::cuda {
 namespace {
 
-constexpr int kFrames = 4;    // that are read and added together
 constexpr int kMinSlice = 8;  // frames that are worth a slice of their own
-constexpr int kSlots = 4;     // rows that share their frames
+constexpr int kShared = 4;    // rows that share their frames
 
 // What block (x, y, z) does: tile x, rows [y·rows, …), frames [z·frames, …). With several slices of frames the sums go
 // to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices. The threads of a block may be in several
@@ -48,6 +47,7 @@ struct Shape {
   static constexpr bool ahead = access == Access::shifted;  // words are fetched by way of shared memory
   static constexpr bool in_teams = R == 1 && access != Access::single;
   static constexpr int threads = looks_up ? 2 * kThreads : kThreads;  // of a block
+  static constexpr int frames = R == 1 && access == Access::aligned && !inside ? 8 : 4;  // read and added together
 };
 
 // Roots of bytes, a copy for each bank of shared memory: the unit for roots is no faster than memory. Rows are 256 bytes
@@ -58,9 +58,8 @@ struct Roots {
 
   __device__ __forceinline__ void fill(int threads) {
     for (int i = threadIdx.x; i < 256 * kBanks / 4; i += threads) {
-      const float r = quick_root(static_cast<float>(i / (kBanks / 4)));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) root[i / (kBanks / 4)][i % (kBanks / 4) * 4 + k] = r;
+      const uint32_t r = bit_cast<uint32_t>(quick_root(static_cast<float>(i / (kBanks / 4))));
+      *reinterpret_cast<uint4*>(&root[i / (kBanks / 4)][i % (kBanks / 4) * 4]) = uint4{r, r, r, r};
     }
     __syncthreads();
   }
@@ -78,7 +77,7 @@ struct TeamSums {
 };
 template <class S>
 struct Ahead {
-  uint4 word[2][kFrames][2][S::threads];
+  uint4 word[2][S::frames][2][S::threads];
 };
 template <class S>
 struct Shared {
@@ -157,8 +156,8 @@ struct Sums {
       }
     } else {
       int t = begin;
-      for (; t + kFrames <= stop; t += kFrames) add_frames<kFrames>(t, kFrames);
-      if (t < stop) add_frames<kFrames>(t, stop - t);
+      for (; t + S::frames <= stop; t += S::frames) add_frames<S::frames>(t, S::frames);
+      for (; t < stop; t += 4) add_frames<4>(t, min(stop - t, 4));
     }
   }
 
@@ -223,7 +222,7 @@ struct Sums {
     }
   }
 
-  // The next frames are on their way while kFrames are added.
+  // The next frames are on their way while some are added.
   __device__ __forceinline__ void add_ahead(int begin, int stop) {
     if constexpr (S::ahead) {
       const X* from = x + place.first + begin * p.x_t;  // what is fetched next
@@ -233,24 +232,24 @@ struct Sums {
       const auto fetch = [&](int half) {
         uint4* to = &shared.frames.word[half][0][0][threadIdx.x];
 #pragma unroll
-        for (int u = 0; u < kFrames; ++u) {
+        for (int u = 0; u < S::frames; ++u) {
           if (fetched + u < stop) Frame::fetch(to + u * 2 * kThreads, from);
           from += p.x_t;
         }
-        fetched += kFrames;
+        fetched += S::frames;
         end_group();
       };
       fetch(0);
       fetch(1);
-      for (int t = begin; t < stop; t += kFrames, half ^= 1) {
+      for (int t = begin; t < stop; t += S::frames, half ^= 1) {
         const uint4* words = &shared.frames.word[half][0][0][threadIdx.x];
-        Acc weight[kFrames][R];
+        Acc weight[S::frames][R];
 #pragma unroll
-        for (int u = 0; u < kFrames; ++u)
+        for (int u = 0; u < S::frames; ++u)
           if (t + u < stop) load_weights(weight[u], t + u);
         wait_for_groups<1>();
 #pragma unroll
-        for (int u = 0; u < kFrames; ++u) {
+        for (int u = 0; u < S::frames; ++u) {
           if (t + u >= stop) break;
           Frame frame;
           frame.take(words + u * 2 * kThreads, address);
@@ -298,9 +297,9 @@ constexpr int forward_blocks() {
   constexpr int size = sizeof(X);
   if (size == 8 || access == Access::single) return 3;
   if (S::looks_up) return 2;
-  if (R > 1) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
-  if (S::inside) return size == 1 ? (shifted ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : (shifted ? 6 : 5);
-  return shifted ? 6 : size == 1 ? 5 : size == 2 ? 6 : 7;
+  if (R == kShared) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
+  if (S::inside) return size == 1 ? (shifted || R > 1 ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : 5;
+  return size == 1 && (R > 1 || !shifted) ? 4 : 5;
 }
 
 // A tile: the pieces of `members` threads, or of as many in each team.
@@ -378,7 +377,7 @@ __global__ void __launch_bounds__((Shape<X, mode, access, R>::threads), (forward
 }
 
 // Where frames of an element lie side by side, words hold those: a thread owns one element and goes through its rows.
-template <class X>
+template <class X, Mode mode>
 __global__ void __launch_bounds__(kThreads)
     series_kernel(const TemporalPoolParams p, const Tiling tiling, const Extent extent, const Split split) {
   using Acc = typename Accumulate<X>::type;
@@ -389,7 +388,8 @@ __global__ void __launch_bounds__(kThreads)
   if (!find_piece(tiling, outer, i)) return;
   const Place<Access::single> place{outer, i, 1, 0, 1, locate_row(p, outer)};
   const X* x = static_cast<const X*>(p.x) + place.row.x + i * p.inner().x;
-  const Normalization<Acc> n = normalization_of<Acc>(p, channel_of(p, place.row, i));
+  Normalization<Acc> n{0, 1};
+  if constexpr (mode == Mode::any) n = normalization_of<Acc>(p, channel_of(p, place.row, i));
   const int slice_begin = static_cast<int>(blockIdx.z) * split.frames;
   const int slice_end = min(static_cast<int>(p.T), slice_begin + split.frames);
   const int row_begin = static_cast<int>(blockIdx.y) * split.rows;
@@ -403,14 +403,22 @@ __global__ void __launch_bounds__(kThreads)
 
     // 2. V frames at a time.
     Acc sum[1] = {0};
+    const auto add = [&](const Patch<X, Access::shifted>& patch, int t, int u) {
+      sum[0] += __ldg(weights + t + u) * pixel<mode, X>(p, patch[u], n.mean, n.inverse_std);
+    };
     for (int t = begin; t < end; t += V) {
       const Place<Access::shifted> frames{outer, t, 1, 0, min(V, end - t), place.row};
       Patch<X, Access::shifted> patch;
       load_within(patch, p, x, frames, extent);
       patch.align();
+      if (frames.template whole<V>()) {
 #pragma unroll
-      for (int u = 0; u < V; ++u)
-        if (frames.owns(u)) sum[0] += __ldg(weights + t + u) * pixel<Mode::any, X>(p, patch[u], n.mean, n.inverse_std);
+        for (int u = 0; u < V; ++u) add(patch, t, u);
+      } else {
+#pragma unroll
+        for (int u = 0; u < V; ++u)
+          if (frames.owns(u)) add(patch, t, u);
+      }
     }
     write_row(p, tiling, split, w, place, sum);
   }
@@ -462,7 +470,7 @@ inline Split make_split(const TemporalPoolParams& p, const Choice& choice, Tilin
   const int64_t pieces = tiling.outer * tiling.pieces, tiles = ceil_div(pieces, choice.threads);
   while (choice.in_teams && p.W == 1 && split.teams < kMostTeams) {
     const int64_t blocks = tiles * split.teams;
-    const int least = blocks < at_once ? kFrames : 4 * kFrames;  // frames of a team
+    const int least = blocks < at_once ? 4 : 16;  // frames of a team
     if (blocks >= kRounds * at_once || p.T < 2 * split.teams * least) break;
     split.teams *= 2;
   }
@@ -470,7 +478,7 @@ inline Split make_split(const TemporalPoolParams& p, const Choice& choice, Tilin
   const int64_t row_parts =
       std::min({ceil_div(kRounds * at_once, tiling.tiles), ceil_div(p.W, choice.rows), int64_t{65535}});
   const int64_t blocks = tiling.tiles * row_parts;
-  const int64_t least = split.teams > 1 ? 8 * kFrames * split.teams : kMinSlice;
+  const int64_t least = split.teams > 1 ? 32 * split.teams : kMinSlice;
   int64_t slices = 2 * blocks > at_once ? 1 : std::min({at_once / blocks, p.T / least, int64_t{65535}});
   slices = std::max<int64_t>(slices, 1);
   split.rows = static_cast<int>(ceil_div(ceil_div(p.W, row_parts), choice.rows) * choice.rows);
@@ -481,15 +489,31 @@ inline Split make_split(const TemporalPoolParams& p, const Choice& choice, Tilin
   return split;
 }
 
+template <class X, Access access, int R>
+Choice choose_mode(const TemporalPoolParams& p) {
+  if (p.nonlinearity == Nonlinearity::identity) return choice_of<X, Mode::identity, access, R>();
+  return normalizes_inside<Nonlinearity::sqrt>(p) ? choice_of<X, Mode::normalized_root, access, R>()
+                                                  : choice_of<X, Mode::root, access, R>();
+}
+
+// Rows that share few frames or none go one by one: what they read again is in the cache.
 template <class X, Access access>
 Choice choose_words(const TemporalPoolParams& p) {
-  const bool one = p.W * p.K < 2 * p.T;  // rows share few frames or none, and what is read again is in the cache
-  if (p.nonlinearity == Nonlinearity::identity)
-    return one ? choice_of<X, Mode::identity, access, 1>() : choice_of<X, Mode::identity, access, kSlots>();
-  if (!normalizes_inside<Nonlinearity::sqrt>(p))
-    return one ? choice_of<X, Mode::root, access, 1>() : choice_of<X, Mode::root, access, kSlots>();
-  return one ? choice_of<X, Mode::normalized_root, access, 1>()
-             : choice_of<X, Mode::normalized_root, access, kSlots>();
+  const int64_t readings = p.W * p.K;  // of the T frames, at most
+  if constexpr (sizeof(X) == 1) {  // whose pixels are dear to convert, and their sums many
+    if (p.bands && 4 * readings >= 5 * p.T && p.W > 1) return choose_mode<X, access, 2>(p);
+  }
+  return readings < 2 * p.T ? choose_mode<X, access, 1>(p) : choose_mode<X, access, kShared>(p);
+}
+
+template <class X>
+Choice choose_series(const TemporalPoolParams& p) {
+  Choice choice{series_kernel<X, Mode::any>, 1, kThreads, 8, 1, 0, false, false};
+  if (!p.mean && !p.std) {
+    choice.kernel = p.nonlinearity == Nonlinearity::identity ? series_kernel<X, Mode::identity>
+                                                             : series_kernel<X, Mode::root>;
+  }
+  return choice;
 }
 
 // The kernel for frames laid out like these.
@@ -498,9 +522,9 @@ Choice choose(const TemporalPoolParams& p) {
   if constexpr (has_word_path<X>) {
     if (in_words(p, p.y)) return choose_words<X, Access::aligned>(p);
     if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p);
-    if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return {series_kernel<X>, 1, kThreads, 8, 1, 0, false, false};
+    if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return choose_series<X>(p);
   }
-  return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kSlots>();  // float64 is rare: rows one by one
+  return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kShared>();  // float64 is rare: rows one by one
 }
 
 }  // namespace

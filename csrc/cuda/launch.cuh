@@ -50,26 +50,19 @@ inline int multiprocessors(int device) {
   return count;
 }
 
-// Whether words of ∂L/∂x are stored as what nobody reads soon (evicted first). To be measured.
-constexpr bool kStreamingStores = false;
-
 // One instruction; of an assignment, the compiler may make stores of single elements. No kernel reads what it has
-// stored, so that no order is asked for.
-template <class Word>
-__device__ __forceinline__ void store_word(Word* to, Word word) {
+// stored, so that no order is asked for. `streams`: as what nobody reads soon.
+template <bool streams>
+__device__ __forceinline__ void store_word(uint4* to, uint4 word) {
   const size_t address = __cvta_generic_to_global(to);
-  if constexpr (sizeof(Word) == 16 && kStreamingStores) {
+  if constexpr (streams) {
     asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};"
                  :
                  : "l"(address), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w));
-  } else if constexpr (sizeof(Word) == 16) {
+  } else {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
                  :
                  : "l"(address), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w));
-  } else if constexpr (sizeof(Word) == 8) {
-    asm volatile("st.global.v2.b32 [%0], {%1, %2};" : : "l"(address), "r"(word.x), "r"(word.y));
-  } else {
-    *to = word;
   }
 }
 

@@ -313,11 +313,11 @@ __device__ __forceinline__ void store_as(void* y, int64_t offset, int64_t stride
 
 // A word at its own address, by one instruction whatever the compiler thinks, which may cost it registers: for what a
 // kernel writes most of. Single elements where the row has only a part of it.
-template <class Y, int V, class Acc>
+template <bool streams, class Y, int V, class Acc>
 __device__ __forceinline__ void store_whole(Y* to, const Place<Access::shifted>& place, const Acc (&value)[V]) {
   static_assert(sizeof(Pack<Y, V>) == 16, "a word");
   if (place.template whole<V>())
-    return store_word(reinterpret_cast<uint4*>(to), bit_cast<uint4>(pack_of<Y, V>(value)));
+    return store_word<streams>(reinterpret_cast<uint4*>(to), bit_cast<uint4>(pack_of<Y, V>(value)));
 #pragma unroll
   for (int j = 0; j < V; ++j)
     if (place.owns(j)) to[j] = store<Y>(value[j]);
