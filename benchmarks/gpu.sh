@@ -1,6 +1,6 @@
 #!/bin/sh
-# Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, benchmarks,
-# sanitizers. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
+# Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, sanitizers,
+# benchmarks. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
 #
 #   RESULTS   folder for log.txt, ops-cuda.json and speed.json (default: benchmarks/results/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
@@ -11,8 +11,8 @@ RESULTS="${RESULTS:-benchmarks/results/gpu}"
 mkdir -p "$RESULTS"
 RESULTS=$(cd "$RESULTS" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1
-log=$(mktemp) cpu_log=$(mktemp)
-trap 'rm -f "$log" "$cpu_log"' EXIT
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 : > "$RESULTS/log.txt"
 failed=0
 began=$(date +%s)
@@ -21,8 +21,8 @@ step() {  # name, seconds allowed, command…
   name=$1 limit=$2
   shift 2
   printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
-  timeout -k 5 "$limit" "$@" > "$log" 2>&1
-  report "$name" $? "$log"
+  timeout -k 5 "$limit" "$@" > "$logs/step" 2>&1
+  report "$name" $? "$logs/step"
 }
 
 report() {  # name, exit code, its output: the end of it is shown, and all of it kept
@@ -48,28 +48,34 @@ fi
 
 # The limits add up to less than ten minutes.
 step build 90 "$PYTHON" setup.py build_ext --inplace
-# What needs no GPU is tested beside what does, and is over before anything is timed.
-printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 140 xargs -P 4 -n 7 \
-  "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$cpu_log" 2>&1 &
+# What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
+printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 140 xargs -P 6 -n 4 \
+  "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$logs/tests-cpu" 2>&1 &
 cpu_tests=$!
-workers=""
-if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
-# shellcheck disable=SC2086
-step tests 140 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
-printf '\n=== tests-cpu (since the tests began) ===\n'
-wait $cpu_tests
-LINES_SHOWN=60 report tests-cpu $? "$cpu_log"
-LINES_SHOWN=100 step benchmark 190 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
+sanitize() {
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 140 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
+    --error-exitcode 1 "$PYTHON" tests/sanitize.py > "$logs/$1" 2>&1
+}
 if command -v compute-sanitizer >/dev/null; then
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  for tool in memcheck racecheck; do
-    step $tool 60 compute-sanitizer --tool $tool --kernel-regex kns=dynpool --error-exitcode 1 "$PYTHON" tests/sanitize.py
-  done
-  unset PYTORCH_NO_CUDA_MEMORY_CACHING
+  sanitize memcheck &
+  memcheck=$!
+  sanitize racecheck &
+  racecheck=$!
 else
   echo "no compute-sanitizer: skipped"
   step sanitize 50 "$PYTHON" tests/sanitize.py
 fi
+workers=""
+if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
+# shellcheck disable=SC2086
+step tests 140 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
+for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
+  case $name in memcheck) wait "$memcheck" ;; racecheck) wait "$racecheck" ;; *) wait $cpu_tests ;; esac
+  code=$?
+  printf '\n=== %s (since the tests began, at %d s) ===\n' $name $(($(date +%s) - began))
+  report $name $code "$logs/$name"
+done
+LINES_SHOWN=100 step benchmark 190 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
 if command -v cuobjdump >/dev/null; then
   step resources 10 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi

@@ -240,6 +240,10 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
+struct SharedMemory {
+  int bytes = 0, carveout = 0;
+};
+
 template <class T>
 T& shared_memory() {
   static thread_local T memory;
@@ -261,7 +265,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, const A&.
   emulation::now = outside;
 }
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, int, cudaStream_t stream, const A&... arguments) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory, cudaStream_t stream, const A&... arguments) {
   launch(kernel, grid, block, stream, arguments...);
 }
 

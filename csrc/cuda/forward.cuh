@@ -9,6 +9,8 @@ namespace {
 
 constexpr int kMinSlice = 8;  // frames that are worth a slice of their own
 constexpr int kShared = 4;    // rows that share their frames
+constexpr int kAheadBlocks = 5;  // of a multiprocessor, where words are fetched ahead: one more, and the second words of
+                                 // threads no longer find the first cache
 
 // What block (x, y, z) does: tile x, rows [y·rows, …), frames [z·frames, …). With several slices of frames the sums go
 // to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices. The threads of a block may be in several
@@ -47,19 +49,20 @@ struct Shape {
   static constexpr bool ahead = access == Access::shifted;  // words are fetched by way of shared memory
   static constexpr bool in_teams = R == 1 && access != Access::single;
   static constexpr int threads = looks_up ? 2 * kThreads : kThreads;  // of a block
-  static constexpr int frames = R == 1 && access == Access::aligned && !inside ? 8 : 4;  // read and added together
+  static constexpr int frames = looks_up ? 8 : 4;                     // read and added together
 };
 
 // Roots of bytes, a copy for each bank of shared memory: the unit for roots is no faster than memory. Rows are 256 bytes
 // apart, so that one permutation of bytes makes the offset.
 struct Roots {
   static constexpr int kBanks = 32;
-  float root[256][2 * kBanks];  // half of it unused
+  alignas(16) float root[256][2 * kBanks];  // half of it unused
 
   __device__ __forceinline__ void fill(int threads) {
     for (int i = threadIdx.x; i < 256 * kBanks / 4; i += threads) {
-      const uint32_t r = bit_cast<uint32_t>(quick_root(static_cast<float>(i / (kBanks / 4))));
-      *reinterpret_cast<uint4*>(&root[i / (kBanks / 4)][i % (kBanks / 4) * 4]) = uint4{r, r, r, r};
+      const float r = quick_root(static_cast<float>(i / (kBanks / 4)));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) root[i / (kBanks / 4)][i % (kBanks / 4) * 4 + k] = r;
     }
     __syncthreads();
   }
@@ -299,7 +302,8 @@ constexpr int forward_blocks() {
   if (S::looks_up) return 2;
   if (R == kShared) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
   if (S::inside) return size == 1 ? (shifted || R > 1 ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : 5;
-  return size == 1 && (R > 1 || !shifted) ? 4 : 5;
+  if (shifted) return size == 1 && (R > 1 || mode == Mode::root) ? 4 : kAheadBlocks;
+  return size == 1 ? (R > 1 ? 4 : 5) : size == 2 ? 6 : 7;
 }
 
 // A tile: the pieces of `members` threads, or of as many in each team.
@@ -450,6 +454,7 @@ struct Choice {
   int blocks;         // that fit a multiprocessor
   int rows;           // that are pooled together
   int shared_memory;  // bytes of a block
+  int carveout;       // percent of the first cache that is shared memory at most; 0: as many blocks as fit
   bool in_teams;      // whether threads may share the frames of one row
   bool stays;         // whether a block goes from tile to tile, since it is costly to begin
 };
@@ -458,7 +463,7 @@ template <class X, Mode mode, Access access, int R>
 Choice choice_of() {
   using S = Shape<X, mode, access, R>;
   return {forward_kernel<X, mode, access, R>, S::V, S::threads, forward_blocks<X, mode, access, R>(), R,
-          static_cast<int>(sizeof(Shared<S>)), S::in_teams, S::looks_up};
+          static_cast<int>(sizeof(Shared<S>)), S::ahead ? 85 : 0, S::in_teams, S::looks_up};
 }
 
 // As many blocks as run at once, and some more that end at other times where that costs little. Teams first, then parts
@@ -501,14 +506,14 @@ template <class X, Access access>
 Choice choose_words(const TemporalPoolParams& p) {
   const int64_t readings = p.W * p.K;  // of the T frames, at most
   if constexpr (sizeof(X) == 1) {  // whose pixels are dear to convert, and their sums many
-    if (p.bands && 4 * readings >= 5 * p.T && p.W > 1) return choose_mode<X, access, 2>(p);
+    if (p.bands && readings >= 3 * p.T) return choose_mode<X, access, 2>(p);
   }
   return readings < 2 * p.T ? choose_mode<X, access, 1>(p) : choose_mode<X, access, kShared>(p);
 }
 
 template <class X>
 Choice choose_series(const TemporalPoolParams& p) {
-  Choice choice{series_kernel<X, Mode::any>, 1, kThreads, 8, 1, 0, false, false};
+  Choice choice{series_kernel<X, Mode::any>, 1, kThreads, 8, 1, 0, 0, false, false};
   if (!p.mean && !p.std) {
     choice.kernel = p.nonlinearity == Nonlinearity::identity ? series_kernel<X, Mode::identity>
                                                              : series_kernel<X, Mode::root>;
@@ -542,7 +547,8 @@ void forward(const TemporalPoolParams& p, const Context& context) {
 
   const int64_t blocks = choice.stays ? std::min(tiling.tiles, at_once) : tiling.tiles;
   const dim3 grid(grid_size(blocks), split.row_parts, split.slices);
-  launch(choice.kernel, grid, dim3(choice.threads), choice.shared_memory, context.stream, p, tiling, extent_of(p), split);
+  launch(choice.kernel, grid, dim3(choice.threads), {choice.shared_memory, choice.carveout}, context.stream, p, tiling,
+         extent_of(p), split);
   if (partials) {
     launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
            static_cast<const Acc*>(partials), split.slices, tiling.outer);

@@ -91,6 +91,11 @@ __device__ __forceinline__ void wait_for_groups() {
 #endif
 }
 
+// Of a block, and in percent of the first cache, of which the rest caches; 0 lets the driver choose.
+struct SharedMemory {
+  int bytes = 0, carveout = 0;
+};
+
 // The shared memory of a launch that asks for some.
 template <class T>
 __device__ __forceinline__ T& shared_memory() {
@@ -99,15 +104,17 @@ __device__ __forceinline__ T& shared_memory() {
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, const A&... arguments) {
-  if (shared_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared, cudaStream_t stream, const A&... arguments) {
+  if (shared.bytes > 48 << 10)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes));
+  if (shared.carveout)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, shared.carveout));
+  kernel<<<grid, block, shared.bytes, stream>>>(arguments...);
   check(cudaGetLastError());
 }
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, const A&... arguments) {
-  launch(kernel, grid, block, 0, stream, arguments...);
+  launch(kernel, grid, block, SharedMemory{}, stream, arguments...);
 }
 
 }  // namespace dynpool::cuda
