@@ -49,11 +49,11 @@ fi
 # The limits add up to less than ten minutes.
 step build 90 "$PYTHON" setup.py build_ext --inplace
 # What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
-printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 140 xargs -P 6 -n 4 \
+printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \
   "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$logs/tests-cpu" 2>&1 &
 cpu_tests=$!
 sanitize() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 140 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 200 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
     --error-exitcode 1 "$PYTHON" tests/sanitize.py > "$logs/$1" 2>&1
 }
 if command -v compute-sanitizer >/dev/null; then
@@ -68,7 +68,7 @@ fi
 workers=""
 if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
 # shellcheck disable=SC2086
-step tests 140 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
+step tests 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
 for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
   case $name in memcheck) wait "$memcheck" ;; racecheck) wait "$racecheck" ;; *) wait $cpu_tests ;; esac
   code=$?
@@ -79,7 +79,7 @@ LINES_SHOWN=100 step benchmark 190 "$PYTHON" benchmarks/ops_cuda.py --json "$RES
 if command -v cuobjdump >/dev/null; then
   step resources 10 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi
-LINES_SHOWN=40 step exact 40 "$PYTHON" benchmarks/speed.py --generate --json "$RESULTS/speed.json"
+LINES_SHOWN=40 step exact 60 "$PYTHON" benchmarks/speed.py --generate --quick --json "$RESULTS/speed.json"
 
 printf '\n%d steps failed, %d s; log and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

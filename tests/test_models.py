@@ -103,9 +103,9 @@ def test_no_batch_norm_sees_padding(options):
     batches = [videos(*LENGTHS, fill=fill, dtype=torch.float32) for fill in (0.0, NAN)] + [long]
     scores = [model(video, LENGTHS) for model, video in zip(models, batches, strict=True)]
     for model, score in zip(models[1:], scores[1:], strict=True):
-        assert torch.equal(score, scores[0])
-        state = model.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in models[0].state_dict().items())
+        # to rounding: how a library adds up a product may depend on where its operands begin
+        torch.testing.assert_close(score, scores[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.state_dict(), models[0].state_dict(), rtol=1e-4, atol=1e-5)
 
 
 @each_model

@@ -6,6 +6,7 @@ import oracle
 import pytest
 import torch
 from cases import DTYPES, FLOATING, LAYOUTS, frames, laid_out
+from conftest import parameters
 from hypothesis import given, settings
 
 import dynpool
@@ -795,3 +796,12 @@ def test_slices_of_the_inner_dimension(backend):
     x = frames((2, 7, 83), torch.uint8, backend.device)
     for start, end in [(1, 83), (2, 83), (3, 82), (17, 50), (80, 83), (0, 64)]:
         check_approx(x[..., start:end], nonlinearity="sqrt", mean=3.0)
+
+
+@pytest.mark.parametrize("backend", parameters("emulated"), indirect=True)
+@pytest.mark.parametrize("num_bytes", [64 << 10, 228 << 10], ids=["64 kB", "228 kB"])
+@pytest.mark.parametrize("shape", [(2, 37, 3, 16, 32), (1, 300, 48), (3, 5, 4096)], ids=str)
+def test_roots_of_bytes_by_shared_memory(backend, num_bytes, shape, monkeypatch):
+    """A multiprocessor with much of it looks roots up there, and its blocks go from tile to tile."""
+    monkeypatch.setenv("DYNPOOL_EMULATED_SHARED_MEMORY", str(num_bytes))
+    check_approx(torch.randint(0, 256, shape, dtype=torch.uint8), nonlinearity="sqrt")

@@ -235,13 +235,13 @@ namespace dynpool::cuda {
 // A small card, so that small tensors are already too large or too small for it.
 constexpr int kThreads = 32;
 inline int multiprocessors(int) { return 2; }
+inline int shared_memory_of(int) {
+  const char* given = std::getenv("DYNPOOL_EMULATED_SHARED_MEMORY");  // bytes
+  return given ? std::atoi(given) : 1 << 20;
+}
 
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
-};
-
-struct SharedMemory {
-  int bytes = 0, carveout = 0;
 };
 
 template <class T>
@@ -265,7 +265,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, const A&.
   emulation::now = outside;
 }
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory, cudaStream_t stream, const A&... arguments) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, int, cudaStream_t stream, const A&... arguments) {
   launch(kernel, grid, block, stream, arguments...);
 }
 

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int kMinSlice = 8;  // frames that are worth a slice of their own
 constexpr int kShared = 4;    // rows that share their frames
-constexpr int kAheadBlocks = 5;  // of a multiprocessor, where words are fetched ahead: one more, and the second words of
-                                 // threads no longer find the first cache
 
 // What block (x, y, z) does: tile x, rows [y·rows, …), frames [z·frames, …). With several slices of frames the sums go
 // to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices. The threads of a block may be in several
@@ -21,9 +19,9 @@ struct Split {
   void* partials;
 };
 
-// What happens to a pixel inside the sum. `any`: normalisation, and ψ as the parameters say; for the scalar path, whose
-// loads hide it.
-enum class Mode { identity, root, normalized_root, any };
+// What happens to a pixel inside the sum. `known_root`: of bytes, looked up. `any`: normalisation, and ψ as the parameters
+// say; for the scalar path, whose loads hide it.
+enum class Mode { identity, root, known_root, normalized_root, any };
 
 template <Mode mode, class X, class Acc>
 __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mean, Acc inverse_std) {
@@ -45,15 +43,15 @@ struct Shape {
   using Frame = Patch<X, access>;
   static constexpr int V = Frame::V;
   static constexpr bool inside = mode == Mode::normalized_root || mode == Mode::any;  // normalises each pixel
-  static constexpr bool looks_up = mode == Mode::root && sizeof(X) == 1 && access == Access::aligned && R == 1;
+  static constexpr bool looks_up = mode == Mode::known_root;
   static constexpr bool ahead = access == Access::shifted;  // words are fetched by way of shared memory
   static constexpr bool in_teams = R == 1 && access != Access::single;
   static constexpr int threads = looks_up ? 2 * kThreads : kThreads;  // of a block
   static constexpr int frames = looks_up ? 8 : 4;                     // read and added together
 };
 
-// Roots of bytes, a copy for each bank of shared memory: the unit for roots is no faster than memory. Rows are 256 bytes
-// apart, so that one permutation of bytes makes the offset.
+// Roots of bytes, a copy for each bank of shared memory, for cards that have much of it: there the unit for roots is no
+// faster than memory. Rows are 256 bytes apart, so that one permutation of bytes makes the offset.
 struct Roots {
   static constexpr int kBanks = 32;
   alignas(16) float root[256][2 * kBanks];  // half of it unused
@@ -275,7 +273,7 @@ struct Sums {
     if (p.std)
       for_each_channel<V>(p, place, [&](int j, int64_t channel) {
         const Acc inverse = reciprocal(static_cast<const Acc*>(p.std)[channel]);
-        value[j] *= mode == Mode::root ? apply_psi<Nonlinearity::sqrt>(inverse) : inverse;
+        value[j] *= mode == Mode::identity ? inverse : apply_psi<Nonlinearity::sqrt>(inverse);
       });
   }
 };
@@ -298,11 +296,12 @@ constexpr int forward_blocks() {
   using S = Shape<X, mode, access, R>;
   constexpr bool shifted = access == Access::shifted;
   constexpr int size = sizeof(X);
-  if (size == 8 || access == Access::single) return 3;
+  if (size == 8) return 3;
+  if (access == Access::single) return 4;
   if (S::looks_up) return 2;
   if (R == kShared) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
   if (S::inside) return size == 1 ? (shifted || R > 1 ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : 5;
-  if (shifted) return size == 1 && (R > 1 || mode == Mode::root) ? 4 : kAheadBlocks;
+  if (shifted) return size == 1 && (R > 1 || mode == Mode::root) ? 4 : 5;
   return size == 1 ? (R > 1 ? 4 : 5) : size == 2 ? 6 : 7;
 }
 
@@ -454,7 +453,6 @@ struct Choice {
   int blocks;         // that fit a multiprocessor
   int rows;           // that are pooled together
   int shared_memory;  // bytes of a block
-  int carveout;       // percent of the first cache that is shared memory at most; 0: as many blocks as fit
   bool in_teams;      // whether threads may share the frames of one row
   bool stays;         // whether a block goes from tile to tile, since it is costly to begin
 };
@@ -463,7 +461,7 @@ template <class X, Mode mode, Access access, int R>
 Choice choice_of() {
   using S = Shape<X, mode, access, R>;
   return {forward_kernel<X, mode, access, R>, S::V, S::threads, forward_blocks<X, mode, access, R>(), R,
-          static_cast<int>(sizeof(Shared<S>)), S::ahead ? 85 : 0, S::in_teams, S::looks_up};
+          static_cast<int>(sizeof(Shared<S>)), S::in_teams, S::looks_up};
 }
 
 // As many blocks as run at once, and some more that end at other times where that costs little. Teams first, then parts
@@ -503,17 +501,23 @@ Choice choose_mode(const TemporalPoolParams& p) {
 
 // Rows that share few frames or none go one by one: what they read again is in the cache.
 template <class X, Access access>
-Choice choose_words(const TemporalPoolParams& p) {
+Choice choose_words(const TemporalPoolParams& p, int device) {
   const int64_t readings = p.W * p.K;  // of the T frames, at most
   if constexpr (sizeof(X) == 1) {  // whose pixels are dear to convert, and their sums many
     if (p.bands && readings >= 3 * p.T) return choose_mode<X, access, 2>(p);
+    if constexpr (access == Access::aligned) {
+      const Choice choice = choice_of<X, Mode::known_root, access, 1>();
+      const bool roots = p.nonlinearity != Nonlinearity::identity && !normalizes_inside<Nonlinearity::sqrt>(p);
+      if (roots && readings < 2 * p.T && shared_memory_of(device) > choice.blocks * (choice.shared_memory + (1 << 10)))
+        return choice;
+    }
   }
   return readings < 2 * p.T ? choose_mode<X, access, 1>(p) : choose_mode<X, access, kShared>(p);
 }
 
 template <class X>
 Choice choose_series(const TemporalPoolParams& p) {
-  Choice choice{series_kernel<X, Mode::any>, 1, kThreads, 8, 1, 0, 0, false, false};
+  Choice choice{series_kernel<X, Mode::any>, 1, kThreads, 8, 1, 0, false, false};
   if (!p.mean && !p.std) {
     choice.kernel = p.nonlinearity == Nonlinearity::identity ? series_kernel<X, Mode::identity>
                                                              : series_kernel<X, Mode::root>;
@@ -523,10 +527,10 @@ Choice choose_series(const TemporalPoolParams& p) {
 
 // The kernel for frames laid out like these.
 template <class X>
-Choice choose(const TemporalPoolParams& p) {
+Choice choose(const TemporalPoolParams& p, int device) {
   if constexpr (has_word_path<X>) {
-    if (in_words(p, p.y)) return choose_words<X, Access::aligned>(p);
-    if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p);
+    if (in_words(p, p.y)) return choose_words<X, Access::aligned>(p, device);
+    if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p, device);
     if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return choose_series<X>(p);
   }
   return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kShared>();  // float64 is rare: rows one by one
@@ -537,7 +541,7 @@ Choice choose(const TemporalPoolParams& p) {
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
-  const Choice choice = choose<X>(p);
+  const Choice choice = choose<X>(p, context.device);
   Tiling tiling = make_tiling(p, choice.patch);
   const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
   Split split = make_split(p, choice, tiling, at_once);
@@ -547,8 +551,7 @@ void forward(const TemporalPoolParams& p, const Context& context) {
 
   const int64_t blocks = choice.stays ? std::min(tiling.tiles, at_once) : tiling.tiles;
   const dim3 grid(grid_size(blocks), split.row_parts, split.slices);
-  launch(choice.kernel, grid, dim3(choice.threads), {choice.shared_memory, choice.carveout}, context.stream, p, tiling,
-         extent_of(p), split);
+  launch(choice.kernel, grid, dim3(choice.threads), choice.shared_memory, context.stream, p, tiling, extent_of(p), split);
   if (partials) {
     launch(add_slices<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p,
            static_cast<const Acc*>(partials), split.slices, tiling.outer);

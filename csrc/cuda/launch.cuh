@@ -39,15 +39,22 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Asked of the driver once.
-inline int multiprocessors(int device) {
+// Of a device, whose driver is asked once.
+template <cudaDeviceAttr attribute>
+int attribute_of(int device) {
   static std::atomic<int> known[64];
   const bool keep = device >= 0 && device < 64;
-  int count = keep ? known[device].load(std::memory_order_relaxed) : 0;
-  if (count > 0) return count;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  if (keep) known[device].store(count, std::memory_order_relaxed);
-  return count;
+  int value = keep ? known[device].load(std::memory_order_relaxed) : 0;
+  if (value > 0) return value;
+  check(cudaDeviceGetAttribute(&value, attribute, device));
+  if (keep) known[device].store(value, std::memory_order_relaxed);
+  return value;
+}
+
+inline int multiprocessors(int device) { return attribute_of<cudaDevAttrMultiProcessorCount>(device); }
+// Bytes of a multiprocessor.
+inline int shared_memory_of(int device) {
+  return attribute_of<cudaDevAttrMaxSharedMemoryPerMultiprocessor>(device);
 }
 
 // One instruction; of an assignment, the compiler may make stores of single elements. No kernel reads what it has
@@ -91,11 +98,6 @@ __device__ __forceinline__ void wait_for_groups() {
 #endif
 }
 
-// Of a block, and in percent of the first cache, of which the rest caches; 0 lets the driver choose.
-struct SharedMemory {
-  int bytes = 0, carveout = 0;
-};
-
 // The shared memory of a launch that asks for some.
 template <class T>
 __device__ __forceinline__ T& shared_memory() {
@@ -104,17 +106,15 @@ __device__ __forceinline__ T& shared_memory() {
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, SharedMemory shared, cudaStream_t stream, const A&... arguments) {
-  if (shared.bytes > 48 << 10)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared.bytes));
-  if (shared.carveout)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, shared.carveout));
-  kernel<<<grid, block, shared.bytes, stream>>>(arguments...);
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t stream, const A&... arguments) {
+  if (shared_bytes > 48 << 10)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
   check(cudaGetLastError());
 }
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, const A&... arguments) {
-  launch(kernel, grid, block, SharedMemory{}, stream, arguments...);
+  launch(kernel, grid, block, 0, stream, arguments...);
 }
 
 }  // namespace dynpool::cuda
