@@ -8,7 +8,7 @@ namespace dynpool::cuda {
 namespace {
 
 constexpr int kMinSlice = 8;  // frames that are worth a slice of their own
-constexpr int kShared = 4;    // rows that share their frames
+constexpr int kTogether = 4;  // rows that share their frames
 
 // What block (x, y, z) does: tile x, rows [y·rows, …), frames [z·frames, …). With several slices of frames the sums go
 // to `partials`, Acc [slices, W, outer, inner], and are added up by add_slices. The threads of a block may be in several
@@ -299,7 +299,7 @@ constexpr int forward_blocks() {
   if (size == 8) return 3;
   if (access == Access::single) return 4;
   if (S::looks_up) return 2;
-  if (R == kShared) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
+  if (R == kTogether) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
   if (S::inside) return size == 1 ? (shifted || R > 1 ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : 5;
   if (shifted) return size == 1 && (R > 1 || mode == Mode::root) ? 4 : 5;
   return size == 1 ? (R > 1 ? 4 : 5) : size == 2 ? 6 : 7;
@@ -512,7 +512,7 @@ Choice choose_words(const TemporalPoolParams& p, int device) {
         return choice;
     }
   }
-  return readings < 2 * p.T ? choose_mode<X, access, 1>(p) : choose_mode<X, access, kShared>(p);
+  return readings < 2 * p.T ? choose_mode<X, access, 1>(p) : choose_mode<X, access, kTogether>(p);
 }
 
 template <class X>
@@ -533,7 +533,7 @@ Choice choose(const TemporalPoolParams& p, int device) {
     if (p.inner().x == 1 && p.inner().size > 1) return choose_words<X, Access::shifted>(p, device);
     if (p.x_t == 1 && p.T >= patch_size<X, Access::shifted>) return choose_series<X>(p);
   }
-  return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kShared>();  // float64 is rare: rows one by one
+  return choice_of<X, Mode::any, Access::single, sizeof(X) == 8 ? 1 : kTogether>();  // float64 is rare: rows one by one
 }
 
 }  // namespace
