@@ -296,8 +296,7 @@ constexpr int forward_blocks() {
   using S = Shape<X, mode, access, R>;
   constexpr bool shifted = access == Access::shifted;
   constexpr int size = sizeof(X);
-  if (size == 8) return 3;
-  if (access == Access::single) return 4;
+  if (size == 8 || access == Access::single) return 3;
   if (S::looks_up) return 2;
   if (R == kTogether) return size == 1 ? (S::inside ? 2 : 3) : size == 2 && S::inside ? 3 : 4;
   if (S::inside) return size == 1 ? (shifted || R > 1 ? 3 : 4) : size == 2 ? (shifted ? 5 : 4) : 5;
