@@ -80,8 +80,7 @@ enum class Case { one_row, plain, general };
 
 template <class X>
 __device__ __forceinline__ void load_word(Patch<X, Access::shifted>& patch, const X* x) {
-  const uint4 v = __ldg(reinterpret_cast<const uint4*>(x));
-  patch.word[0] = v.x, patch.word[1] = v.y, patch.word[2] = v.z, patch.word[3] = v.w;
+  take_apart(__ldg(reinterpret_cast<const uint4*>(x)), patch.word);
 }
 
 // ψ'(z) less a factor that is the same for all z.
