@@ -535,6 +535,8 @@ def test_fake_cuda_tensors_need_no_device(options, how):
     """What is done for CUDA alone (pinned memory, a look at what is captured) can be faked and traced."""
     if "window" in options and not torch.backends.cuda.is_built():
         pytest.skip("torch without CUDA cannot slice fake CUDA tensors")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11) and not torch.cuda.is_available():
+        pytest.skip("torch 2.6 looks for a device; of later ones, 2.11 and 2.13 were tried")
     module = ApproxRankPool(**{name: value for name, value in options.items() if name != "lengths"})
     lengths = options.get("lengths")
     with FakeTensorMode(allow_non_fake_inputs=True):
