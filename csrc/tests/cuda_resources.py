@@ -43,7 +43,7 @@ def compile_file(source: Path, folder: str) -> str:
 def demangle(names: list[str]) -> list[str]:
     text = subprocess.run(["c++filt", "-p"], input="\n".join(names), text=True, capture_output=True, check=True).stdout
     clutter = re.compile(
-        r"\((dynpool::)?(cuda::)?(\(anonymous namespace\)::)?(Nonlinearity|Mode|Access|Source|Case)\)"  # casts of enumerators
+        r"\((dynpool::)?(cuda::)?(\(anonymous namespace\)::)?(Nonlinearity|Mode|Access|Source|Case)\)"  # casts
         r"|dynpool::(cuda::)?|\(anonymous namespace\)::|baseline::"
     )
     return [clutter.sub("", name) for name in text.splitlines()]
