@@ -29,7 +29,7 @@ void require(bool condition, const char* message) {
 // gradient, too; dx_strides is empty where only the forward pass is wanted.
 TemporalPoolParams make_layout(int x_dtype, const Sizes& sizes, const Sizes& x_strides, int dim, int y_dtype,
                                const Sizes& y_strides, const Sizes& dx_strides, int64_t clips, int64_t W, int64_t K,
-                               int64_t channels, int channel_dim, int nonlinearity) {
+                               int64_t overlap, int64_t channels, int channel_dim, int nonlinearity) {
   require(dim >= 0 && static_cast<size_t>(dim) < sizes.size(), "dim is out of range");
   require(x_strides.size() == sizes.size() && y_strides.size() == sizes.size() &&
               (dx_strides.empty() || dx_strides.size() == sizes.size()),
@@ -41,6 +41,7 @@ TemporalPoolParams make_layout(int x_dtype, const Sizes& sizes, const Sizes& x_s
   p.clips = clips;
   p.W = W;
   p.K = K;
+  p.overlap = overlap;
   p.channels = channels;
   dynpool::make_axes(p, {static_cast<int>(sizes.size()), sizes.data(), x_strides.data(), y_strides.data(),
                          dx_strides.empty() ? nullptr : dx_strides.data(), dim, channel_dim});

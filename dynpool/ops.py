@@ -187,11 +187,12 @@ class Plan(NamedTuple):
     nonlinearity: str
     out_dtype: torch.dtype
     squeeze: bool  # drop the dimension of a single row
+    overlap: int = 0  # of the rows, as `weights.Rows` has it
 
 
 def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: Plan) -> Tensor:
     """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked."""
-    bands, dim, channel_dim, nonlinearity, out_dtype, squeeze = plan
+    bands, dim, channel_dim, nonlinearity, out_dtype, squeeze, _ = plan
     if forward_ad._current_level >= 0:  # of forward_ad or any jvp: a kernel would lose its tangents silently
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     elif torch.compiler.is_compiling():
@@ -297,6 +298,7 @@ class Call:
             (*y_strides[:dim], 0, *y_strides[dim:]) if self.plan.squeeze else y_strides,
             dx_strides,
             *self.rows_shape,
+            self.plan.overlap,
             1 if channel_dim is None else self.shape[channel_dim],
             -1 if channel_dim is None else channel_dim,
             _NONLINEARITY_CODES[self.plan.nonlinearity],
@@ -406,12 +408,12 @@ class Call:
 def _forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    return Call(x, weights.shape, Plan._make((_contiguous(bands), *rest, False))).forward(x, weights, mean, std)
+    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, False)).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    call = Call(x, weights.shape, Plan._make((_contiguous(bands), *rest[:-1], False)))
+    call = Call(x, weights.shape, Plan(_contiguous(bands), *rest[:-1], False))
     return call.backward(grad, x, weights, mean, std, rest[-1])
 
 
@@ -446,6 +448,7 @@ def gram(
         clips,
         1,
         num_frames,
+        0,
         1 if channel_dim is None else x.shape[channel_dim],
         -1 if channel_dim is None else channel_dim,
         _NONLINEARITY_CODES[nonlinearity],
@@ -497,7 +500,7 @@ class _Pool(torch.autograd.Function):
         if weights is None:
             x, weights, mean, std = ctx.saved_tensors
         if torch.is_grad_enabled() or _traced(grad):  # a second derivative may be wanted
-            bands, dim, *rest, squeeze = call.plan
+            bands, dim, *rest, squeeze, _ = call.plan
             grad = grad.unsqueeze(dim) if squeeze else grad
             x = call.zeros() if x is None else x
             grads = _differentiable_backward(grad, x, weights, mean, std, bands, dim, *rest, needs[:4])

@@ -148,7 +148,7 @@ def approx_rank_pool(
     rows = _cached_rank_rows(x, num_frames, time_average, normalize_weights, window, stride, lengths, offsets)
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
-    plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows)
+    plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
     if key is not None and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
         _keep(_calls, key, ops.Call(x, rows.weights.shape, plan).bind(rows.weights))
     return _pool(x, rows.weights, mean, std, plan)
@@ -162,6 +162,7 @@ def _plan(
     nonlinearity: str,
     out_dtype: torch.dtype | None,
     keep_rows: bool,
+    overlap: int = 0,
 ) -> ops.Plan:
     if nonlinearity not in _NONLINEARITIES:
         raise ValueError(f"nonlinearity must be one of {_NONLINEARITIES}, got {nonlinearity!r}")
@@ -169,7 +170,7 @@ def _plan(
         out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     elif out_dtype not in _OUTPUT_DTYPES:
         raise TypeError(f"out_dtype must be one of {_OUTPUT_DTYPES}, got {out_dtype}")
-    return ops.Plan(bands, dim, channel_dim, nonlinearity, out_dtype, not keep_rows)
+    return ops.Plan(bands, dim, channel_dim, nonlinearity, out_dtype, not keep_rows, overlap)
 
 
 def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: ops.Plan) -> Tensor:
@@ -222,7 +223,7 @@ def _cached_rank_rows(
             device=torch.device("cpu") if keeps else x.device,
         )
         bands = rows.bands if rows.bands is None else rows.bands.to(x.device)
-        rows = Rows(rows.weights.contiguous().to(x.device), bands)
+        rows = Rows(rows.weights.contiguous().to(x.device), bands, rows.overlap)
     if keeps:
         _keep(_row_cache, key, rows)
     return rows

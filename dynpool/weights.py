@@ -20,6 +20,7 @@ class Rows(NamedTuple):
 
     weights: Tensor  # [B or 1, W, K]
     bands: Tensor | None  # int64 [B or 1, W, 2]: first frame and number of frames
+    overlap: int = 0  # n > 0: bands are windows, one behind the other, at most n over a frame
 
 
 def rank_weights(
@@ -84,8 +85,10 @@ def rank_rows(
     """
     if window is not None:
         alpha = rank_weights(window, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
-        bands = _window_bands(num_frames, window, window if stride is None else stride, lengths, offsets, alpha.device)
-        return Rows(alpha.expand(*bands.shape[:2], window), bands)
+        stride = window if stride is None else stride
+        bands = _window_bands(num_frames, window, stride, lengths, offsets, alpha.device)
+        overlap = -(-window // stride) if lengths is None else 0
+        return Rows(alpha.expand(*bands.shape[:2], window), bands, overlap)
     if lengths is None and offsets is None:
         alpha = rank_weights(num_frames, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
         return Rows(alpha.expand(1, 1, -1), None)

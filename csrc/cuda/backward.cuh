@@ -1,5 +1,6 @@
-// The gradients of temporal_pool (temporal_pool.h), in three kernels and two sums:
+// The gradients of temporal_pool (temporal_pool.h), in five kernels and two sums:
 //
+//   plain_gradient   ∂L/∂x in the usual case: one row over all frames, whole words, no normalisation
 //   words_gradient   ∂L/∂x of pixels that lie side by side
 //   series_gradient  ∂L/∂x of frames that do
 //   frames_kernel    ∂L/∂x at any stride, and for each element its share in ∂L/∂mean and ∂L/∂std
@@ -80,7 +81,7 @@ enum class Case { one_row, plain, general };
 
 template <class X>
 __device__ __forceinline__ void load_word(Patch<X, Access::shifted>& patch, const X* x) {
-  take_apart(__ldg(reinterpret_cast<const uint4*>(x)), patch.word);
+  read_word(x, patch.word);
 }
 
 // ψ'(z) less a factor that is the same for all z.
@@ -331,6 +332,50 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (!place.owns(j)) continue;
     if (shares.mean) shares.mean[begin + place.column(j)] = mean_share[j];
     if (shares.std) shares.std[begin + place.column(j)] = std_share[j];
+  }
+}
+
+// One row over all frames, weights that all clips share, neither mean nor std, words that lie alike in all tensors. A block
+// writes whole kilobytes of one frame and then is done, as memory likes it; what it reads of g, blocks before it have read.
+struct PlainGradient {
+  const void *g, *x;
+  const float* weights;
+  void* dx;
+  uint32_t pieces, tiles, T;  // of a frame of a clip; frames
+  int64_t x_t, dx_t;
+  Axis clip;
+};
+constexpr int kPiecesAtOnce = 2;
+
+template <class X, Nonlinearity psi>
+__global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p) {
+  using Frame = Patch<X, Access::aligned>;
+  constexpr int V = Frame::V, N = kPiecesAtOnce;
+  const uint32_t frame = blockIdx.x / p.tiles, tile = blockIdx.x - frame * p.tiles;
+  const uint32_t clip = frame / p.T, t = frame - clip * p.T;
+  const uint32_t piece = tile * (N * kThreads) + threadIdx.x;
+  const X* g = static_cast<const X*>(p.g) + clip * p.clip.y + int64_t{piece} * V;
+  const X* x = static_cast<const X*>(p.x) + clip * p.clip.x + t * p.x_t + int64_t{piece} * V;
+  X* dx = static_cast<X*>(p.dx) + clip * p.clip.dx + t * p.dx_t + int64_t{piece} * V;
+  const float weight = __ldg(p.weights + t) * (psi == Nonlinearity::sqrt ? 0.5f : 1.0f);
+
+  Frame gradient[N], pixels[N];
+#pragma unroll
+  for (int u = 0; u < N; ++u) {
+    if (piece + u * kThreads >= p.pieces) break;
+    gradient[u].load(g + u * kThreads * V);
+    if constexpr (psi != Nonlinearity::identity) pixels[u].load(x + u * kThreads * V);
+  }
+#pragma unroll
+  for (int u = 0; u < N; ++u) {
+    if (piece + u * kThreads >= p.pieces) break;
+    float value[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      value[j] = weight * gradient[u][j];
+      if constexpr (psi != Nonlinearity::identity) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
+    }
+    store_word<true>(reinterpret_cast<uint4*>(dx + u * kThreads * V), bit_cast<uint4>(pack_of<X, V>(value)));
   }
 }
 
@@ -759,10 +804,27 @@ void launch_weights(const TemporalPoolParams& p, const Context& context) {
   launch_add_parts<typename Accumulate<X>::type>(p, partials, reduction.parts, true, size, p.dweights, context);
 }
 
+// Launches plain_gradient where it may be, and says whether.
+template <class X, Nonlinearity psi>
+bool launch_plain(const TemporalPoolParams& p, const Context& context) {
+  if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || p.num_axes > 2 || p.y_dtype != p.x_dtype || !in_words(p, p.g))
+    return false;
+  const int64_t pieces = p.inner().size / patch_size<X, Access::aligned>, tiles = ceil_div(pieces, kPiecesAtOnce * kThreads);
+  const int64_t blocks = tiles * p.T * p.num_outer();
+  if (pieces > INT32_MAX || blocks > INT32_MAX) return false;
+  if (blocks == 0) return true;
+  const PlainGradient gradient{p.g, p.x, static_cast<const float*>(p.weights), p.dx, static_cast<uint32_t>(pieces),
+                               static_cast<uint32_t>(tiles), static_cast<uint32_t>(p.T), p.x_t, p.dx_t,
+                               p.num_axes > 1 ? p.axes[0] : Axis{}};
+  launch(plain_gradient<X, psi>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, gradient);
+  return true;
+}
+
 template <class X, Nonlinearity psi>
 void launch_dx(TemporalPoolParams p, const Context& context) {
   if (psi == Nonlinearity::identity) p.x = nullptr;  // plays no part
   if constexpr (has_word_path<X>) {
+    if (launch_plain<X, psi>(p, context)) return;
     const bool series = !in_words(p, p.g) && in_series<X>(p);
     if (series || (p.inner().dx == 1 && (!p.x || p.inner().x == 1)))
       return launch_gradient<X, psi>(p, series, context);

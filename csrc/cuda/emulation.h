@@ -34,6 +34,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 using cudaStream_t = void*;
 using std::max;
 using std::min;

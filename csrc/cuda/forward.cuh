@@ -1,8 +1,12 @@
-// y[w, i] = Σ_k A[w, k] · ψ(z[first + k, i]): a thread owns V elements of a pooled row, or of several rows whose frames
-// overlap, and goes through their frames with the sums in registers.
+// y[w, i] = Σ_k A[w, k] · ψ(z[first + k, i]), all cases: a thread owns V elements of a pooled row, or of several rows whose
+// frames overlap, and goes through their frames with the sums in registers. The two most usual cases have kernels of their
+// own: one row over all frames (plain.cuh), and windows (windows.cuh).
 #pragma once
 #include "launchers.h"
+#include "mode.cuh"
 #include "patch.cuh"
+#include "plain.cuh"
+#include "windows.cuh"
 
 namespace dynpool::cuda {
 namespace {
@@ -19,21 +23,19 @@ struct Split {
   void* partials;
 };
 
-// What happens to a pixel inside the sum. `known_root`: of bytes, looked up. `any`: normalisation, and ψ as the parameters
-// say; for the scalar path, whose loads hide it.
-enum class Mode { identity, root, known_root, normalized_root, any };
-
+// The same with normalisation, and with a ψ that only the parameters know.
 template <Mode mode, class X, class Acc>
 __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mean, Acc inverse_std) {
-  if constexpr (mode == Mode::identity) return x;
   if constexpr (mode == Mode::any) {
     if (p.nonlinearity == Nonlinearity::identity) return (x - mean) * inverse_std;
     return apply_psi<Nonlinearity::sqrt>((x - mean) * inverse_std);
+  } else if constexpr (mode == Mode::normalized_root) {
+    const Acc z = (x - mean) * inverse_std;
+    if constexpr (sizeof(X) == 1) return with_sign(quick_root(magnitude(z)), z);
+    return apply_psi<Nonlinearity::sqrt>(z);
+  } else {
+    return plain_pixel<mode, X>(x);
   }
-  if constexpr (mode == Mode::root && sizeof(X) == 1) return quick_root(x);
-  const Acc z = mode == Mode::normalized_root ? (x - mean) * inverse_std : x;
-  if constexpr (sizeof(X) == 1) return with_sign(quick_root(magnitude(z)), z);
-  return apply_psi<Nonlinearity::sqrt>(z);
 }
 
 // What a kernel is made of.
@@ -50,28 +52,7 @@ struct Shape {
   static constexpr int frames = looks_up ? 8 : 4;                     // read and added together
 };
 
-// Roots of bytes, a copy for each bank of shared memory, for cards that have much of it: there the unit for roots is no
-// faster than memory. Rows are 256 bytes apart, so that one permutation of bytes makes the offset.
-struct Roots {
-  static constexpr int kBanks = 32;
-  alignas(16) float root[256][2 * kBanks];  // half of it unused
-
-  __device__ __forceinline__ void fill(int threads) {
-    for (int i = threadIdx.x; i < 256 * kBanks / 4; i += threads) {
-      const float r = quick_root(static_cast<float>(i / (kBanks / 4)));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) root[i / (kBanks / 4)][i % (kBanks / 4) * 4 + k] = r;
-    }
-    __syncthreads();
-  }
-  __device__ __forceinline__ float of_byte(uint32_t word, int j) const {
-    const uint32_t offset = __byte_perm(word, threadIdx.x % kBanks * 4, 0x5504u | j << 4);
-    return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(root) + offset);
-  }
-};
-
 // Of the blocks whose threads look roots up, or are in teams, or fetch their words ahead.
-struct Nothing {};
 template <class S>
 struct TeamSums {
   typename S::Acc sum[S::V][S::threads], weights[S::threads];
@@ -540,6 +521,7 @@ Choice choose(const TemporalPoolParams& p, int device) {
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
+  if (pool_plain<X>(p, context) || pool_windows<X>(p, context)) return;
   const Choice choice = choose<X>(p, context.device);
   Tiling tiling = make_tiling(p, choice.patch);
   const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);

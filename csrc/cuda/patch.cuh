@@ -8,8 +8,9 @@ namespace dynpool::cuda {
 // --- who owns what ---------------------------------------------------------------------------------------------------
 
 // How pixels come: `aligned`, whole words that all of a launch's tensors are cut into; `shifted`, 16 bytes wherever they
-// begin, for pixels side by side; `single`, at any stride.
-enum class Access { aligned, shifted, single };
+// begin, for pixels side by side; `spread`, those a group here and there, so that a warp reads whole lines wherever they
+// begin; `single`, at any stride.
+enum class Access { aligned, shifted, spread, single };
 
 template <class X, Access access>
 constexpr int patch_size = access == Access::single ? 4 : static_cast<int>(16 / sizeof(X));  // V
@@ -108,7 +109,10 @@ struct Extent {
 };
 
 // Whether the two words in which 16 bytes begin and end may be read.
-__device__ __forceinline__ uint64_t word_of(uint64_t address) { return address & ~uint64_t{15}; }
+template <int bytes = 16>
+__device__ __forceinline__ uint64_t word_of(uint64_t address) {
+  return address & ~uint64_t{bytes - 1};
+}
 __device__ __forceinline__ bool fits(uint64_t address, const Extent& extent) {
   return word_of(address) >= extent.begin && word_of(address) + 32 <= extent.end;
 }
@@ -120,27 +124,41 @@ __device__ __forceinline__ bool all_fit(const TemporalPoolParams& p, const X* ro
   return fits(begin, extent) && fits(begin + (p.T - 1) * p.x_t * sizeof(X), extent);
 }
 
-__device__ __forceinline__ void take_apart(uint4 v, uint32_t (&word)[4]) {
+// A word, read by one instruction.
+__device__ __forceinline__ void read_word(const void* from, uint32_t (&word)[4]) {
+  const uint4 v = __ldg(static_cast<const uint4*>(from));
   word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
 }
+__device__ __forceinline__ void read_word(const void* from, uint32_t (&word)[2]) {
+  const uint2 v = __ldg(static_cast<const uint2*>(from));
+  word[0] = v.x, word[1] = v.y;
+}
+__device__ __forceinline__ void read_word(const void* from, uint32_t (&word)[1]) {
+  word[0] = __ldg(static_cast<const uint32_t*>(from));
+}
 
-template <class X, Access access>
+// The byte as the last digits of 2²³, without the conversion unit, which the roots need.
+__device__ __forceinline__ float byte_of(uint32_t word, int j) {
+  return bit_cast<float>(__byte_perm(word, 0x4b000000u, 0x7540u | j)) - 8388608.0f;
+}
+
+template <class X, Access access, int bytes = 16>
 struct Patch;
 
-// A word.
-template <class X>
-struct Patch<X, Access::aligned> {
-  static constexpr int V = patch_size<X, Access::aligned>;
-  uint32_t word[4];
+// A word of so many bytes.
+template <class X, int bytes>
+struct Patch<X, Access::aligned, bytes> {
+  static constexpr int V = bytes / static_cast<int>(sizeof(X));
+  uint32_t word[bytes / 4];
 
+  __device__ __forceinline__ void load(const X* first) { read_word(first, word); }
   __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::aligned>& place) {
-    take_apart(__ldg(reinterpret_cast<const uint4*>(row + place.first)), word);
+    load(row + place.first);
   }
   __device__ __forceinline__ void align() {}
   __device__ __forceinline__ typename Accumulate<X>::type operator[](int j) const {
     if constexpr (sizeof(X) == 1) {
-      // The byte as the last digits of 2²³, without the conversion unit, which the roots need.
-      return bit_cast<float>(__byte_perm(word[j / 4], 0x4b000000u, 0x7540u | (j % 4))) - 8388608.0f;
+      return byte_of(word[j / 4], j % 4);
     } else if constexpr (sizeof(X) == 2) {
       return dynpool::load(X{static_cast<uint16_t>(word[j / 2] >> 16 * (j % 2))});
     } else {
@@ -152,7 +170,7 @@ struct Patch<X, Access::aligned> {
 // 16 bytes at any address, out of the aligned word that they begin in and the next. The neighbour's thread reads that one
 // as its first, so that it comes from the cache. What lies outside of the row is whatever memory has there.
 template <class X>
-struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
+struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
   using Patch<X, Access::aligned>::word;
   using Patch<X, Access::aligned>::V;
   uint32_t next[4];
@@ -161,11 +179,14 @@ struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
   static __device__ __forceinline__ const uint4* words_at(const X* first) {
     return reinterpret_cast<const uint4*>(word_of(reinterpret_cast<uint64_t>(first)));
   }
+  __device__ __forceinline__ void load(const X* first) {
+    const uint4* words = words_at(first);
+    read_word(words, word);
+    read_word(words + 1, next);
+    shift = static_cast<uint32_t>(reinterpret_cast<uint64_t>(first)) & 15;
+  }
   __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::shifted>& place) {
-    const uint4* words = words_at(row + place.first);
-    take_apart(__ldg(words), word);
-    take_apart(__ldg(words + 1), next);
-    shift = static_cast<uint32_t>(reinterpret_cast<uint64_t>(row + place.first)) & 15;
+    load(row + place.first);
   }
 
   // The same by way of shared memory, where the words wait for the thread, kThreads apart; `address` is the end of that
@@ -176,8 +197,9 @@ struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
     copy_async(to + kThreads, words + 1);
   }
   __device__ __forceinline__ void take(const uint4* from, uint32_t address) {
-    take_apart(from[0], word);
-    take_apart(from[kThreads], next);
+    const uint4 first = from[0], second = from[kThreads];
+    word[0] = first.x, word[1] = first.y, word[2] = first.z, word[3] = first.w;
+    next[0] = second.x, next[1] = second.y, next[2] = second.z, next[3] = second.w;
     shift = address & 15;
   }
 
@@ -219,9 +241,81 @@ struct Patch<X, Access::shifted> : Patch<X, Access::aligned> {
   }
 };
 
+// Groups of pixels, 32 groups apart, of a row of which `left` pixels are left from the first on: its lane of 32 has the
+// ones between.
+template <int bytes>
+struct Patch<float, Access::spread, bytes> {
+  static constexpr int V = bytes / 4, kGroup = 1;
+  float element[V];
+
+  __device__ __forceinline__ void load(const float* first, int left) {
+    if (left > 32 * (V - 1)) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) element[j] = __ldg(first + 32 * j);
+    } else {
+      load_singly(first, left);
+    }
+  }
+  __device__ __forceinline__ void load_singly(const float* first, int left) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) element[j] = 32 * j < left ? __ldg(first + 32 * j) : 0.0f;
+  }
+  static __device__ __forceinline__ bool fits(const float*, int, const Extent&) { return true; }
+  __device__ __forceinline__ void align() {}
+  __device__ __forceinline__ float operator[](int j) const { return element[j]; }
+};
+
+// Groups of four bytes, out of the aligned word that they begin in and that they end in.
+template <int bytes>
+struct Patch<uint8_t, Access::spread, bytes> {
+  static constexpr int V = bytes, kGroup = 4, kGroups = V / kGroup;
+  uint32_t word[kGroups], next[kGroups];
+  uint32_t shift;
+
+  __device__ __forceinline__ void load(const uint8_t* first, int left) {
+    const uint64_t address = reinterpret_cast<uint64_t>(first);
+    const uint32_t* begin = reinterpret_cast<const uint32_t*>(word_of<4>(address));
+    const uint32_t* end = reinterpret_cast<const uint32_t*>(word_of<4>(address + 3));
+    shift = static_cast<uint32_t>(address) & 3;
+    if (left >= 32 * (V - kGroup) + kGroup) {
+#pragma unroll
+      for (int k = 0; k < kGroups; ++k) word[k] = __ldg(begin + 32 * k), next[k] = __ldg(end + 32 * k);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kGroups; ++k) {
+        word[k] = next[k] = 0;
+        if (128 * k >= left) continue;
+        word[k] = __ldg(begin + 32 * k);
+        if (128 * k + 3 < left) next[k] = __ldg(end + 32 * k);
+        else next[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + left - 1)));
+      }
+    }
+  }
+  __device__ __forceinline__ void load_singly(const uint8_t* first, int left) {
+    shift = 0;
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) {
+      word[k] = next[k] = 0;
+#pragma unroll 1
+      for (int j = 3; j >= 0; --j) word[k] = word[k] << 8 | (128 * k + j < left ? first[128 * k + j] : 0);
+    }
+  }
+  // Whether `load` stays inside.
+  static __device__ __forceinline__ bool fits(const uint8_t* first, int left, const Extent& extent) {
+    const uint64_t address = reinterpret_cast<uint64_t>(first);
+    return left <= 0 || (word_of<4>(address) >= extent.begin &&
+                         word_of<4>(address + min(left, 32 * (V - kGroup) + kGroup) - 1) + 4 <= extent.end);
+  }
+  __device__ __forceinline__ void align() {
+#pragma unroll
+    for (int k = 0; k < kGroups; ++k) word[k] = __funnelshift_r(word[k], next[k], 8 * shift);
+  }
+  __device__ __forceinline__ float operator[](int j) const { return byte_of(word[j / 4], j % 4); }
+};
+
 // Any stride; elements past the row's end are zero.
 template <class X>
-struct Patch<X, Access::single> {
+struct Patch<X, Access::single, 16> {
   static constexpr int V = patch_size<X, Access::single>;
   X element[V] = {};
 
@@ -416,12 +510,12 @@ inline bool aligned(const TemporalPoolParams& p, const void* tensor, DType dtype
   return good;
 }
 
-// Whether all that a kernel touches comes in whole patches: x in 16-byte words, the rest in packs of at most 16 bytes.
-inline bool in_words(const TemporalPoolParams& p, const void* y) {
-  const int64_t patch = 16 / size_of(p.x_dtype), pack = std::min<int64_t>(16, patch * size_of(p.y_dtype));
-  return p.inner().size % patch == 0 &&                                      //
-         (!p.x || aligned(p, p.x, p.x_dtype, &Axis::x, p.x_t, p.T, 16)) &&  //
-         (!p.dx || aligned(p, p.dx, p.x_dtype, &Axis::dx, p.dx_t, p.T, 16)) &&
+// Whether all that a kernel touches comes in whole patches: x in words of so many bytes, the rest in packs of at most 16.
+inline bool in_words(const TemporalPoolParams& p, const void* y, int64_t bytes = 16) {
+  const int64_t patch = bytes / size_of(p.x_dtype), pack = std::min<int64_t>(16, patch * size_of(p.y_dtype));
+  return p.inner().size % patch == 0 &&                                         //
+         (!p.x || aligned(p, p.x, p.x_dtype, &Axis::x, p.x_t, p.T, bytes)) &&  //
+         (!p.dx || aligned(p, p.dx, p.x_dtype, &Axis::dx, p.dx_t, p.T, bytes)) &&
          aligned(p, y, p.y_dtype, &Axis::y, p.y_w, p.W, pack);
 }
 

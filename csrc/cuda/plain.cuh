@@ -1,0 +1,345 @@
+// y[i] = Σ_t A[t] ψ(x[t, i]): one row over all frames, weights that all clips share, neither mean nor std, y of the type that
+// goes with x, pixels side by side. A kernel for this case alone has half of the registers, a tenth of the instructions and
+// few parameters, so that more threads fit the card, and small clips wait for less.
+#pragma once
+#include "launchers.h"
+#include "mode.cuh"
+#include "patch.cuh"
+
+namespace dynpool::cuda {
+namespace {
+
+// Type of y.
+template <class X>
+using Natural = std::conditional_t<sizeof(X) == 1, float, X>;
+template <class X>
+bool is_natural(const TemporalPoolParams& p) {
+  return p.y_dtype == (sizeof(X) == 1 ? DType::float32 : p.x_dtype);
+}
+
+// The pieces of all inner rows, counted in 32 bits.
+struct Pieces {
+  uint32_t of_row, all;
+  int num_axes;  // beside the inner one
+  struct {
+    uint32_t size;
+    int64_t x, y;
+  } axis[kMaxAxes - 1];
+
+  Pieces(const TemporalPoolParams& p, int64_t of_row)
+      : of_row(static_cast<uint32_t>(of_row)), all(static_cast<uint32_t>(of_row * p.num_outer())), num_axes(0), axis{} {
+    for (int a = 0; a + 1 < p.num_axes; ++a)
+      if (p.axes[a].size > 1) axis[num_axes++] = {static_cast<uint32_t>(p.axes[a].size), p.axes[a].x, p.axes[a].y};
+  }
+  // Piece within its row, and where this begins in x and y.
+  __device__ __forceinline__ uint32_t find(uint32_t n, int64_t& x, int64_t& y) const {
+    x = y = 0;
+    if (num_axes == 0) return n;
+    uint32_t row = n / of_row;
+    const uint32_t piece = n - row * of_row;
+#pragma unroll 1
+    for (int a = num_axes - 1; a >= 0; --a) {
+      const uint32_t rest = a == 0 ? 0 : row / axis[a].size, i = row - rest * axis[a].size;
+      x += i * axis[a].x;
+      y += i * axis[a].y;
+      row = rest;
+    }
+    return piece;
+  }
+};
+
+// What the kernel reads first comes first.
+struct Plain {
+  const void* x;
+  const float* weights;
+  void* y;
+  int64_t x_t;
+  int T, log_teams;  // threads of a block in teams, as in forward.cuh
+  uint32_t size;     // elements of an inner row
+  uint32_t pitch;    // of rows of pixels that lie apart, and are an inner row with what is between them; else 0
+  uint32_t width;    // pixels of such a row
+  Pieces pieces;
+  Extent extent;
+};
+
+constexpr int log2_of(int n) { return n < 2 ? 0 : 1 + log2_of(n / 2); }
+
+template <class X, Mode mode, Access access, int bytes>
+struct PlainShape {
+  using Frame = Patch<X, access, bytes>;
+  static constexpr int V = Frame::V;
+  static constexpr bool looks_up = mode == Mode::known_root, spread = access == Access::spread;
+  static constexpr int threads = looks_up ? 2 * kThreads : kThreads, log_threads = log2_of(threads);
+  static constexpr int frames = looks_up ? (spread ? 4 : 8) : bytes == 8 ? 8 : 4;  // read and added together
+  // Blocks that share a multiprocessor.
+  static constexpr int blocks = looks_up                  ? 2
+                                : spread                  ? (sizeof(X) == 1 ? 5 : 8)
+                                : access == Access::shifted ? 6
+                                                          : (sizeof(X) == 4 ? 10 : 8);
+};
+
+template <class S>
+struct PlainMemory : std::conditional_t<S::looks_up, Roots, Nothing> {
+  alignas(16) float sum[S::threads * S::V];  // [team, member, V]
+};
+
+template <class X, Mode mode, Access access, int bytes>
+__global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
+                                  (PlainShape<X, mode, access, bytes>::blocks)) plain_kernel(const Plain p) {
+  using S = PlainShape<X, mode, access, bytes>;
+  using Frame = typename S::Frame;
+  using Y = Natural<X>;
+  constexpr int V = S::V, N = S::frames;
+  PlainMemory<S>& memory = shared_memory<PlainMemory<S>>();
+  if constexpr (S::looks_up) memory.fill(S::threads);
+
+  // 1. Frames of this thread, and what it is among those of its team.
+  const int log_members = S::log_threads - p.log_teams;
+  const uint32_t members = 1u << log_members, team = threadIdx.x >> log_members;
+  const int share = (p.T + (1 << p.log_teams) - 1) >> p.log_teams;
+  const int begin = static_cast<int>(team) * share, end = min(p.T, begin + share);
+
+  // Column of element j of a piece, of those that may be kept in any order.
+  const auto column_of = [](uint32_t piece, uint32_t j) {
+    if constexpr (S::spread) {
+      constexpr uint32_t G = Frame::kGroup;
+      return piece / 32 * (32 * V) + piece % 32 * G + j / G * (32 * G) + j % G;
+    } else {
+      return piece * V + j;
+    }
+  };
+  // value[k] to columns column + k·step.
+  const auto write = [&](int64_t row, uint32_t column, const auto& value, uint32_t step) {
+    Y* y = static_cast<Y*>(p.y) + row;
+    constexpr int count = sizeof(value) / sizeof(float);
+    if constexpr (access == Access::aligned) {
+      store_packs<0>(y + column, value);
+    } else if constexpr (access == Access::shifted) {
+      const int there = min(count, static_cast<int>(p.size - column));
+      store_as<Y>(y, column, 1, Place<Access::shifted>{0, 0, 1, 0, there, Row{}}, value);
+    } else {
+#pragma unroll
+      for (int k = 0; k < count; ++k) {
+        const uint32_t at = column + k * step;
+        if (at >= p.size) continue;
+        if (p.pitch == 0) {
+          y[at] = store<Y>(value[k]);
+        } else if (const uint32_t line = at / p.pitch, place = at - line * p.pitch; place < p.width) {
+          y[int64_t{line} * p.width + place] = store<Y>(value[k]);
+        }
+      }
+    }
+  };
+
+  for (uint32_t first = blockIdx.x << log_members; first < p.pieces.all; first += gridDim.x << log_members) {
+    const uint32_t n = first + (threadIdx.x & (members - 1));
+    if (n < p.pieces.all) {
+      int64_t x_row, y_row;
+      const uint32_t piece = p.pieces.find(n, x_row, y_row), column = column_of(piece, 0);
+      const int left = static_cast<int>(p.size) - static_cast<int>(column);  // less than 1: none of this lane's
+      const X* x = static_cast<const X*>(p.x) + x_row + column;
+      bool fit = true;
+      const int64_t last = (p.T - 1) * p.x_t;
+      if constexpr (access == Access::shifted)
+        fit = fits(reinterpret_cast<uint64_t>(x), p.extent) && fits(reinterpret_cast<uint64_t>(x + last), p.extent);
+      if constexpr (S::spread) fit = Frame::fits(x, left, p.extent) && Frame::fits(x + last, left, p.extent);
+
+      // 2. The sum.
+      float sum[V] = {};
+      const auto read = [&](Frame& frame) {
+        if constexpr (S::spread) frame.load(x, left);
+        else frame.load(x);
+        x += p.x_t;
+      };
+      const auto add = [&](Frame& frame, float weight) {
+        frame.align();
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if constexpr (S::looks_up) sum[j] += weight * memory.of_byte(frame.word[j / 4], j % 4);
+          else sum[j] += weight * plain_pixel<mode, X>(frame[j]);
+        }
+      };
+      const float* weights = p.weights + begin;
+      x += begin * p.x_t;
+      int t = fit ? begin : end;
+#pragma unroll 1
+      for (; t + N <= end; t += N, weights += N) {
+        Frame frame[N];
+        float weight[N];
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          read(frame[u]);
+          weight[u] = __ldg(weights + u);
+        }
+#pragma unroll
+        for (int u = 0; u < N; ++u) add(frame[u], weight[u]);
+      }
+      if (t < end) {
+        Frame frame[N - 1];
+        float weight[N - 1];
+#pragma unroll
+        for (int u = 0; u < N - 1; ++u) {
+          if (t + u >= end) break;
+          read(frame[u]);
+          weight[u] = __ldg(weights + u);
+        }
+#pragma unroll
+        for (int u = 0; u < N - 1; ++u) {
+          if (t + u >= end) break;
+          add(frame[u], weight[u]);
+        }
+      }
+      if constexpr (access != Access::aligned) {
+        if (!fit) {
+#pragma unroll 1
+          for (t = begin; t < end; ++t, x += p.x_t) {
+            Frame frame;
+            if constexpr (S::spread) frame.load_singly(x, left);
+            else frame.load_singly(x, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
+            add(frame, __ldg(weights++));
+          }
+        }
+      }
+
+      // 3. To y, or to the sums of the team.
+      if (p.log_teams > 0) {
+#pragma unroll
+        for (int j = 0; j < V; ++j) memory.sum[threadIdx.x * V + j] = sum[j];
+      } else if constexpr (S::spread) {
+        constexpr int G = Frame::kGroup;
+#pragma unroll
+        for (int j = 0; j < V; j += G) {
+          float group[G];
+#pragma unroll
+          for (int k = 0; k < G; ++k) group[k] = sum[j + k];
+          write(y_row, column_of(piece, j), group, 1);
+        }
+      } else {
+        write(y_row, column, sum, 1);
+      }
+    }
+
+    // 4. The sum over teams, in order; a thread has four elements of a member.
+    if (p.log_teams > 0) {
+      __syncthreads();
+      for (uint32_t four = 4 * threadIdx.x; four < members * V; four += 4 * S::threads) {
+        const uint32_t member = four / V, j = four % V;
+        if (first + member >= p.pieces.all) break;
+        float sum[4] = {};
+#pragma unroll 4
+        for (uint32_t other = 0; other < 1u << p.log_teams; ++other) {
+          const float4 v = *reinterpret_cast<const float4*>(memory.sum + (other << log_members) * V + four);
+          sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
+        }
+        int64_t x_row, y_row;
+        const uint32_t piece = p.pieces.find(first + member, x_row, y_row);
+        write(y_row, column_of(piece, j), sum, column_of(0, 1) - column_of(0, 0));
+      }
+      if constexpr (S::looks_up) __syncthreads();  // before the next tile's sums
+    }
+    if constexpr (!S::looks_up) break;  // there are as many blocks as tiles
+  }
+}
+
+struct PlainChoice {
+  void (*kernel)(Plain);
+  int patch, threads, blocks;  // elements of a thread, threads of a block, blocks of a multiprocessor
+  int memory, teams_memory;    // bytes of a block, without teams and with them
+  bool stays;                  // whether blocks go from tile to tile, since they are costly to begin
+};
+
+template <class X, Mode mode, Access access, int bytes>
+PlainChoice plain_choice() {
+  using S = PlainShape<X, mode, access, bytes>;
+  constexpr int memory = sizeof(PlainMemory<S>);
+  return {plain_kernel<X, mode, access, bytes>, S::V, S::threads, S::blocks, S::looks_up ? int{sizeof(Roots)} : 0, memory,
+          S::looks_up};
+}
+
+// `bytes` of a thread and frame; `table_bytes` where roots of bytes are looked up, or 0: never.
+template <class X, Access access, int bytes, int table_bytes>
+PlainChoice choose_plain(const TemporalPoolParams& p, int device) {
+  constexpr int64_t kWorthTable = 64 << 20;  // bytes of frames
+  if (p.nonlinearity == Nonlinearity::identity) return plain_choice<X, Mode::identity, access, bytes>();
+  if constexpr (table_bytes > 0) {
+    const PlainChoice choice = plain_choice<X, Mode::known_root, access, table_bytes>();
+    if (p.num_outer() * p.inner().size * p.T >= kWorthTable && in_words(p, p.y, access == Access::aligned ? table_bytes : 1) &&
+        shared_memory_of(device) > choice.blocks * (choice.teams_memory + (1 << 10)))
+      return choice;
+  }
+  return plain_choice<X, Mode::root, access, bytes>();
+}
+
+// Teams, so that all of the card is busy: no more blocks than a little over what runs at once, unless each still has many
+// frames.
+inline int log_teams_of(const PlainChoice& choice, int64_t pieces, int64_t T, int64_t at_once, int rounds) {
+  const int64_t tiles = ceil_div(pieces, choice.threads);
+  int log_teams = 0;
+  while (8 << log_teams < choice.threads) {
+    const int64_t blocks = tiles << log_teams;
+    const int least = 8 * blocks <= 5 * at_once ? 4 : 16;  // frames of a team
+    if (blocks >= rounds * at_once || T < int64_t{2 * least} << log_teams) break;
+    if (choice.stays && 2 * blocks > at_once) break;
+    ++log_teams;
+  }
+  return log_teams;
+}
+
+// Makes rows of pixels that lie a little apart one inner row, if they are such, and returns their former width; else 0.
+inline int64_t close_gaps(TemporalPoolParams& p) {
+  if (p.num_axes < 2) return 0;
+  Axis& outer = p.axes[p.num_axes - 2];
+  const int64_t width = p.inner().size, pitch = outer.x, gap = pitch - width;
+  if (gap < 0 || 8 * gap > width || outer.y != width || outer.clip) return 0;
+  outer.size = (outer.size - 1) * pitch + width;
+  outer.x = outer.y = 1;
+  outer.channel = 0;
+  --p.num_axes;
+  return width;
+}
+
+// Pools such frames, and says whether they are.
+template <class X>
+bool pool_plain(TemporalPoolParams p, const Context& context) {
+  if constexpr (!has_word_path<X>) {
+    return false;
+  } else {
+    constexpr int kLeast = 64;  // elements of an inner row that are worth it
+    if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || !is_natural<X>(p) || p.inner().x != 1 || p.inner().y != 1)
+      return false;
+    constexpr int word = sizeof(X) == 1 ? 8 : 16;
+    const bool words = in_words(p, p.y, word);
+    int64_t pitch = 0, width = 0;
+    if (!words && sizeof(X) != 2) {
+      pitch = p.num_axes > 1 ? p.axes[p.num_axes - 2].x : 0;
+      width = close_gaps(p);
+      if (width == 0) pitch = 0;
+    }
+    const int64_t size = p.inner().size;
+    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0 || (!words && size < kLeast)) return false;
+
+    PlainChoice choice;
+    int64_t group = 1;  // threads that have a stretch of the row together
+    if (words) {
+      choice = choose_plain<X, Access::aligned, word, sizeof(X) == 1 ? 16 : 0>(p, context.device);
+    } else if constexpr (sizeof(X) == 2) {
+      choice = choose_plain<X, Access::shifted, 16, 0>(p, context.device);
+    } else {
+      choice = choose_plain<X, Access::spread, 16, sizeof(X) == 1 ? 16 : 0>(p, context.device);
+      group = 32;
+    }
+    const Pieces pieces(p, group * ceil_div(size, group * choice.patch));
+    const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
+    const int log_teams = log_teams_of(choice, pieces.all, p.T, at_once, sizeof(X) == 2 && !words ? 8 : 4);
+    const Plain plain{p.x,  static_cast<const float*>(p.weights), p.y, p.x_t, static_cast<int>(p.T), log_teams,
+                      static_cast<uint32_t>(size), static_cast<uint32_t>(pitch), static_cast<uint32_t>(width), pieces,
+                      extent_of(p)};
+    const int64_t blocks = ceil_div(pieces.all, choice.threads >> log_teams);
+    launch(choice.kernel, dim3(grid_size(choice.stays ? std::min(blocks, at_once) : blocks)), dim3(choice.threads),
+           log_teams > 0 ? choice.teams_memory : choice.memory, context.stream, plain);
+    return true;
+  }
+}
+
+}  // namespace
+}  // namespace dynpool::cuda
