@@ -241,53 +241,54 @@ struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
   }
 };
 
-// Groups of pixels, 32 groups apart, of a row of which `left` pixels are left from the first on: its lane of 32 has the
-// ones between.
+// Of a row of which `left` > 0 pixels are left from the first on, groups of pixels that lie 32 groups apart: the lanes of a
+// warp have those between. `whole`: none lies behind the end; otherwise those there are what memory has elsewhere.
 template <int bytes>
 struct Patch<float, Access::spread, bytes> {
   static constexpr int V = bytes / 4, kGroup = 1;
   float element[V];
 
-  __device__ __forceinline__ void load(const float* first, int left) {
-    if (left > 32 * (V - 1)) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) element[j] = __ldg(first + 32 * j);
-    } else {
-      load_singly(first, left);
-    }
-  }
-  __device__ __forceinline__ void load_singly(const float* first, int left) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) element[j] = 32 * j < left ? __ldg(first + 32 * j) : 0.0f;
-  }
+  static __device__ __forceinline__ bool whole(int left) { return left > 32 * (V - 1); }
   static __device__ __forceinline__ bool fits(const float*, int, const Extent&) { return true; }
+  template <bool whole>
+  __device__ __forceinline__ void load(const float* first, int left) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) element[j] = __ldg(first + (whole || 32 * j < left ? 32 * j : 0));
+  }
+  __device__ __forceinline__ void load_singly(const float*, int) {}
   __device__ __forceinline__ void align() {}
   __device__ __forceinline__ float operator[](int j) const { return element[j]; }
 };
 
-// Groups of four bytes, out of the aligned word that they begin in and that they end in.
+// Groups of four bytes, out of the words of four that they begin in and that they end in.
 template <int bytes>
 struct Patch<uint8_t, Access::spread, bytes> {
   static constexpr int V = bytes, kGroup = 4, kGroups = V / kGroup;
   uint32_t word[kGroups], next[kGroups];
   uint32_t shift;
 
+  static __device__ __forceinline__ bool whole(int left) { return left >= 32 * (V - kGroup) + kGroup; }
+  // Whether `load` stays inside.
+  static __device__ __forceinline__ bool fits(const uint8_t* first, int left, const Extent& extent) {
+    const uint64_t address = reinterpret_cast<uint64_t>(first);
+    return word_of<4>(address) >= extent.begin &&
+           word_of<4>(address + min(left, 32 * (V - kGroup) + kGroup) - 1) + 4 <= extent.end;
+  }
+  template <bool whole>
   __device__ __forceinline__ void load(const uint8_t* first, int left) {
     const uint64_t address = reinterpret_cast<uint64_t>(first);
+    shift = static_cast<uint32_t>(address) & 3;
     const uint32_t* begin = reinterpret_cast<const uint32_t*>(word_of<4>(address));
     const uint32_t* end = reinterpret_cast<const uint32_t*>(word_of<4>(address + 3));
-    shift = static_cast<uint32_t>(address) & 3;
-    if (left >= 32 * (V - kGroup) + kGroup) {
 #pragma unroll
-      for (int k = 0; k < kGroups; ++k) word[k] = __ldg(begin + 32 * k), next[k] = __ldg(end + 32 * k);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kGroups; ++k) {
-        word[k] = next[k] = 0;
-        if (128 * k >= left) continue;
+    for (int k = 0; k < kGroups; ++k) {
+      if constexpr (whole) {
         word[k] = __ldg(begin + 32 * k);
-        if (128 * k + 3 < left) next[k] = __ldg(end + 32 * k);
-        else next[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + left - 1)));
+        next[k] = __ldg(end + 32 * k);
+      } else {
+        const int at = 128 * k < left ? 128 * k : 0, last = min(at + 3, left - 1);
+        word[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + at)));
+        next[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + last)));
       }
     }
   }
@@ -296,15 +297,9 @@ struct Patch<uint8_t, Access::spread, bytes> {
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
       word[k] = next[k] = 0;
-#pragma unroll 1
-      for (int j = 3; j >= 0; --j) word[k] = word[k] << 8 | (128 * k + j < left ? first[128 * k + j] : 0);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) word[k] |= (128 * k + j < left ? first[128 * k + j] : 0u) << 8 * j;
     }
-  }
-  // Whether `load` stays inside.
-  static __device__ __forceinline__ bool fits(const uint8_t* first, int left, const Extent& extent) {
-    const uint64_t address = reinterpret_cast<uint64_t>(first);
-    return left <= 0 || (word_of<4>(address) >= extent.begin &&
-                         word_of<4>(address + min(left, 32 * (V - kGroup) + kGroup) - 1) + 4 <= extent.end);
   }
   __device__ __forceinline__ void align() {
 #pragma unroll

@@ -136,21 +136,11 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
     if (n < p.pieces.all) {
       int64_t x_row, y_row;
       const uint32_t piece = p.pieces.find(n, x_row, y_row), column = column_of(piece, 0);
-      const int left = static_cast<int>(p.size) - static_cast<int>(column);  // less than 1: none of this lane's
-      const X* x = static_cast<const X*>(p.x) + x_row + column;
-      bool fit = true;
-      const int64_t last = (p.T - 1) * p.x_t;
-      if constexpr (access == Access::shifted)
-        fit = fits(reinterpret_cast<uint64_t>(x), p.extent) && fits(reinterpret_cast<uint64_t>(x + last), p.extent);
-      if constexpr (S::spread) fit = Frame::fits(x, left, p.extent) && Frame::fits(x + last, left, p.extent);
+      const int left = static_cast<int>(p.size) - static_cast<int>(column);
+      const X* x = static_cast<const X*>(p.x) + x_row + column;  // frame 0
 
       // 2. The sum.
       float sum[V] = {};
-      const auto read = [&](Frame& frame) {
-        if constexpr (S::spread) frame.load(x, left);
-        else frame.load(x);
-        x += p.x_t;
-      };
       const auto add = [&](Frame& frame, float weight) {
         frame.align();
 #pragma unroll
@@ -159,28 +149,28 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
           else sum[j] += weight * plain_pixel<mode, X>(frame[j]);
         }
       };
-      const float* weights = p.weights + begin;
-      x += begin * p.x_t;
-      int t = fit ? begin : end;
+      const auto add_frames = [&](int t, int end, const auto& load) {
+        const X* from = x + t * p.x_t;
+        const float* weights = p.weights + t;
 #pragma unroll 1
-      for (; t + N <= end; t += N, weights += N) {
-        Frame frame[N];
-        float weight[N];
+        for (; t + N <= end; t += N, weights += N) {
+          Frame frame[N];
+          float weight[N];
 #pragma unroll
-        for (int u = 0; u < N; ++u) {
-          read(frame[u]);
-          weight[u] = __ldg(weights + u);
+          for (int u = 0; u < N; ++u, from += p.x_t) {
+            load(frame[u], from);
+            weight[u] = __ldg(weights + u);
+          }
+#pragma unroll
+          for (int u = 0; u < N; ++u) add(frame[u], weight[u]);
         }
-#pragma unroll
-        for (int u = 0; u < N; ++u) add(frame[u], weight[u]);
-      }
-      if (t < end) {
+        if (t >= end) return;
         Frame frame[N - 1];
         float weight[N - 1];
 #pragma unroll
-        for (int u = 0; u < N - 1; ++u) {
+        for (int u = 0; u < N - 1; ++u, from += p.x_t) {
           if (t + u >= end) break;
-          read(frame[u]);
+          load(frame[u], from);
           weight[u] = __ldg(weights + u);
         }
 #pragma unroll
@@ -188,16 +178,38 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
           if (t + u >= end) break;
           add(frame[u], weight[u]);
         }
-      }
-      if constexpr (access != Access::aligned) {
-        if (!fit) {
-#pragma unroll 1
-          for (t = begin; t < end; ++t, x += p.x_t) {
-            Frame frame;
-            if constexpr (S::spread) frame.load_singly(x, left);
-            else frame.load_singly(x, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
-            add(frame, __ldg(weights++));
+      };
+      if constexpr (access == Access::aligned) {
+        add_frames(begin, end, [](Frame& frame, const X* from) { frame.load(from); });
+      } else if (left > 0) {
+        // Words that reach out of the tensor do so in the first and the last frame.
+        int first_whole = begin, end_whole = end;
+        const auto fits_at = [&](int t) {
+          if constexpr (S::spread) return Frame::fits(x + t * p.x_t, left, p.extent);
+          else return fits(reinterpret_cast<uint64_t>(x + t * p.x_t), p.extent);
+        };
+        if (begin < end && !fits_at(begin)) ++first_whole;
+        if (begin < end && !fits_at(end - 1)) --end_whole;
+        if (first_whole < end_whole && !(fits_at(first_whole) && fits_at(end_whole - 1))) end_whole = first_whole;
+        if constexpr (S::spread) {
+          if (Frame::whole(left)) {
+            add_frames(first_whole, end_whole, [&](Frame& frame, const X* from) { frame.template load<true>(from, left); });
+          } else {
+            add_frames(first_whole, end_whole, [&](Frame& frame, const X* from) { frame.template load<false>(from, left); });
           }
+        } else {
+          add_frames(first_whole, end_whole, [](Frame& frame, const X* from) { frame.load(from); });
+        }
+#pragma unroll 1
+        for (int t = begin; t < end; ++t) {
+          if (t == first_whole && first_whole < end_whole) {
+            t = end_whole - 1;
+            continue;
+          }
+          Frame frame;
+          if constexpr (S::spread) frame.load_singly(x + t * p.x_t, left);
+          else frame.load_singly(x + t * p.x_t, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
+          add(frame, __ldg(p.weights + t));
         }
       }
 
@@ -304,7 +316,6 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
   if constexpr (!has_word_path<X>) {
     return false;
   } else {
-    constexpr int kLeast = 64;  // elements of an inner row that are worth it
     if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || !is_natural<X>(p) || p.inner().x != 1 || p.inner().y != 1)
       return false;
     constexpr int word = sizeof(X) == 1 ? 8 : 16;
@@ -316,7 +327,9 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
       if (width == 0) pitch = 0;
     }
     const int64_t size = p.inner().size;
-    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0 || (!words && size < kLeast)) return false;
+    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0) return false;
+    // Rows whose ends are few beside the rest.
+    if (!words && size < (sizeof(X) == 1 ? 2048 : 64)) return false;
 
     PlainChoice choice;
     int64_t group = 1;  // threads that have a stretch of the row together

@@ -26,8 +26,9 @@ template <class X, int R>
 struct WindowsShape {
   static constexpr int V = std::min(R > 10 ? 4 : 8, static_cast<int>(16 / sizeof(X)));
   using Frame = Patch<X, Access::aligned, V * static_cast<int>(sizeof(X))>;
-  static constexpr int frames = R == 10 || sizeof(X) == 2 ? 4 : 8;  // read together
-  static constexpr int blocks = R == 2 ? 7 : R == 5 ? 5 : sizeof(X) == 1 ? 4 : 3;
+  static constexpr bool byte = sizeof(X) == 1;
+  static constexpr int frames = R == 10 || sizeof(X) == 2 || (R == 5 && byte) ? 4 : 8;  // read together
+  static constexpr int blocks = (R == 2 ? 7 : R == 5 ? 5 : 3) + (byte ? 1 : 0);
 };
 
 template <int R>
@@ -179,8 +180,7 @@ bool pool_windows(const TemporalPoolParams& p, const Context& context) {
   if constexpr (!has_word_path<X>) {
     return false;
   } else {
-    // Where frames lie between windows, they would be read for nothing.
-    if (p.overlap < 1 || p.overlap > 16 || p.W * p.K < p.T - p.T / 8 || !p.bands || p.mean || p.std || p.clips > 1 ||
+    if (p.overlap < 2 || p.overlap > 16 || !p.bands || p.mean || p.std || p.clips > 1 ||
         !is_natural<X>(p) || !in_words(p, p.y, std::min<int64_t>(16, 8 * sizeof(X))) ||
         p.num_outer() * p.inner().size > INT32_MAX || (kChunk + 16) * p.K > INT32_MAX)
       return false;
