@@ -12,7 +12,8 @@
 
 namespace dynpool::cuda {
 
-constexpr int kThreads = 128;  // of a block
+constexpr int kThreads = 128;                 // of a block
+constexpr int64_t kWorthTable = 64 << 20;     // bytes of frames from which on a table of their roots is worth filling
 
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;

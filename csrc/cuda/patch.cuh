@@ -8,8 +8,8 @@ namespace dynpool::cuda {
 // --- who owns what ---------------------------------------------------------------------------------------------------
 
 // How pixels come: `aligned`, whole words that all of a launch's tensors are cut into; `shifted`, 16 bytes wherever they
-// begin, for pixels side by side; `spread`, those a group here and there, so that a warp reads whole lines wherever they
-// begin; `single`, at any stride.
+// begin, for pixels side by side; `spread`, such pixels one by one, of which a warp reads those of a line together; `single`,
+// at any stride.
 enum class Access { aligned, shifted, spread, single };
 
 template <class X, Access access>
@@ -241,71 +241,24 @@ struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
   }
 };
 
-// Of a row of which `left` > 0 pixels are left from the first on, groups of pixels that lie 32 groups apart: the lanes of a
-// warp have those between. `whole`: none lies behind the end; otherwise those there are what memory has elsewhere.
-template <int bytes>
-struct Patch<float, Access::spread, bytes> {
-  static constexpr int V = bytes / 4, kGroup = 1;
+// Pixels 32 apart, of a row of which `left` are left from the first on: a warp reads whole lines, wherever they begin.
+// Those behind the end are zero.
+template <>
+struct Patch<float, Access::spread> {
+  static constexpr int V = patch_size<float, Access::spread>;
   float element[V];
 
-  static __device__ __forceinline__ bool whole(int left) { return left > 32 * (V - 1); }
-  static __device__ __forceinline__ bool fits(const float*, int, const Extent&) { return true; }
-  template <bool whole>
   __device__ __forceinline__ void load(const float* first, int left) {
+    if (left > 32 * (V - 1)) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) element[j] = __ldg(first + (whole || 32 * j < left ? 32 * j : 0));
+      for (int j = 0; j < V; ++j) element[j] = __ldg(first + 32 * j);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) element[j] = 32 * j < left ? __ldg(first + 32 * j) : 0.0f;
+    }
   }
-  __device__ __forceinline__ void load_singly(const float*, int) {}
   __device__ __forceinline__ void align() {}
   __device__ __forceinline__ float operator[](int j) const { return element[j]; }
-};
-
-// Groups of four bytes, out of the words of four that they begin in and that they end in.
-template <int bytes>
-struct Patch<uint8_t, Access::spread, bytes> {
-  static constexpr int V = bytes, kGroup = 4, kGroups = V / kGroup;
-  uint32_t word[kGroups], next[kGroups];
-  uint32_t shift;
-
-  static __device__ __forceinline__ bool whole(int left) { return left >= 32 * (V - kGroup) + kGroup; }
-  // Whether `load` stays inside.
-  static __device__ __forceinline__ bool fits(const uint8_t* first, int left, const Extent& extent) {
-    const uint64_t address = reinterpret_cast<uint64_t>(first);
-    return word_of<4>(address) >= extent.begin &&
-           word_of<4>(address + min(left, 32 * (V - kGroup) + kGroup) - 1) + 4 <= extent.end;
-  }
-  template <bool whole>
-  __device__ __forceinline__ void load(const uint8_t* first, int left) {
-    const uint64_t address = reinterpret_cast<uint64_t>(first);
-    shift = static_cast<uint32_t>(address) & 3;
-    const uint32_t* begin = reinterpret_cast<const uint32_t*>(word_of<4>(address));
-    const uint32_t* end = reinterpret_cast<const uint32_t*>(word_of<4>(address + 3));
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      if constexpr (whole) {
-        word[k] = __ldg(begin + 32 * k);
-        next[k] = __ldg(end + 32 * k);
-      } else {
-        const int at = 128 * k < left ? 128 * k : 0, last = min(at + 3, left - 1);
-        word[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + at)));
-        next[k] = __ldg(reinterpret_cast<const uint32_t*>(word_of<4>(address + last)));
-      }
-    }
-  }
-  __device__ __forceinline__ void load_singly(const uint8_t* first, int left) {
-    shift = 0;
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) {
-      word[k] = next[k] = 0;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) word[k] |= (128 * k + j < left ? first[128 * k + j] : 0u) << 8 * j;
-    }
-  }
-  __device__ __forceinline__ void align() {
-#pragma unroll
-    for (int k = 0; k < kGroups; ++k) word[k] = __funnelshift_r(word[k], next[k], 8 * shift);
-  }
-  __device__ __forceinline__ float operator[](int j) const { return byte_of(word[j / 4], j % 4); }
 };
 
 // Any stride; elements past the row's end are zero.

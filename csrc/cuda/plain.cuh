@@ -56,8 +56,8 @@ struct Plain {
   int64_t x_t;
   int T, log_teams;  // threads of a block in teams, as in forward.cuh
   uint32_t size;     // elements of an inner row
-  uint32_t pitch;    // of rows of pixels that lie apart, and are an inner row with what is between them; else 0
-  uint32_t width;    // pixels of such a row
+  uint32_t pitch;    // of rows of pixels that are an inner row with what lies between them; else 0
+  uint32_t width;    // pixels of such a row; else all
   Pieces pieces;
   Extent extent;
 };
@@ -68,14 +68,12 @@ template <class X, Mode mode, Access access, int bytes>
 struct PlainShape {
   using Frame = Patch<X, access, bytes>;
   static constexpr int V = Frame::V;
-  static constexpr bool looks_up = mode == Mode::known_root, spread = access == Access::spread;
+  static constexpr bool looks_up = mode == Mode::known_root;  // words are aligned then
+  static constexpr bool shifted = access == Access::shifted, spread = access == Access::spread;
   static constexpr int threads = looks_up ? 2 * kThreads : kThreads, log_threads = log2_of(threads);
-  static constexpr int frames = looks_up ? (spread ? 4 : 8) : bytes == 8 ? 8 : 4;  // read and added together
+  static constexpr int frames = looks_up || bytes == 8 ? 8 : 4;  // read and added together
   // Blocks that share a multiprocessor.
-  static constexpr int blocks = looks_up                  ? 2
-                                : spread                  ? (sizeof(X) == 1 ? 5 : 8)
-                                : access == Access::shifted ? 6
-                                                          : (sizeof(X) == 4 ? 10 : 8);
+  static constexpr int blocks = looks_up ? 2 : shifted ? 6 : sizeof(X) < 4 || spread ? 8 : 10;
 };
 
 template <class S>
@@ -101,32 +99,27 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
 
   // Column of element j of a piece, of those that may be kept in any order.
   const auto column_of = [](uint32_t piece, uint32_t j) {
-    if constexpr (S::spread) {
-      constexpr uint32_t G = Frame::kGroup;
-      return piece / 32 * (32 * V) + piece % 32 * G + j / G * (32 * G) + j % G;
-    } else {
-      return piece * V + j;
-    }
+    return S::spread ? piece / 32 * (32 * V) + piece % 32 + j * 32 : piece * V + j;
   };
-  // value[k] to columns column + k·step.
-  const auto write = [&](int64_t row, uint32_t column, const auto& value, uint32_t step) {
+  // Elements of a piece to y, the first of them to `column`.
+  const auto write = [&](int64_t row, uint32_t column, const auto& value) {
     Y* y = static_cast<Y*>(p.y) + row;
     constexpr int count = sizeof(value) / sizeof(float);
     if constexpr (access == Access::aligned) {
       store_packs<0>(y + column, value);
-    } else if constexpr (access == Access::shifted) {
+    } else if (S::shifted && p.pitch == 0) {
       const int there = min(count, static_cast<int>(p.size - column));
       store_as<Y>(y, column, 1, Place<Access::shifted>{0, 0, 1, 0, there, Row{}}, value);
     } else {
+      uint32_t line = p.pitch == 0 ? 0 : column / p.pitch, place = column - line * p.pitch;
+      y += int64_t{line} * p.width;
 #pragma unroll
       for (int k = 0; k < count; ++k) {
-        const uint32_t at = column + k * step;
-        if (at >= p.size) continue;
-        if (p.pitch == 0) {
-          y[at] = store<Y>(value[k]);
-        } else if (const uint32_t line = at / p.pitch, place = at - line * p.pitch; place < p.width) {
-          y[int64_t{line} * p.width + place] = store<Y>(value[k]);
-        }
+        if (column + column_of(0, k) < p.size && place < p.width) y[place] = store<Y>(value[k]);
+        place += column_of(0, 1);
+        if (p.pitch == 0 || place < p.pitch) continue;
+        place -= p.pitch;
+        y += p.width;
       }
     }
   };
@@ -181,34 +174,22 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
       };
       if constexpr (access == Access::aligned) {
         add_frames(begin, end, [](Frame& frame, const X* from) { frame.load(from); });
-      } else if (left > 0) {
-        // Words that reach out of the tensor do so in the first and the last frame.
+      } else if constexpr (S::spread) {
+        add_frames(begin, end, [&](Frame& frame, const X* from) { frame.load(from, left); });
+      } else {
+        // Words that reach out of the tensor do so in the first frame or the last.
         int first_whole = begin, end_whole = end;
-        const auto fits_at = [&](int t) {
-          if constexpr (S::spread) return Frame::fits(x + t * p.x_t, left, p.extent);
-          else return fits(reinterpret_cast<uint64_t>(x + t * p.x_t), p.extent);
-        };
+        const auto fits_at = [&](int t) { return fits(reinterpret_cast<uint64_t>(x + t * p.x_t), p.extent); };
         if (begin < end && !fits_at(begin)) ++first_whole;
-        if (begin < end && !fits_at(end - 1)) --end_whole;
+        if (first_whole < end && !fits_at(end - 1)) --end_whole;
         if (first_whole < end_whole && !(fits_at(first_whole) && fits_at(end_whole - 1))) end_whole = first_whole;
-        if constexpr (S::spread) {
-          if (Frame::whole(left)) {
-            add_frames(first_whole, end_whole, [&](Frame& frame, const X* from) { frame.template load<true>(from, left); });
-          } else {
-            add_frames(first_whole, end_whole, [&](Frame& frame, const X* from) { frame.template load<false>(from, left); });
-          }
-        } else {
-          add_frames(first_whole, end_whole, [](Frame& frame, const X* from) { frame.load(from); });
-        }
+        add_frames(first_whole, end_whole, [](Frame& frame, const X* from) { frame.load(from); });
 #pragma unroll 1
         for (int t = begin; t < end; ++t) {
-          if (t == first_whole && first_whole < end_whole) {
-            t = end_whole - 1;
-            continue;
-          }
+          if (t == first_whole) t = end_whole;
+          if (t >= end) break;
           Frame frame;
-          if constexpr (S::spread) frame.load_singly(x + t * p.x_t, left);
-          else frame.load_singly(x + t * p.x_t, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
+          frame.load_singly(x + t * p.x_t, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
           add(frame, __ldg(p.weights + t));
         }
       }
@@ -217,17 +198,8 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
       if (p.log_teams > 0) {
 #pragma unroll
         for (int j = 0; j < V; ++j) memory.sum[threadIdx.x * V + j] = sum[j];
-      } else if constexpr (S::spread) {
-        constexpr int G = Frame::kGroup;
-#pragma unroll
-        for (int j = 0; j < V; j += G) {
-          float group[G];
-#pragma unroll
-          for (int k = 0; k < G; ++k) group[k] = sum[j + k];
-          write(y_row, column_of(piece, j), group, 1);
-        }
       } else {
-        write(y_row, column, sum, 1);
+        write(y_row, column, sum);
       }
     }
 
@@ -245,7 +217,7 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
         }
         int64_t x_row, y_row;
         const uint32_t piece = p.pieces.find(first + member, x_row, y_row);
-        write(y_row, column_of(piece, j), sum, column_of(0, 1) - column_of(0, 0));
+        write(y_row, column_of(piece, j), sum);
       }
       if constexpr (S::looks_up) __syncthreads();  // before the next tile's sums
     }
@@ -268,14 +240,13 @@ PlainChoice plain_choice() {
           S::looks_up};
 }
 
-// `bytes` of a thread and frame; `table_bytes` where roots of bytes are looked up, or 0: never.
-template <class X, Access access, int bytes, int table_bytes>
+// `bytes` of a thread and frame.
+template <class X, Access access, int bytes>
 PlainChoice choose_plain(const TemporalPoolParams& p, int device) {
-  constexpr int64_t kWorthTable = 64 << 20;  // bytes of frames
   if (p.nonlinearity == Nonlinearity::identity) return plain_choice<X, Mode::identity, access, bytes>();
-  if constexpr (table_bytes > 0) {
-    const PlainChoice choice = plain_choice<X, Mode::known_root, access, table_bytes>();
-    if (p.num_outer() * p.inner().size * p.T >= kWorthTable && in_words(p, p.y, access == Access::aligned ? table_bytes : 1) &&
+  if constexpr (sizeof(X) == 1 && access == Access::aligned) {
+    const PlainChoice choice = plain_choice<X, Mode::known_root, access, 16>();
+    if (p.num_outer() * p.inner().size * p.T >= kWorthTable && in_words(p, p.y) &&
         shared_memory_of(device) > choice.blocks * (choice.teams_memory + (1 << 10)))
       return choice;
   }
@@ -284,30 +255,33 @@ PlainChoice choose_plain(const TemporalPoolParams& p, int device) {
 
 // Teams, so that all of the card is busy: no more blocks than a little over what runs at once, unless each still has many
 // frames.
-inline int log_teams_of(const PlainChoice& choice, int64_t pieces, int64_t T, int64_t at_once, int rounds) {
+inline int log_teams_of(const PlainChoice& choice, int64_t pieces, int64_t T, int64_t at_once) {
   const int64_t tiles = ceil_div(pieces, choice.threads);
   int log_teams = 0;
   while (8 << log_teams < choice.threads) {
     const int64_t blocks = tiles << log_teams;
     const int least = 8 * blocks <= 5 * at_once ? 4 : 16;  // frames of a team
-    if (blocks >= rounds * at_once || T < int64_t{2 * least} << log_teams) break;
+    if (blocks >= 4 * at_once || T < int64_t{2 * least} << log_teams) break;
     if (choice.stays && 2 * blocks > at_once) break;
     ++log_teams;
   }
   return log_teams;
 }
 
-// Makes rows of pixels that lie a little apart one inner row, if they are such, and returns their former width; else 0.
-inline int64_t close_gaps(TemporalPoolParams& p) {
-  if (p.num_axes < 2) return 0;
+// Makes rows of pixels that lie a little apart one inner row with what is between them, and says whether they are such.
+inline bool close_gaps(TemporalPoolParams& p, int64_t& pitch, int64_t& width) {
+  constexpr int kLeast = 32;  // pixels of a row: a step between pixels of a piece goes to the next row at most
+  if (p.num_axes < 2) return false;
   Axis& outer = p.axes[p.num_axes - 2];
-  const int64_t width = p.inner().size, pitch = outer.x, gap = pitch - width;
-  if (gap < 0 || 8 * gap > width || outer.y != width || outer.clip) return 0;
+  const Axis& inner = p.inner();
+  const int64_t gap = outer.x - inner.size;
+  if (inner.size < kLeast || gap < 0 || 8 * gap > inner.size || outer.y != inner.size) return false;
+  pitch = outer.x;
+  width = inner.size;
   outer.size = (outer.size - 1) * pitch + width;
   outer.x = outer.y = 1;
-  outer.channel = 0;
   --p.num_axes;
-  return width;
+  return true;
 }
 
 // Pools such frames, and says whether they are.
@@ -320,30 +294,25 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
       return false;
     constexpr int word = sizeof(X) == 1 ? 8 : 16;
     const bool words = in_words(p, p.y, word);
-    int64_t pitch = 0, width = 0;
-    if (!words && sizeof(X) != 2) {
-      pitch = p.num_axes > 1 ? p.axes[p.num_axes - 2].x : 0;
-      width = close_gaps(p);
-      if (width == 0) pitch = 0;
-    }
+    int64_t pitch = 0, width = p.inner().size;
+    if (!words) close_gaps(p, pitch, width);
     const int64_t size = p.inner().size;
-    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0) return false;
-    // Rows whose ends are few beside the rest.
-    if (!words && size < (sizeof(X) == 1 ? 2048 : 64)) return false;
+    constexpr int kLeast = 64;  // elements of an inner row, that its ends are few beside the rest
+    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0 || (!words && size < kLeast)) return false;
 
     PlainChoice choice;
     int64_t group = 1;  // threads that have a stretch of the row together
     if (words) {
-      choice = choose_plain<X, Access::aligned, word, sizeof(X) == 1 ? 16 : 0>(p, context.device);
-    } else if constexpr (sizeof(X) == 2) {
-      choice = choose_plain<X, Access::shifted, 16, 0>(p, context.device);
-    } else {
-      choice = choose_plain<X, Access::spread, 16, sizeof(X) == 1 ? 16 : 0>(p, context.device);
+      choice = choose_plain<X, Access::aligned, word>(p, context.device);
+    } else if constexpr (sizeof(X) == 4) {
+      choice = choose_plain<X, Access::spread, 16>(p, context.device);
       group = 32;
+    } else {
+      choice = choose_plain<X, Access::shifted, 16>(p, context.device);
     }
     const Pieces pieces(p, group * ceil_div(size, group * choice.patch));
     const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
-    const int log_teams = log_teams_of(choice, pieces.all, p.T, at_once, sizeof(X) == 2 && !words ? 8 : 4);
+    const int log_teams = log_teams_of(choice, pieces.all, p.T, at_once);
     const Plain plain{p.x,  static_cast<const float*>(p.weights), p.y, p.x_t, static_cast<int>(p.T), log_teams,
                       static_cast<uint32_t>(size), static_cast<uint32_t>(pitch), static_cast<uint32_t>(width), pieces,
                       extent_of(p)};

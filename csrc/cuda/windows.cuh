@@ -24,11 +24,12 @@ struct Windows {
 
 template <class X, int R>
 struct WindowsShape {
-  static constexpr int V = std::min(R > 10 ? 4 : 8, static_cast<int>(16 / sizeof(X)));
+  static constexpr int V = std::min(R > 10 ? 4 : 8, sizeof(X) == 2 ? 4 : static_cast<int>(16 / sizeof(X)));
   using Frame = Patch<X, Access::aligned, V * static_cast<int>(sizeof(X))>;
   static constexpr bool byte = sizeof(X) == 1;
-  static constexpr int frames = R == 10 || sizeof(X) == 2 || (R == 5 && byte) ? 4 : 8;  // read together
-  static constexpr int blocks = (R == 2 ? 7 : R == 5 ? 5 : 3) + (byte ? 1 : 0);
+  static constexpr int frames = R == 10 ? 4 : 8;  // read together
+  static constexpr int few = sizeof(X) == 4 ? 1 : 0;
+  static constexpr int blocks = R == 2 ? 8 - few : R == 4 ? 6 : R == 6 ? 5 : R == 16 ? 4 - few : byte ? 4 : 5;
 };
 
 template <int R>
@@ -185,7 +186,8 @@ bool pool_windows(const TemporalPoolParams& p, const Context& context) {
         p.num_outer() * p.inner().size > INT32_MAX || (kChunk + 16) * p.K > INT32_MAX)
       return false;
     if (p.overlap <= 2) launch_windows<X, 2>(p, context);
-    else if (p.overlap <= 5) launch_windows<X, 5>(p, context);
+    else if (p.overlap <= 4) launch_windows<X, 4>(p, context);
+    else if (p.overlap <= 6) launch_windows<X, 6>(p, context);
     else if (p.overlap <= 10) launch_windows<X, 10>(p, context);
     else launch_windows<X, 16>(p, context);
     return true;
