@@ -47,6 +47,24 @@ for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.ite
     torch.testing.assert_close(pooled.detach().cpu().double(), expected, rtol=1e-4, atol=1e-2)
     assert all(t.cpu().isfinite().all() for t in (y, *grads)), (dtype, layout, options)
     launches += 1
+for dtype, (layout, view), options in itertools.product(dtypes, layouts.items(), ({}, {"window": 10, "stride": 1})):
+    x = view((torch.rand(2, 37, 3, 16, 64) * 200 + 1).to(dtype).to(device))
+    if dtype.is_floating_point:
+        x = x.detach().requires_grad_()
+    y = dynpool.approx_rank_pool(x, nonlinearity="sqrt", normalize_weights=True, **options)
+    grads = torch.autograd.grad(y, x, torch.rand(y.shape).to(y)) if dtype.is_floating_point else ()
+    expected = dynpool.approx_rank_pool(
+        x.detach().cpu().double(), nonlinearity="sqrt", normalize_weights=True, **options
+    )
+    tolerance = 1e-3 if y.dtype in (torch.float32, torch.float64) else 0.3  # of values up to some 14
+    torch.testing.assert_close(y.detach().cpu().double(), expected, rtol=0, atol=tolerance)
+    assert all(t.cpu().isfinite().all() for t in grads), (dtype, layout, options)
+    launches += 1
+if device.type == "cuda":  # enough bytes for a table of their roots
+    x = torch.randint(0, 256, (3, 17, 3, 640, 720), dtype=torch.uint8).to(device)
+    many, few = (dynpool.approx_rank_pool(v, nonlinearity="sqrt") for v in (x, x[:, :, :1]))
+    torch.testing.assert_close(many[:, :1].cpu(), few.cpu(), rtol=1e-5, atol=1e-3)
+    launches += 1
 for (dtype, view), objective in itertools.product(
     zip(dtypes, itertools.cycle(layouts.values())), ("ranksvm", "ranksvm_squared", "svr")
 ):

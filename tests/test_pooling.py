@@ -355,6 +355,35 @@ def test_windows(backend, num_frames, window, stride):
     oracle.assert_within(y, each.cpu().double().numpy(), 2 * bound.bound(x.dtype, y.dtype, "sqrt"))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("window", "stride"), [(16, 16), (10, 6), (16, 4), (11, 2), (10, 1), (16, 1), (17, 1), (3, 5)])
+def test_windows_of_whole_words(backend, window, stride, dtype):
+    x = frames((2, 41, 3, 8, 16), dtype, backend.device)
+    for nonlinearity in ("identity", "sqrt"):
+        check_approx(x, window=window, stride=stride, nonlinearity=nonlinearity)
+    check_approx(x[:1, :23], window=window, stride=stride)  # a block has some of the windows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_windows_keep_what_is_no_number_to_themselves(backend, value):
+    x = frames((1, 41, 3, 8, 16), torch.float32, backend.device)
+    x[0, 20] = value
+    y = approx_rank_pool(x, window=10, stride=3)
+    touched = torch.tensor([3 * w <= 20 < 3 * w + 10 for w in range(y.shape[1])], device=backend.device)
+    assert torch.equal(y.isfinite().flatten(2).all(-1)[0], ~touched)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("margin", [1, 3, 8, 13, 40])
+def test_crops(backend, margin, dtype):
+    """Rows that lie apart, by little or by much."""
+    x = frames((2, 19, 3, 43, 107), dtype, backend.device)[..., 2 : 43 - margin, margin:]
+    for nonlinearity in ("identity", "sqrt"):
+        check_approx(x, nonlinearity=nonlinearity)
+    check_approx(x[:1, :, 1:2])
+    check_approx(x[:, 1:3, :, :37, :33])
+
+
 @pytest.mark.parametrize("dim", [1, 2, -1])
 @pytest.mark.parametrize("normalize_weights", [True, False])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)

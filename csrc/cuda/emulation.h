@@ -237,6 +237,7 @@ namespace dynpool::cuda {
 
 // A small card, so that small tensors are already too large or too small for it.
 constexpr int kThreads = 32;
+constexpr int kChunk = 7;
 constexpr int64_t kWorthTable = 1 << 12;
 inline int multiprocessors(int) { return 2; }
 inline int shared_memory_of(int) {

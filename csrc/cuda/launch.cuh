@@ -12,8 +12,9 @@
 
 namespace dynpool::cuda {
 
-constexpr int kThreads = 128;                 // of a block
-constexpr int64_t kWorthTable = 64 << 20;     // bytes of frames from which on a table of their roots is worth filling
+constexpr int kThreads = 128;              // of a block
+constexpr int kChunk = 128;                // frames of windows whose weights are in shared memory
+constexpr int64_t kWorthTable = 64 << 20;  // bytes of frames from which on a table of their roots is worth filling
 
 inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;

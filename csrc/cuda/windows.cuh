@@ -10,8 +10,6 @@
 namespace dynpool::cuda {
 namespace {
 
-constexpr int kChunk = 128;  // frames whose weights are in shared memory
-
 struct Windows {
   const void* x;
   const float* weights;
@@ -29,7 +27,7 @@ struct WindowsShape {
   static constexpr bool byte = sizeof(X) == 1;
   static constexpr int frames = R == 10 ? 4 : 8;  // read together
   static constexpr int few = sizeof(X) == 4 ? 1 : 0;
-  static constexpr int blocks = R == 2 ? 8 - few : R == 4 ? 6 : R == 6 ? 5 : R == 16 ? 4 - few : byte ? 4 : 5;
+  static constexpr int blocks = R == 2 ? 8 - few : R == 4 ? 6 - few : R == 6 ? 5 : R == 16 ? 4 - few : byte ? 4 : 5;
 };
 
 template <int R>

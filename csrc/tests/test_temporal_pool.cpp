@@ -229,14 +229,14 @@ struct AccArray {
 
 // Bands as a user, or a bug, may give them.
 std::vector<int64_t> make_bands(const Case& c, int64_t clips, Random& random) {
-  const int64_t T = c.sizes[1];
+  const int64_t T = c.sizes[1], stride = random.integer(1, 3), window = random.integer(1, 17);
   std::vector<int64_t> bands;
   for (int64_t clip = 0; clip < clips; ++clip) {
     for (int64_t w = 0, end = 0; w < c.W; ++w) {
       int64_t first = 0, count = 0;
       switch (c.bands) {
         case Bands::lengths: count = random.integer(0, T); break;
-        case Bands::windows: first = std::min(2 * w, T - 1), count = std::min<int64_t>(5, T - first); break;
+        case Bands::windows: first = std::min(stride * w, T - 1), count = std::min(window, T - first); break;
         case Bands::disjoint:
           first = std::min(end, T - 1);
           count = end < T ? std::min(random.integer(0, T / 2), T - end) : 0;
@@ -253,6 +253,18 @@ std::vector<int64_t> make_bands(const Case& c, int64_t clips, Random& random) {
     }
   }
   return bands;
+}
+
+// As TemporalPoolParams::overlap says; 0 where bands are no such windows.
+int64_t overlap_of(const std::vector<int64_t>& bands) {
+  int64_t overlap = 0;
+  for (size_t w = 0, oldest = 0; w < bands.size() / 2; ++w) {
+    const int64_t first = bands[2 * w], end = first + bands[2 * w + 1];
+    if (end <= first || (w > 0 && (first <= bands[2 * w - 2] || end <= bands[2 * w - 2] + bands[2 * w - 1]))) return 0;
+    while (bands[2 * oldest] + bands[2 * oldest + 1] <= first) ++oldest;
+    overlap = std::max(overlap, static_cast<int64_t>(w - oldest + 1));
+  }
+  return overlap;
 }
 
 struct Setup {
@@ -337,6 +349,7 @@ struct Setup {
       bands.reset(new int64_t[problem.bands.size()]);
       std::copy(problem.bands.begin(), problem.bands.end(), bands.get());
       p.bands = bands.get();
+      if (p.clips == 1 && c.bands != Bands::malformed) p.overlap = overlap_of(problem.bands);
     }
   }
 
