@@ -192,16 +192,18 @@ class Plan(NamedTuple):
 
 def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: Plan) -> Tensor:
     """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked."""
-    bands, dim, channel_dim, nonlinearity, out_dtype, squeeze, _ = plan
+    bands, dim, channel_dim, nonlinearity, out_dtype, squeeze, overlap = plan
     if forward_ad._current_level >= 0:  # of forward_ad or any jvp: a kernel would lose its tangents silently
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     elif torch.compiler.is_compiling():
-        call = _by_reference if torch._C._are_functorch_transforms_active() else _temporal_pool_op
-        y = call(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        if torch._C._are_functorch_transforms_active():
+            y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        else:
+            y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
     elif torch._C._are_functorch_transforms_active():
         y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
     elif isinstance(x, FakeTensor):
-        y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
     elif kernels_for(x.device) is None or type(x) not in _ORDINARY:
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
@@ -405,10 +407,10 @@ class Call:
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
 
-def _forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+def _forward(x, weights, mean, std, bands, *rest, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, False)).forward(x, weights, mean, std)
+    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, False, overlap)).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
@@ -649,8 +651,9 @@ def _temporal_pool_op(
     channel_dim: int | None,
     nonlinearity: str,
     out_dtype: torch.dtype,
+    overlap: int = 0,
 ) -> Tensor:
-    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
+    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=overlap)
 
 
 @torch.library.custom_op("dynpool::temporal_pool_backward", mutates_args=())
@@ -671,7 +674,7 @@ def _temporal_pool_backward_op(
 
 
 @_temporal_pool_op.register_fake
-def _(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype):  # type: ignore[no-untyped-def]
+def _(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     return _new(x, *_output_layout(x, dim, weights.shape[1]), out_dtype)
 
 
@@ -683,7 +686,7 @@ def _(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dt
 
 
 def _op_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weights, bands, mean, std, *rest = inputs
+    x, weights, bands, mean, std, *rest, _ = inputs
     ctx.save_for_backward(x, weights, mean, std, bands)
     ctx.rest = tuple(rest)
 
@@ -694,7 +697,7 @@ def _op_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs = [x_needs, weights_needs, mean_needs, std_needs]
     grads = _temporal_pool_backward_op(grad, x, weights, bands, mean, std, *ctx.rest, needs)
     dx, dweights, dmean, dstd = _spread(grads, needs)
-    return dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest)
+    return dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest), None
 
 
 def _op_backward_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -713,6 +716,7 @@ def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
 
 
 def _op_vmap(info, in_dims, x, weights, bands, mean, std, *rest):  # type: ignore[no-untyped-def]
+    rest = rest[:4]  # not overlap
     dims = (in_dims[0], in_dims[1], in_dims[3], in_dims[4], in_dims[2], *(None,) * len(rest))
     return torch.vmap(_pool_of_inputs, dims)(x, weights, mean, std, bands, *rest), 0
 

@@ -641,7 +641,7 @@ def test_autocast_inside_compile(device, autocast_dtype):
 
 
 def op_arguments(device):
-    """(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype) of the operator."""
+    """(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype[, overlap]) of the operator."""
     x = frames((2, 5, 3, 7), device=device)
     a = torch.randn(1, 2, 5).to(device)
     channels = [torch.tensor(v, device=device) for v in ([0.01, 0.0, -0.01], [1.0, 2.0, 3.0])]
@@ -651,12 +651,14 @@ def op_arguments(device):
     yield x, a.expand(2, 2, 5).contiguous(), bands, None, channels[1], 1, 2, "sqrt", torch.float64
     yield x.movedim(1, -1), a, None, *channels, 3, 1, "sqrt", torch.float16
     yield (x * 50).abs().to(torch.uint8), a, None, None, channels[1][:1], 1, None, "sqrt", torch.float32
+    windows = torch.tensor([[[0, 3], [2, 3]]], device=device)
+    yield x, a[..., :3].contiguous(), windows, None, None, 1, None, "sqrt", torch.float32, 2
 
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", range(6))
 def test_opcheck_forward(device, case):
     arguments = list(list(op_arguments(device))[case])
     for i in (0, 1, 3, 4):
@@ -665,9 +667,9 @@ def test_opcheck_forward(device, case):
     torch.library.opcheck(torch.ops.dynpool.temporal_pool.default, tuple(arguments), test_utils=CHECKS)
 
 
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", range(6))
 def test_opcheck_backward(device, case):
-    x, a, bands, mean, std, dim, *rest = list(op_arguments(device))[case]
+    x, a, bands, mean, std, dim, *rest = list(op_arguments(device))[case][:9]
     y = torch.ops.dynpool.temporal_pool(x, a, bands, mean, std, dim, *rest)
     needs = [x.is_floating_point(), True, mean is not None, std is not None]
     arguments = [torch.randn_like(y), x, a, bands, mean, std]
