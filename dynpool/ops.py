@@ -407,16 +407,17 @@ class Call:
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
 
 
-def _forward(x, weights, mean, std, bands, *rest, overlap=0):  # type: ignore[no-untyped-def]
+def _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    return Call(x, weights.shape, Plan(_contiguous(bands), *rest, False, overlap)).forward(x, weights, mean, std)
+    plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
+    return Call(x, weights.shape, plan).forward(x, weights, mean, std)
 
 
-def _backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+def _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
     weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
-    call = Call(x, weights.shape, Plan(_contiguous(bands), *rest[:-1], False))
-    return call.backward(grad, x, weights, mean, std, rest[-1])
+    plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
+    return Call(x, weights.shape, plan).backward(grad, x, weights, mean, std, needs)
 
 
 def gram(
@@ -653,7 +654,7 @@ def _temporal_pool_op(
     out_dtype: torch.dtype,
     overlap: int = 0,
 ) -> Tensor:
-    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=overlap)
+    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap)
 
 
 @torch.library.custom_op("dynpool::temporal_pool_backward", mutates_args=())
