@@ -149,7 +149,13 @@ def test_frames_side_by_side_outside_of_windows(backend):
 def test_remainders_of_the_inner_size(backend, inner, dtype):
     x = frames((2, 5, inner), dtype, backend.device)
     check_gradients(x, randn(2, 2, 5, device=backend.device), nonlinearity="sqrt", mean=1 / 64, std=2.0)
-    check_gradients(x, randn(1, 1, 5, device=backend.device))
+    behind = frames((3 + x.numel(),), dtype, backend.device)[3:].view_as(x)  # begins within a word
+    result = dtype if dtype.is_floating_point else torch.float32
+    g = frames((1 + 2 * inner,), result, backend.device)[1:].view(2, 1, inner)  # as it does
+    for nonlinearity in ("identity", "sqrt"):
+        check_gradients(x, randn(1, 1, 5, device=backend.device), nonlinearity=nonlinearity)
+        check_gradients(behind, randn(1, 1, 5, device=backend.device), nonlinearity=nonlinearity)
+        check_gradients(x, randn(1, 1, 5, device=backend.device), nonlinearity=nonlinearity, g=g)
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5, 1, 1), (2, 5, 3, 2, 1, 2, 3)])

@@ -335,47 +335,76 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// One row over all frames, weights that all clips share, neither mean nor std, words that lie alike in all tensors. A block
-// writes whole kilobytes of one frame and then is done, as memory likes it; what it reads of g, blocks before it have read.
+// One row over all frames, weights that all clips share, neither mean nor std, words of x that lie as those of ∂L/∂x do. A
+// block writes whole kilobytes of one frame and then is done, as memory likes it; what it reads of g, blocks before it have
+// read. `shifted`: a frame's words may begin before it, and those of g anywhere.
 struct PlainGradient {
   const void *g, *x;
   const float* weights;
   void* dx;
-  uint32_t pieces, tiles, T;  // of a frame of a clip; frames
+  uint32_t tiles, T;  // of a frame of a clip; frames
+  uint32_t size;      // elements of a frame of a clip
   int64_t x_t, dx_t;
   Axis clip;
+  Extent y;  // of g
 };
 constexpr int kPiecesAtOnce = 2;
 
-template <class X, Nonlinearity psi>
+template <class X, Nonlinearity psi, Access access>
 __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p) {
-  using Frame = Patch<X, Access::aligned>;
+  using Frame = Patch<X, access>;
   constexpr int V = Frame::V, N = kPiecesAtOnce;
+  constexpr bool shifted = access == Access::shifted, reads_x = psi != Nonlinearity::identity;
   const uint32_t frame = blockIdx.x / p.tiles, tile = blockIdx.x - frame * p.tiles;
   const uint32_t clip = frame / p.T, t = frame - clip * p.T;
-  const uint32_t piece = tile * (N * kThreads) + threadIdx.x;
-  const X* g = static_cast<const X*>(p.g) + clip * p.clip.y + int64_t{piece} * V;
-  const X* x = static_cast<const X*>(p.x) + clip * p.clip.x + t * p.x_t + int64_t{piece} * V;
-  X* dx = static_cast<X*>(p.dx) + clip * p.clip.dx + t * p.dx_t + int64_t{piece} * V;
-  const float weight = __ldg(p.weights + t) * (psi == Nonlinearity::sqrt ? 0.5f : 1.0f);
+  const X* g = static_cast<const X*>(p.g) + clip * p.clip.y;
+  const X* x = static_cast<const X*>(p.x) + clip * p.clip.x + t * p.x_t;
+  X* dx = static_cast<X*>(p.dx) + clip * p.clip.dx + t * p.dx_t;
+  const float weight = __ldg(p.weights + t) * (reads_x ? 0.5f : 1.0f);
+  const int skew = shifted ? static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X)) : 0;
 
+  // Columns of piece u, of which some may lie outside of the frame.
+  const auto place_of_piece = [&](int u) {
+    const int64_t column = int64_t{tile * (N * kThreads) + u * kThreads + threadIdx.x} * V - skew;
+    const int begin = column < 0 ? static_cast<int>(-column) : 0;
+    return Place<access>{0, column, 1, begin, static_cast<int>(min(int64_t{V}, int64_t{p.size} - column)), Row{}};
+  };
   Frame gradient[N], pixels[N];
 #pragma unroll
   for (int u = 0; u < N; ++u) {
-    if (piece + u * kThreads >= p.pieces) break;
-    gradient[u].load(g + u * kThreads * V);
-    if constexpr (psi != Nonlinearity::identity) pixels[u].load(x + u * kThreads * V);
+    const Place<access> place = place_of_piece(u);
+    if (place.empty()) break;
+    if constexpr (shifted) {
+      if (place.template whole<V>() && fits(reinterpret_cast<uint64_t>(g + place.first), p.y)) {
+        gradient[u].load(g + place.first);
+      } else {
+        gradient[u].load_singly(g, place);
+      }
+      if constexpr (reads_x) {
+        if (place.template whole<V>()) load_word(pixels[u], x + place.first);
+        else pixels[u].load_singly(x, place);
+      }
+    } else {
+      gradient[u].load(g + place.first);
+      if constexpr (reads_x) pixels[u].load(x + place.first);
+    }
   }
 #pragma unroll
   for (int u = 0; u < N; ++u) {
-    if (piece + u * kThreads >= p.pieces) break;
+    const Place<access> place = place_of_piece(u);
+    if (place.empty()) break;
+    gradient[u].align();
     float value[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       value[j] = weight * gradient[u][j];
-      if constexpr (psi != Nonlinearity::identity) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
+      if constexpr (reads_x) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
     }
-    store_word<true>(reinterpret_cast<uint4*>(dx + u * kThreads * V), bit_cast<uint4>(pack_of<X, V>(value)));
+    if constexpr (shifted) {
+      store_whole<true>(dx + place.first, place, value);
+    } else {
+      store_word<true>(reinterpret_cast<uint4*>(dx + place.first), bit_cast<uint4>(pack_of<X, V>(value)));
+    }
   }
 }
 
@@ -807,16 +836,22 @@ void launch_weights(const TemporalPoolParams& p, const Context& context) {
 // Launches plain_gradient where it may be, and says whether.
 template <class X, Nonlinearity psi>
 bool launch_plain(const TemporalPoolParams& p, const Context& context) {
-  if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || p.num_axes > 2 || p.y_dtype != p.x_dtype || !in_words(p, p.g))
-    return false;
-  const int64_t pieces = p.inner().size / patch_size<X, Access::aligned>, tiles = ceil_div(pieces, kPiecesAtOnce * kThreads);
+  constexpr int V = patch_size<X, Access::shifted>, kLeast = 16 * kThreads;  // elements that are worth blocks
+  if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || p.num_axes > 2 || p.y_dtype != p.x_dtype) return false;
+  const bool words = in_words(p, p.g);
+  const Axis& inner = p.inner();
+  const bool side_by_side = inner.dx == 1 && inner.y == 1 && (!p.x || (inner.x == 1 && alike<X>(p)));
+  if (!words && !(side_by_side && inner.size >= kLeast)) return false;
+  const int64_t pieces = ceil_div(inner.size + (words ? 0 : V - 1), V), tiles = ceil_div(pieces, kPiecesAtOnce * kThreads);
   const int64_t blocks = tiles * p.T * p.num_outer();
-  if (pieces > INT32_MAX || blocks > INT32_MAX) return false;
+  if (inner.size > INT32_MAX || blocks > INT32_MAX) return false;
   if (blocks == 0) return true;
-  const PlainGradient gradient{p.g, p.x, static_cast<const float*>(p.weights), p.dx, static_cast<uint32_t>(pieces),
-                               static_cast<uint32_t>(tiles), static_cast<uint32_t>(p.T), p.x_t, p.dx_t,
-                               p.num_axes > 1 ? p.axes[0] : Axis{}};
-  launch(plain_gradient<X, psi>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, gradient);
+  const PlainGradient gradient{p.g, p.x, static_cast<const float*>(p.weights), p.dx, static_cast<uint32_t>(tiles),
+                               static_cast<uint32_t>(p.T), static_cast<uint32_t>(inner.size), p.x_t, p.dx_t,
+                               p.num_axes > 1 ? p.axes[0] : Axis{},
+                               extent_of(p, p.g, p.y_dtype, &Axis::y, p.y_w, p.W)};
+  launch(words ? plain_gradient<X, psi, Access::aligned> : plain_gradient<X, psi, Access::shifted>,
+         dim3(grid_size(blocks)), dim3(kThreads), context.stream, gradient);
   return true;
 }
 
