@@ -1,6 +1,6 @@
 // y[i] = Σ_t A[t] ψ(x[t, i]): one row over all frames, weights that all clips share, neither mean nor std, y of the type that
-// goes with x, pixels side by side. A kernel for this case alone has half of the registers, a tenth of the instructions and
-// few parameters, so that more threads fit the card, and small clips wait for less.
+// goes with x, pixels side by side. A kernel for this case alone has some half of the registers, the instructions and
+// the parameters, so that more threads fit the card, and small clips wait for less.
 #pragma once
 #include "launchers.h"
 #include "mode.cuh"
