@@ -54,7 +54,8 @@ struct TemporalPoolParams {
   Nonlinearity nonlinearity = Nonlinearity::identity;
 
   int64_t T = 0, W = 0, K = 0;
-  int64_t overlap = 0;              // n > 0: first and last frames of rows rise from row to row, at most n rows have a frame
+  int64_t overlap = 0;              // n > 0: bands of one clip, none empty, all within T frames; first and last frames rise
+                                    // strictly from row to row; at most n rows have a frame. 0: unknown
   int64_t clips = 1, channels = 1;
   int64_t x_t = 0, y_w = 0, dx_t = 0;  // strides of frames in x, of rows in y (and g), of frames in ∂L/∂x
 

@@ -20,7 +20,7 @@ class Rows(NamedTuple):
 
     weights: Tensor  # [B or 1, W, K]
     bands: Tensor | None  # int64 [B or 1, W, 2]: first frame and number of frames
-    overlap: int = 0  # n > 0: bands are windows, one behind the other, at most n over a frame
+    overlap: int = 0  # n > 0: bands are windows of one clip in order, at most n over a frame; 0: perhaps not
 
 
 def rank_weights(
@@ -87,7 +87,7 @@ def rank_rows(
         alpha = rank_weights(window, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
         stride = window if stride is None else stride
         bands = _window_bands(num_frames, window, stride, lengths, offsets, alpha.device)
-        overlap = -(-window // stride) if lengths is None else 0
+        overlap = -(-window // stride) if lengths is None and offsets is None else 0  # offsets may be unchecked
         return Rows(alpha.expand(*bands.shape[:2], window), bands, overlap)
     if lengths is None and offsets is None:
         alpha = rank_weights(num_frames, time_average=time_average, normalize=normalize, dtype=dtype, device=device)

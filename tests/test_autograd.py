@@ -131,6 +131,13 @@ def test_frames_side_by_side(backend, dtype, count, layout):
         check_gradients(x, weights, 2, nonlinearity=nonlinearity, out_dtype=torch.float32)
 
 
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_no_rows_give_a_gradient_of_zero(backend, nonlinearity):
+    x = frames((2, 7, 3, 4, 16), device=backend.device).requires_grad_()
+    temporal_pool(x, torch.zeros(0, 7, device=backend.device), nonlinearity=nonlinearity).sum().backward()
+    assert x.grad.count_nonzero() == 0
+
+
 def test_frames_side_by_side_outside_of_windows(backend):
     """They may be NaN, and have no gradient."""
     x = frames((3, 5, 44), device=backend.device)

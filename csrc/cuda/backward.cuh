@@ -1,6 +1,6 @@
 // The gradients of temporal_pool (temporal_pool.h), in five kernels and two sums:
 //
-//   plain_gradient   ∂L/∂x in the usual case: one row over all frames, whole words, no normalisation
+//   plain_gradient   ∂L/∂x in the usual case: one row over all frames, no normalisation, pixels side by side
 //   words_gradient   ∂L/∂x of pixels that lie side by side
 //   series_gradient  ∂L/∂x of frames that do
 //   frames_kernel    ∂L/∂x at any stride, and for each element its share in ∂L/∂mean and ∂L/∂std
@@ -342,11 +342,11 @@ struct PlainGradient {
   const void *g, *x;
   const float* weights;
   void* dx;
-  uint32_t tiles, T;  // of a frame of a clip; frames
-  uint32_t size;      // elements of a frame of a clip
+  uint32_t tiles, T;  // of an inner row; frames
+  uint32_t size;      // elements of an inner row
   int64_t x_t, dx_t;
-  Axis clip;
-  Extent y;  // of g
+  Axis outer;  // the other axis, if any: mostly that of clips
+  Extent y;    // of g
 };
 constexpr int kPiecesAtOnce = 2;
 
@@ -356,10 +356,10 @@ __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p
   constexpr int V = Frame::V, N = kPiecesAtOnce;
   constexpr bool shifted = access == Access::shifted, reads_x = psi != Nonlinearity::identity;
   const uint32_t frame = blockIdx.x / p.tiles, tile = blockIdx.x - frame * p.tiles;
-  const uint32_t clip = frame / p.T, t = frame - clip * p.T;
-  const X* g = static_cast<const X*>(p.g) + clip * p.clip.y;
-  const X* x = static_cast<const X*>(p.x) + clip * p.clip.x + t * p.x_t;
-  X* dx = static_cast<X*>(p.dx) + clip * p.clip.dx + t * p.dx_t;
+  const uint32_t row = frame / p.T, t = frame - row * p.T;
+  const X* g = static_cast<const X*>(p.g) + row * p.outer.y;
+  const X* x = static_cast<const X*>(p.x) + row * p.outer.x + t * p.x_t;
+  X* dx = static_cast<X*>(p.dx) + row * p.outer.dx + t * p.dx_t;
   const float weight = __ldg(p.weights + t) * (reads_x ? 0.5f : 1.0f);
   const int skew = shifted ? static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X)) : 0;
 
@@ -841,7 +841,8 @@ bool launch_plain(const TemporalPoolParams& p, const Context& context) {
   const bool words = in_words(p, p.g);
   const Axis& inner = p.inner();
   const bool side_by_side = inner.dx == 1 && inner.y == 1 && (!p.x || (inner.x == 1 && alike<X>(p)));
-  if (!words && !(side_by_side && inner.size >= kLeast)) return false;
+  if (!words && !side_by_side) return false;
+  if (inner.size < kLeast && !(words && p.num_axes == 1)) return false;
   const int64_t pieces = ceil_div(inner.size + (words ? 0 : V - 1), V), tiles = ceil_div(pieces, kPiecesAtOnce * kThreads);
   const int64_t blocks = tiles * p.T * p.num_outer();
   if (inner.size > INT32_MAX || blocks > INT32_MAX) return false;
@@ -857,7 +858,8 @@ bool launch_plain(const TemporalPoolParams& p, const Context& context) {
 
 template <class X, Nonlinearity psi>
 void launch_dx(TemporalPoolParams p, const Context& context) {
-  if (psi == Nonlinearity::identity) p.x = nullptr;  // plays no part
+  if (p.W == 0) return launch_frames<X>(p, context);  // zeros; weights and g may be null
+  if (psi == Nonlinearity::identity) p.x = nullptr;   // plays no part
   if constexpr (has_word_path<X>) {
     if (launch_plain<X, psi>(p, context)) return;
     const bool series = !in_words(p, p.g) && in_series<X>(p);

@@ -108,11 +108,8 @@ struct Extent {
   uint64_t begin, end;
 };
 
+__device__ __forceinline__ uint64_t word_of(uint64_t address) { return address & ~uint64_t{15}; }
 // Whether the two words in which 16 bytes begin and end may be read.
-template <int bytes = 16>
-__device__ __forceinline__ uint64_t word_of(uint64_t address) {
-  return address & ~uint64_t{bytes - 1};
-}
 __device__ __forceinline__ bool fits(uint64_t address, const Extent& extent) {
   return word_of(address) >= extent.begin && word_of(address) + 32 <= extent.end;
 }

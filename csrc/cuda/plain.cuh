@@ -313,10 +313,11 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
     const Pieces pieces(p, group * ceil_div(size, group * choice.patch));
     const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
     const int log_teams = log_teams_of(choice, pieces.all, p.T, at_once);
+    const int64_t blocks = ceil_div(pieces.all, choice.threads >> log_teams);
+    if (2 * blocks <= at_once && p.T >= int64_t{64} << log_teams) return false;  // worth slices of T, as in forward.cuh
     const Plain plain{p.x,  static_cast<const float*>(p.weights), p.y, p.x_t, static_cast<int>(p.T), log_teams,
                       static_cast<uint32_t>(size), static_cast<uint32_t>(pitch), static_cast<uint32_t>(width), pieces,
                       extent_of(p)};
-    const int64_t blocks = ceil_div(pieces.all, choice.threads >> log_teams);
     launch(choice.kernel, dim3(grid_size(choice.stays ? std::min(blocks, at_once) : blocks)), dim3(choice.threads),
            log_teams > 0 ? choice.teams_memory : choice.memory, context.stream, plain);
     return true;

@@ -179,14 +179,15 @@ bool pool_windows(const TemporalPoolParams& p, const Context& context) {
   if constexpr (!has_word_path<X>) {
     return false;
   } else {
-    if (p.overlap < 2 || p.overlap > 16 || !p.bands || p.mean || p.std || p.clips > 1 ||
+    const int64_t overlap = std::min(p.overlap, p.W);
+    if (overlap < 2 || overlap > 16 || !p.bands || p.mean || p.std || p.clips > 1 ||
         !is_natural<X>(p) || !in_words(p, p.y, std::min<int64_t>(16, 8 * sizeof(X))) ||
         p.num_outer() * p.inner().size > INT32_MAX || (kChunk + 16) * p.K > INT32_MAX)
       return false;
-    if (p.overlap <= 2) launch_windows<X, 2>(p, context);
-    else if (p.overlap <= 4) launch_windows<X, 4>(p, context);
-    else if (p.overlap <= 6) launch_windows<X, 6>(p, context);
-    else if (p.overlap <= 10) launch_windows<X, 10>(p, context);
+    if (overlap <= 2) launch_windows<X, 2>(p, context);
+    else if (overlap <= 4) launch_windows<X, 4>(p, context);
+    else if (overlap <= 6) launch_windows<X, 6>(p, context);
+    else if (overlap <= 10) launch_windows<X, 10>(p, context);
     else launch_windows<X, 16>(p, context);
     return true;
   }
