@@ -451,7 +451,7 @@ def gram(
         clips,
         1,
         num_frames,
-        0,
+        0,  # overlap
         1 if channel_dim is None else x.shape[channel_dim],
         -1 if channel_dim is None else channel_dim,
         _NONLINEARITY_CODES[nonlinearity],

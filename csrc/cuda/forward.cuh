@@ -23,7 +23,7 @@ struct Split {
   void* partials;
 };
 
-// The same with normalisation, and with a ψ that only the parameters know.
+// As plain_pixel (mode.cuh), also with normalisation, and with a ψ that only the parameters know.
 template <Mode mode, class X, class Acc>
 __device__ __forceinline__ Acc pixel(const TemporalPoolParams& p, Acc x, Acc mean, Acc inverse_std) {
   if constexpr (mode == Mode::any) {
