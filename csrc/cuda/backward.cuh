@@ -79,11 +79,6 @@ constexpr int frames_at_once = source == Source::anywhere ? 2 : kGradientFrames;
 // What the compiler may take for granted: W = 1 and neither mean nor std; neither mean nor std; nothing.
 enum class Case { one_row, plain, general };
 
-template <class X>
-__device__ __forceinline__ void load_word(Patch<X, Access::shifted>& patch, const X* x) {
-  read_word(x, patch.word);
-}
-
 // ψ'(z) less a factor that is the same for all z.
 template <Nonlinearity psi, class X, bool normalized, class Acc>
 __device__ __forceinline__ Acc slope_of(Acc z) {
@@ -183,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
       if (source == Source::alike && place.template whole<V>()) {
 #pragma unroll
         for (int u = 0; u < N; ++u, x += x_step)
-          if (frame_of(u) < t_end) load_word(frame[u], x);
+          if (frame_of(u) < t_end) read_word(x, frame[u].word);
       } else if (source != Source::none) {
 #pragma unroll
         for (int u = 0; u < N; ++u, x += x_step) {
@@ -348,12 +343,13 @@ struct PlainGradient {
   Axis outer;  // the other axis, if any: mostly that of clips
   Extent y;    // of g
 };
-constexpr int kPiecesAtOnce = 2;
+template <class X, Nonlinearity psi, Access access>
+constexpr int kPiecesAtOnce = sizeof(X) == 2 && psi == Nonlinearity::identity && access == Access::shifted ? 4 : 2;
 
 template <class X, Nonlinearity psi, Access access>
 __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p) {
   using Frame = Patch<X, access>;
-  constexpr int V = Frame::V, N = kPiecesAtOnce;
+  constexpr int V = Frame::V, N = kPiecesAtOnce<X, psi, access>;
   constexpr bool shifted = access == Access::shifted, reads_x = psi != Nonlinearity::identity;
   const uint32_t frame = blockIdx.x / p.tiles, tile = blockIdx.x - frame * p.tiles;
   const uint32_t row = frame / p.T, t = frame - row * p.T;
@@ -363,13 +359,43 @@ __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p
   const float weight = __ldg(p.weights + t) * (reads_x ? 0.5f : 1.0f);
   const int skew = shifted ? static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X)) : 0;
 
-  // Columns of piece u, of which some may lie outside of the frame.
-  const auto place_of_piece = [&](int u) {
-    const int64_t column = int64_t{tile * (N * kThreads) + u * kThreads + threadIdx.x} * V - skew;
-    const int begin = column < 0 ? static_cast<int>(-column) : 0;
-    return Place<access>{0, column, 1, begin, static_cast<int>(min(int64_t{V}, int64_t{p.size} - column)), Row{}};
-  };
   Frame gradient[N], pixels[N];
+  const auto multiply = [&](int u, float (&value)[V]) {
+    gradient[u].align();
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      value[j] = weight * gradient[u][j];
+      if constexpr (reads_x) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
+    }
+  };
+
+  // 1. Blocks all of whose words lie within the frame and may be read: nearly all.
+  const int64_t begin = int64_t{tile} * (N * kThreads * V) - skew;
+  constexpr int kBehind = (N * kThreads - 1) * V;  // from the first piece of a block to its last
+  if (begin >= 0 && begin + kBehind + V <= p.size &&
+      (!shifted || (fits(reinterpret_cast<uint64_t>(g + begin), p.y) &&
+                    fits(reinterpret_cast<uint64_t>(g + begin + kBehind), p.y)))) {
+    const int first = static_cast<int>(begin) + threadIdx.x * V;
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      gradient[u].load(g + first + u * kThreads * V);
+      if constexpr (reads_x) read_word(x + first + u * kThreads * V, pixels[u].word);
+    }
+#pragma unroll
+    for (int u = 0; u < N; ++u) {
+      float value[V];
+      multiply(u, value);
+      store_word<true>(reinterpret_cast<uint4*>(dx + first + u * kThreads * V), bit_cast<uint4>(pack_of<X, V>(value)));
+    }
+    return;
+  }
+
+  // 2. The others. Columns of piece u, of which some may lie outside of the frame.
+  const auto place_of_piece = [&](int u) {
+    const int64_t column = begin + (u * kThreads + threadIdx.x) * V;
+    const int outside = column < 0 ? static_cast<int>(-column) : 0;
+    return Place<access>{0, column, 1, outside, static_cast<int>(min(int64_t{V}, int64_t{p.size} - column)), Row{}};
+  };
 #pragma unroll
   for (int u = 0; u < N; ++u) {
     const Place<access> place = place_of_piece(u);
@@ -381,7 +407,7 @@ __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p
         gradient[u].load_singly(g, place);
       }
       if constexpr (reads_x) {
-        if (place.template whole<V>()) load_word(pixels[u], x + place.first);
+        if (place.template whole<V>()) read_word(x + place.first, pixels[u].word);
         else pixels[u].load_singly(x, place);
       }
     } else {
@@ -393,13 +419,8 @@ __global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p
   for (int u = 0; u < N; ++u) {
     const Place<access> place = place_of_piece(u);
     if (place.empty()) break;
-    gradient[u].align();
     float value[V];
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      value[j] = weight * gradient[u][j];
-      if constexpr (reads_x) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
-    }
+    multiply(u, value);
     if constexpr (shifted) {
       store_whole<true>(dx + place.first, place, value);
     } else {
@@ -464,7 +485,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
     if (source == Source::alike && frames.template whole<V>()) {
 #pragma unroll
       for (int k = 0; k < N; ++k)
-        if (has(k)) load_word(word[k], x + k * x_step + t);
+        if (has(k)) read_word(x + k * x_step + t, word[k].word);
     } else if (source != Source::none) {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
@@ -843,7 +864,9 @@ bool launch_plain(const TemporalPoolParams& p, const Context& context) {
   const bool side_by_side = inner.dx == 1 && inner.y == 1 && (!p.x || (inner.x == 1 && alike<X>(p)));
   if (!words && !side_by_side) return false;
   if (inner.size < kLeast && !(words && p.num_axes == 1)) return false;
-  const int64_t pieces = ceil_div(inner.size + (words ? 0 : V - 1), V), tiles = ceil_div(pieces, kPiecesAtOnce * kThreads);
+  const int64_t pieces = ceil_div(inner.size + (words ? 0 : V - 1), V),
+                at_once = words ? kPiecesAtOnce<X, psi, Access::aligned> : kPiecesAtOnce<X, psi, Access::shifted>,
+                tiles = ceil_div(pieces, kThreads * at_once);
   const int64_t blocks = tiles * p.T * p.num_outer();
   if (inner.size > INT32_MAX || blocks > INT32_MAX) return false;
   if (blocks == 0) return true;

@@ -199,6 +199,12 @@ V __ldg(const V* address) {
   return *address;
 }
 
+template <size_t N>
+void stream_word(const void* from, uint32_t (&word)[N]) {
+  const auto* words = static_cast<const uint32_t*>(from);
+  std::copy(words, words + N, word);
+}
+
 template <bool streams>
 void store_word(uint4* to, uint4 word) {
   *to = word;
@@ -237,7 +243,8 @@ namespace dynpool::cuda {
 
 // A small card, so that small tensors are already too large or too small for it.
 constexpr int kThreads = 32;
-constexpr int kChunk = 7;
+constexpr int kChunk = 8;
+constexpr int kFewFrames = 3;
 constexpr int64_t kWorthTable = 1 << 12;
 inline int multiprocessors(int) { return 2; }
 inline int shared_memory_of(int) {

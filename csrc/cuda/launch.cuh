@@ -14,6 +14,7 @@ namespace dynpool::cuda {
 
 constexpr int kThreads = 128;              // of a block
 constexpr int kChunk = 128;                // frames of windows whose weights are in shared memory
+constexpr int kFewFrames = 16;             // that a thread asks for at once
 constexpr int64_t kWorthTable = 64 << 20;  // bytes of frames from which on a table of their roots is worth filling
 
 inline void check(cudaError_t error) {
@@ -73,6 +74,22 @@ __device__ __forceinline__ void store_word(uint4* to, uint4 word) {
                  :
                  : "l"(address), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w));
   }
+}
+
+// Read by one instruction, and left out of the first cache, which a stream of words would only wear out: 5 % of memory's
+// bandwidth.
+__device__ __forceinline__ void stream_word(const void* from, uint32_t (&word)[4]) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "l"(__cvta_generic_to_global(from)));
+}
+__device__ __forceinline__ void stream_word(const void* from, uint32_t (&word)[2]) {
+  asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];"
+               : "=r"(word[0]), "=r"(word[1])
+               : "l"(__cvta_generic_to_global(from)));
+}
+__device__ __forceinline__ void stream_word(const void* from, uint32_t (&word)[1]) {
+  asm volatile("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(word[0]) : "l"(__cvta_generic_to_global(from)));
 }
 
 // Copies a word to shared memory while the thread goes on. Copies between two end_group belong together.

@@ -13,6 +13,7 @@ template <Mode mode, class X, class Acc>
 __device__ __forceinline__ Acc plain_pixel(Acc x) {
   if constexpr (mode == Mode::identity) return x;
   if constexpr (sizeof(X) == 1) return quick_root(x);
+  if constexpr (std::is_same_v<X, Half>) return with_sign(quick_root(magnitude(x)), x);  // no denormal number of Acc
   return apply_psi<Nonlinearity::sqrt>(x);
 }
 

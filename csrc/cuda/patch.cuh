@@ -149,6 +149,7 @@ struct Patch<X, Access::aligned, bytes> {
   uint32_t word[bytes / 4];
 
   __device__ __forceinline__ void load(const X* first) { read_word(first, word); }
+  __device__ __forceinline__ void stream(const X* first) { stream_word(first, word); }  // what nobody reads again
   __device__ __forceinline__ void load(const TemporalPoolParams&, const X* row, const Place<Access::aligned>& place) {
     load(row + place.first);
   }

@@ -64,16 +64,20 @@ struct Plain {
 
 constexpr int log2_of(int n) { return n < 2 ? 0 : 1 + log2_of(n / 2); }
 
+constexpr int kByUnit = 4;  // of so many pixels, one root comes from the unit for them: it would be idle, and shared memory busy
+
 template <class X, Mode mode, Access access, int bytes>
 struct PlainShape {
   using Frame = Patch<X, access, bytes>;
   static constexpr int V = Frame::V;
-  static constexpr bool looks_up = mode == Mode::known_root;  // words are aligned then
+  static constexpr bool looks_up = mode == Mode::known_root;
   static constexpr bool shifted = access == Access::shifted, spread = access == Access::spread;
   static constexpr int threads = looks_up ? 2 * kThreads : kThreads, log_threads = log2_of(threads);
-  static constexpr int frames = looks_up || bytes == 8 ? 8 : 4;  // read and added together
+  static constexpr int frames = looks_up && shifted ? 5 : looks_up || bytes == 8 ? 8 : 4;  // that have been asked for
+  // Whether each is asked for as soon as there is a place for it, since pixels take time; else all of these together.
+  static constexpr bool rolls = looks_up || (sizeof(X) == 2 && mode != Mode::identity);
   // Blocks that share a multiprocessor.
-  static constexpr int blocks = looks_up ? 2 : shifted ? 6 : sizeof(X) < 4 || spread ? 8 : 10;
+  static constexpr int blocks = looks_up ? 2 : shifted ? 6 : 8;
 };
 
 template <class S>
@@ -107,12 +111,12 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
     constexpr int count = sizeof(value) / sizeof(float);
     if constexpr (access == Access::aligned) {
       store_packs<0>(y + column, value);
-    } else if (S::shifted && p.pitch == 0) {
-      const int there = min(count, static_cast<int>(p.size - column));
-      store_as<Y>(y, column, 1, Place<Access::shifted>{0, 0, 1, 0, there, Row{}}, value);
     } else {
-      uint32_t line = p.pitch == 0 ? 0 : column / p.pitch, place = column - line * p.pitch;
+      const uint32_t line = p.pitch == 0 ? 0 : column / p.pitch;
+      uint32_t place = column - line * p.pitch;
       y += int64_t{line} * p.width;
+      if (S::shifted && place + count <= p.width && column + count <= p.size)
+        return store_as<Y>(y, place, 1, Place<Access::shifted>{0, 0, 1, 0, count, Row{}}, value);
 #pragma unroll
       for (int k = 0; k < count; ++k) {
         if (column + column_of(0, k) < p.size && place < p.width) y[place] = store<Y>(value[k]);
@@ -138,15 +142,43 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
         frame.align();
 #pragma unroll
         for (int j = 0; j < V; ++j) {
-          if constexpr (S::looks_up) sum[j] += weight * memory.of_byte(frame.word[j / 4], j % 4);
-          else sum[j] += weight * plain_pixel<mode, X>(frame[j]);
+          if constexpr (S::looks_up) {
+            if (j % kByUnit != 0) {
+              sum[j] += weight * memory.of_byte(frame.word[j / 4], j % 4);
+              continue;
+            }
+          }
+          sum[j] += weight * plain_pixel<mode, X>(frame[j]);
         }
       };
       const auto add_frames = [&](int t, int end, const auto& load) {
         const X* from = x + t * p.x_t;
         const float* weights = p.weights + t;
+        if (S::rolls && t + N <= end) {  // each frame in the place of one that was asked for N frames ago
+          Frame frame[N];
+          float weight[N];
+          const auto ask = [&](int u) {
+            load(frame[u], from);
+            weight[u] = __ldg(weights);
+            from += p.x_t;
+            ++weights;
+          };
+#pragma unroll
+          for (int u = 0; u < N; ++u) ask(u);
 #pragma unroll 1
-        for (; t + N <= end; t += N, weights += N) {
+          for (; t + 2 * N <= end; t += N) {
+#pragma unroll
+            for (int u = 0; u < N; ++u) {
+              add(frame[u], weight[u]);
+              ask(u);
+            }
+          }
+#pragma unroll
+          for (int u = 0; u < N; ++u) add(frame[u], weight[u]);
+          t += N;
+        }
+#pragma unroll 1
+        for (; !S::rolls && t + N <= end; t += N, weights += N) {
           Frame frame[N];
           float weight[N];
 #pragma unroll
@@ -173,7 +205,7 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
         }
       };
       if constexpr (access == Access::aligned) {
-        add_frames(begin, end, [](Frame& frame, const X* from) { frame.load(from); });
+        add_frames(begin, end, [](Frame& frame, const X* from) { frame.stream(from); });
       } else if constexpr (S::spread) {
         add_frames(begin, end, [&](Frame& frame, const X* from) { frame.load(from, left); });
       } else {
@@ -225,6 +257,68 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
   }
 }
 
+// Few frames of few pixels, in words. All are asked for at once, by as little code as does it, since that comes from memory
+// as they do.
+struct Few {
+  const void* x;
+  const float* weights;
+  void* y;
+  uint32_t x_t, size;  // elements from frame to frame, and of a clip
+  int T;
+  uint32_t x_clip, y_clip;  // elements from clip to clip
+};
+
+template <class X, Mode mode, int V>
+__global__ void __launch_bounds__(kThreads) few_kernel(const Few p) {
+  using Frame = Patch<X, Access::aligned, V * static_cast<int>(sizeof(X))>;
+  const uint32_t first = (blockIdx.x * kThreads + threadIdx.x) * V;
+  if (first >= p.size) return;
+  const X* x = static_cast<const X*>(p.x) + blockIdx.y * p.x_clip + first;
+  Frame frame[kFewFrames];
+  float weight[kFewFrames];
+#pragma unroll
+  for (int t = 0; t < kFewFrames; ++t) {
+    if (t >= p.T) break;
+    frame[t].load(x + t * p.x_t);
+    weight[t] = __ldg(p.weights + t);
+  }
+  float sum[V] = {};
+#pragma unroll
+  for (int t = 0; t < kFewFrames; ++t) {
+    if (t >= p.T) break;
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] += weight[t] * plain_pixel<mode, X>(frame[t][j]);
+  }
+  store_packs<0>(static_cast<Natural<X>*>(p.y) + blockIdx.y * p.y_clip + first, sum);
+}
+
+template <class X, int V>
+void launch_few(const TemporalPoolParams& p, const Context& context) {
+  const int64_t size = p.inner().size, clips = p.num_outer();
+  const Axis clip = p.num_axes > 1 ? p.axes[0] : Axis{};
+  const Few few{p.x, static_cast<const float*>(p.weights), p.y, static_cast<uint32_t>(p.x_t), static_cast<uint32_t>(size),
+                static_cast<int>(p.T), static_cast<uint32_t>(clip.x), static_cast<uint32_t>(clip.y)};
+  launch(p.nonlinearity == Nonlinearity::identity ? few_kernel<X, Mode::identity, V> : few_kernel<X, Mode::root, V>,
+         dim3(grid_size(ceil_div(size, V * kThreads)), static_cast<unsigned>(clips)), dim3(kThreads), context.stream, few);
+}
+
+// Pools such frames, and says whether they are.
+template <class X>
+bool pool_few(const TemporalPoolParams& p, const Context& context) {
+  if constexpr (sizeof(X) == 1) {
+    return false;
+  } else {
+    constexpr int kRoom = 8 * 2 * kThreads;  // pixels of a multiprocessor that holds eight blocks
+    const int64_t pixels = p.num_outer() * p.inner().size, processors = multiprocessors(context.device);
+    const auto narrow = [](int64_t stride, int64_t steps) { return stride >= 0 && stride * steps <= INT32_MAX; };
+    if (p.T > kFewFrames || pixels > kRoom * processors || p.num_axes > 2 || !narrow(p.x_t, p.T)) return false;
+    if (p.num_axes > 1 && !(narrow(p.axes[0].x, p.axes[0].size) && p.axes[0].size <= 65535)) return false;
+    if (pixels <= kThreads * processors) launch_few<X, 4 / sizeof(X)>(p, context);
+    else launch_few<X, 2>(p, context);
+    return true;
+  }
+}
+
 struct PlainChoice {
   void (*kernel)(Plain);
   int patch, threads, blocks;  // elements of a thread, threads of a block, blocks of a multiprocessor
@@ -244,9 +338,9 @@ PlainChoice plain_choice() {
 template <class X, Access access, int bytes>
 PlainChoice choose_plain(const TemporalPoolParams& p, int device) {
   if (p.nonlinearity == Nonlinearity::identity) return plain_choice<X, Mode::identity, access, bytes>();
-  if constexpr (sizeof(X) == 1 && access == Access::aligned) {
+  if constexpr (sizeof(X) == 1) {
     const PlainChoice choice = plain_choice<X, Mode::known_root, access, 16>();
-    if (p.num_outer() * p.inner().size * p.T >= kWorthTable && in_words(p, p.y) &&
+    if (p.num_outer() * p.inner().size * p.T >= kWorthTable && (access == Access::shifted || in_words(p, p.y)) &&
         shared_memory_of(device) > choice.blocks * (choice.teams_memory + (1 << 10)))
       return choice;
   }
@@ -294,6 +388,7 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
       return false;
     constexpr int word = sizeof(X) == 1 ? 8 : 16;
     const bool words = in_words(p, p.y, word);
+    if (words && pool_few<X>(p, context)) return true;
     int64_t pitch = 0, width = p.inner().size;
     if (!words) close_gaps(p, pitch, width);
     const int64_t size = p.inner().size;

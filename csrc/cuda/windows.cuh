@@ -25,7 +25,10 @@ struct WindowsShape {
   static constexpr int V = std::min(R > 10 ? 4 : 8, sizeof(X) == 2 ? 4 : static_cast<int>(16 / sizeof(X)));
   using Frame = Patch<X, Access::aligned, V * static_cast<int>(sizeof(X))>;
   static constexpr bool byte = sizeof(X) == 1;
-  static constexpr int frames = R == 10 ? 4 : 8;  // read together
+  static constexpr int frames = R == 10 && sizeof(X) != 2 ? 4 : 8;  // that have been asked for
+  // Where each frame is asked for as soon as there is a place for it; else all of these together, which memory prefers
+  // where far more is written than read.
+  static constexpr bool rolls = !byte || R < 6 || R == 16;
   static constexpr int few = sizeof(X) == 4 ? 1 : 0;
   static constexpr int blocks = R == 2 ? 8 - few : R == 4 ? 6 - few : R == 6 ? 5 : R == 16 ? 4 - few : byte ? 4 : 5;
 };
@@ -34,20 +37,20 @@ template <int R>
 struct WindowsMemory {
   static constexpr int kRows = kChunk + R;  // that a chunk may have to do with
   int first[kRows], end[kRows];             // frames [first, end) of each
-  int ended[kChunk];                        // rows that have ended before a frame
-  // Of the rows open at a frame; then whether the oldest ended before it.
+  int begun[kChunk], ended[kChunk];         // rows that have begun by a frame, and ended before it
+  // Of the rows open at a frame, then zeros; behind them kEnded if the oldest ended before it, kPartly if they are not R.
+  static constexpr uint32_t kEnded = 1, kPartly = 2;
   static constexpr int kPitch = (R + 1 + 3) / 4 * 4;
   alignas(16) float weight[kChunk][kPitch];
 };
 
-// Where no row is open. Pixels may be infinite or NaN, so that a zero does not do; bytes may not.
-template <class X>
-__device__ __forceinline__ float closed() {
-  return sizeof(X) == 1 ? 0.0f : bit_cast<float>(0x7fd0b0b0u);
-}
-template <class X>
-__device__ __forceinline__ bool is_open(float weight) {
-  return sizeof(X) == 1 || bit_cast<uint32_t>(weight) != bit_cast<uint32_t>(closed<X>());
+// Whether all are finite.
+template <int V>
+__device__ __forceinline__ bool are_finite(const float (&value)[V]) {
+  float test = 0;
+#pragma unroll
+  for (int j = 0; j < V; ++j) test += 0.0f * value[j];
+  return test == 0;
 }
 
 template <class X, Mode mode, int R>
@@ -56,6 +59,7 @@ __global__ void __launch_bounds__(kThreads, (WindowsShape<X, R>::blocks)) window
   using Frame = typename S::Frame;
   using Memory = WindowsMemory<R>;
   constexpr int V = S::V, N = S::frames;
+  static_assert(kChunk % N == 0, "frames keep their places from chunk to chunk");
   Memory& memory = shared_memory<Memory>();
 
   // 1. Rows and frames of this block, pieces of this thread.
@@ -76,6 +80,16 @@ __global__ void __launch_bounds__(kThreads, (WindowsShape<X, R>::blocks)) window
   const X* x = static_cast<const X*>(p.x) + x_row + int64_t{piece} * V + t_begin * p.x_t;
   Natural<X>* y = static_cast<Natural<X>*>(p.y) + y_row + int64_t{piece} * V + w_begin * p.y_w;
 
+  Frame frame[N];
+  const auto ask = [&](int u, int t) {
+    if (works && t < t_end) frame[u].load(x);
+    x += p.x_t;
+  };
+  if constexpr (S::rolls) {
+#pragma unroll
+    for (int u = 0; u < N; ++u) ask(u, t_begin + u);
+  }
+
   float sum[R][V] = {};
   int oldest = w_begin;  // row of sum[0]
   for (int t0 = t_begin; t0 < t_end; t0 += kChunk) {
@@ -88,17 +102,22 @@ __global__ void __launch_bounds__(kThreads, (WindowsShape<X, R>::blocks)) window
       if (oldest + i < w_end) find_band(oldest + i, memory.first[i], memory.end[i]);
     }
     for (int i = threadIdx.x; i < kChunk * Memory::kPitch; i += kThreads)
-      memory.weight[i / Memory::kPitch][i % Memory::kPitch] = i % Memory::kPitch == R ? 0.0f : closed<X>();
+      memory.weight[i / Memory::kPitch][i % Memory::kPitch] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < Memory::kRows; i += kThreads) {
+      const auto count = [&](const int* frame, int* rows) {  // of which the frames have passed
+        const int begin = i == 0 ? t0 : max(t0, frame[i]), next = i + 1 < Memory::kRows ? min(frame[i + 1], t1) : t1;
+        for (int t = begin; t < next; ++t) rows[t - t0] = t < frame[i] ? 0 : i + 1;
+      };
+      count(memory.first, memory.begun);
+      count(memory.end, memory.ended);
       const int end = max(t0, memory.end[i]);
-      if (i == 0)
-        for (int t = t0; t < min(end, t1); ++t) memory.ended[t - t0] = 0;
-      const int next = i + 1 < Memory::kRows ? min(memory.end[i + 1], t1) : t1;
-      for (int t = end; t < next; ++t) memory.ended[t - t0] = i + 1;
-      if (end < t1) memory.weight[end - t0][R] = 1;
+      if (end < t1) memory.weight[end - t0][R] = bit_cast<float>(Memory::kEnded);
     }
     __syncthreads();
+    for (int i = threadIdx.x; i < t1 - t0; i += kThreads)
+      if (memory.begun[i] - memory.ended[i] < R)
+        memory.weight[i][R] = bit_cast<float>(bit_cast<uint32_t>(memory.weight[i][R]) | Memory::kPartly);
     for (int i = threadIdx.x; i < Memory::kRows * p.K; i += kThreads) {
       const int row = i / p.K, t = memory.first[row] + i - row * p.K;
       if (memory.first[row] >= t1) break;
@@ -112,12 +131,9 @@ __global__ void __launch_bounds__(kThreads, (WindowsShape<X, R>::blocks)) window
     // 3. Its frames.
 #pragma unroll 1
     for (int t = t0; t < t1; t += N) {
-      Frame frame[N];
+      if constexpr (!S::rolls) {
 #pragma unroll
-      for (int u = 0; u < N; ++u) {
-        if (t + u >= t1) break;
-        if (works) frame[u].load(x);
-        x += p.x_t;
+        for (int u = 0; u < N; ++u) ask(u, t + u);
       }
 #pragma unroll
       for (int u = 0; u < N; ++u) {
@@ -131,25 +147,32 @@ __global__ void __launch_bounds__(kThreads, (WindowsShape<X, R>::blocks)) window
         float value[V];
 #pragma unroll
         for (int j = 0; j < V; ++j) value[j] = plain_pixel<mode, X>(frame[u][j]);
-        if (weight[R] != 0) {
+        if constexpr (S::rolls) ask(u, t + u + N);
+        const uint32_t flags = bit_cast<uint32_t>(weight[R]);
+        if (flags & Memory::kEnded) {
           if (works) store_packs<0>(y, sum[0]);
           y += p.y_w;
           ++oldest;
 #pragma unroll
           for (int r = 0; r < R; ++r) {
-            const bool open = is_open<X>(weight[r]);
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              const float former = r + 1 < R ? sum[r + 1][j] : 0.0f;
-              sum[r][j] = open ? former + weight[r] * value[j] : former;
-            }
+            for (int j = 0; j < V; ++j) sum[r][j] = (r + 1 < R ? sum[r + 1][j] : 0.0f) + weight[r] * value[j];
           }
         } else {
 #pragma unroll
           for (int r = 0; r < R; ++r) {
-            if (!is_open<X>(weight[r])) continue;
 #pragma unroll
             for (int j = 0; j < V; ++j) sum[r][j] += weight[r] * value[j];
+          }
+        }
+        if (!S::byte && flags & Memory::kPartly && !are_finite(value)) {
+          // Of a zero's product NaN has come, where nothing has been added yet.
+          const int open = memory.begun[t + u - t0] - memory.ended[t + u - t0];
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            if (r < open) continue;
+#pragma unroll
+            for (int j = 0; j < V; ++j) sum[r][j] = 0;
           }
         }
       }
