@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "calls.h"
 #include "picture.h"
 #include "planes.h"
 #include "solver.h"
@@ -201,6 +202,12 @@ class Scratch {
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   m.doc() = "Kernels of dynpool, for dynpool/ops.py alone.";
   py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
+  py::class_<dynpool::Calls>(m, "Calls", py::module_local(), py::dynamic_attr())
+      .def(py::init<py::capsule, std::vector<py::object>, std::vector<py::object>, py::object, py::object, py::object>())
+      .def("keep", &dynpool::Calls::keep)
+      .def("clear", &dynpool::Calls::clear)
+      .def("__len__", &dynpool::Calls::size)
+      .def("run_function", &dynpool::run_function, py::keep_alive<0, 1>());
 
 #ifdef DYNPOOL_WITH_CPU
   py::module_ cpu = m.def_submodule("cpu");
@@ -211,10 +218,10 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     dynpool::cpu::temporal_pool(p, num_threads);
   });
   cpu.def("bind", [](const TemporalPoolParams& layout, Address weights, Address bands) {
-    return py::cpp_function([layout, weights, bands](Address x, Address y, int num_threads) {
+    return dynpool::launch_function([layout, weights, bands](Address x, Address y, Address num_threads) {
       const TemporalPoolParams p = forward_params(layout, x, weights, bands, 0, 0, y);
       const Unlocked unlocked(p);
-      dynpool::cpu::temporal_pool(p, num_threads);
+      dynpool::cpu::temporal_pool(p, static_cast<int>(num_threads));
     });
   });
   cpu.def("temporal_pool_backward",
@@ -271,7 +278,7 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   });
   cuda.def("bind", [](const TemporalPoolParams& layout, Address weights, Address bands, int device,
                       const py::object& allocate) {
-    return py::cpp_function([layout, weights, bands, device, allocate](Address x, Address y, Address stream) {
+    return dynpool::launch_function([layout, weights, bands, device, allocate](Address x, Address y, Address stream) {
       Scratch scratch(allocate);
       dynpool::cuda::temporal_pool(forward_params(layout, x, weights, bands, 0, 0, y), device, pointer(stream),
                                    Scratch::take, &scratch);

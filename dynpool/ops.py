@@ -134,17 +134,17 @@ def kernels_for(device: torch.device) -> Kernels | None:
 # --- the call ------------------------------------------------------------------------------------------------------
 
 # Every call asks these, so that they are at hand, and without a Python frame of torch's around them.
-_is_compiling = torch.compiler.is_compiling
+is_compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
-_capturing = torch._C._cuda_isCurrentStreamCapturing
+is_capturing = torch._C._cuda_isCurrentStreamCapturing
 
 
 def is_plain(x: Tensor) -> bool:
     """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
     return (
         type(x) in _ORDINARY
-        and not _is_compiling()
+        and not is_compiling()
         and not _transforms()
         and not _num_modes()
         and (x.is_cpu or not (x.is_meta or is_captured(x)))
@@ -156,7 +156,7 @@ def is_captured(x: Tensor) -> bool:
 
     Fake CUDA tensors need no device, and Dynamo cannot trace the question.
     """
-    return x.is_cuda and not _is_compiling() and not isinstance(x, FakeTensor) and _capturing()
+    return x.is_cuda and not is_compiling() and not isinstance(x, FakeTensor) and is_capturing()
 
 
 def is_ordinary(x: Tensor) -> bool:
@@ -165,17 +165,8 @@ def is_ordinary(x: Tensor) -> bool:
 
 
 def is_direct(x: Tensor) -> bool:
-    """Whether a call on x goes straight to a kernel, if its device has any: `is_plain`, and no forward-mode. In one
-    frame, because every call asks.
-    """
-    return (
-        type(x) in _ORDINARY
-        and not _is_compiling()
-        and not _transforms()
-        and not _num_modes()
-        and forward_ad._current_level < 0
-        and (x.is_cpu or (x.is_cuda and not _capturing()))
-    )
+    """Whether a call on x goes straight to a kernel, if its device has any: `is_plain`, and no forward-mode."""
+    return is_plain(x) and forward_ad._current_level < 0
 
 
 class Plan(NamedTuple):
@@ -220,6 +211,54 @@ def _by_reference(
     strides = x.stride()
     order = sorted(range(x.dim()), key=lambda d: -strides[d])
     return y.permute(order).contiguous().permute([order.index(d) for d in range(x.dim())])
+
+
+# --- calls made before ---------------------------------------------------------------------------------------------
+
+
+class _PythonCalls:
+    """csrc/calls.h, which has the comments, for a torch that exports no table of functions: before 2.10."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def _key(self, x: Tensor, options: tuple[object, ...]) -> tuple[Any, ...]:
+        return x.shape, x.stride(), x.dtype, x.device, options, tuple(map(type, options))
+
+    def keep(self, x: Tensor, options: tuple[object, ...], *call: Any) -> None:
+        if len(self.known) >= 256:
+            self.known.clear()
+        self.known[self._key(x, options)] = call
+
+    def run(self, x: Tensor, *options: object) -> Tensor | None:
+        if not is_direct(x) or x.layout != torch.strided:
+            return None
+        try:
+            call = self.known.get(self._key(x, options))
+        except TypeError:  # an option that cannot be hashed
+            return None
+        if call is None:
+            return None
+        like_y, launch, current, index, differentiable = call
+        if x.requires_grad:
+            y: Tensor = differentiable(x)
+            return y
+        y = torch.empty_like(like_y)
+        launch(x.data_ptr(), y.data_ptr(), current(index))
+        return y
+
+
+def new_calls() -> Any:
+    """Calls with constant weights and neither mean nor std, found again by the frames' layout and their options."""
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if extension is None or table is None:
+        return _PythonCalls()
+    calls = extension.Calls(table, _ORDINARY, (_transforms, _num_modes), forward_ad, is_capturing, torch.empty_like)
+    calls.run = calls.run_function()
+    return calls
 
 
 # --- kernels on tensors --------------------------------------------------------------------------------------------
@@ -336,26 +375,26 @@ class Call:
         )
         return y
 
-    def bind(self, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        """This call with constant weights and neither mean nor std, as a function of x."""
+    def keep(self, calls: Any, x: Tensor, options: tuple[object, ...], weights: Tensor) -> None:
+        """Has `calls` run this one for such frames and options, with constant weights and neither mean nor std."""
         kernels, index = self.kernels, self.device.index or 0
         assert kernels is not None
         launch = kernels.bind(self.forward_layout, weights.data_ptr(), self.bands, *kernels.place(self.device))
-        current, empty_like, is_grad_enabled = kernels.current, torch.empty_like, torch.is_grad_enabled
+        current = kernels.current
         with torch.inference_mode(False):  # sizes, strides and dtype of y, without memory
             like_y = _new(torch.empty(0, device=self.device), self.y_sizes, self.y_strides, self.plan.out_dtype)
             like_y.untyped_storage().resize_(0)
 
         def run(x: Tensor) -> Tensor:
-            y = empty_like(like_y)
+            y = torch.empty_like(like_y)
             launch(x.data_ptr(), y.data_ptr(), current(index))
             return y
 
-        def pool(x: Tensor) -> Tensor:
-            return _apply_pool(x, weights, None, None, self) if x.requires_grad and is_grad_enabled() else run(x)
+        def differentiable(x: Tensor) -> Tensor:
+            return _apply_pool(x, weights, None, None, self) if torch.is_grad_enabled() else run(x)
 
         self.run = run
-        return pool
+        calls.keep(x, options, like_y, launch, current, index, differentiable)
 
     def backward(
         self,

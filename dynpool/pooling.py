@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -122,18 +122,12 @@ def approx_rank_pool(
     to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out; nor are
     those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
     """
-    key: tuple[object, ...] | None = None
-    plain = mean is None and std is None and lengths is None and offsets is None and ops.is_direct(x)
-    whole = type(dim) is int and (window is None or type(window) is int) and (stride is None or type(stride) is int)
-    if plain and whole:  # 1.0 and True would be found as 1
-        options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
-        key = (x.shape, x.stride(), x.dtype, x.device, options)
-        try:
-            known = _calls.get(key)
-        except TypeError:  # an option that cannot be hashed: the checks below name it
-            known = None
-        if known is not None:
-            return known(x)
+    repeatable = mean is None and std is None and lengths is None and offsets is None and not ops.is_compiling()
+    if repeatable:
+        y: Tensor | None = _calls.run(x, dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
+        if y is not None:
+            return y
+    options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
     dim = _check_frames(x, dim)
     num_frames = x.shape[dim]
     _check_window(window, stride, num_frames, offsets)
@@ -149,8 +143,8 @@ def approx_rank_pool(
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
-    if key is not None and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
-        _keep(_calls, key, ops.Call(x, rows.weights.shape, plan).bind(rows.weights))
+    if repeatable and ops.is_direct(x) and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
+        ops.Call(x, rows.weights.shape, plan).keep(_calls, x, options, rows.weights)
     return _pool(x, rows.weights, mean, std, plan)
 
 
@@ -182,7 +176,7 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 
 # --- kept between calls --------------------------------------------------------------------------------------------
 
-_calls: dict[tuple[object, ...], Callable[[Tensor], Tensor]] = {}  # approx_rank_pool of such frames
+_calls = ops.new_calls()  # approx_rank_pool of such frames
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}

@@ -10,7 +10,7 @@ from conftest import parameters
 from hypothesis import given, settings
 
 import dynpool
-from dynpool import approx_rank_pool, pooling, reference, temporal_pool
+from dynpool import approx_rank_pool, ops, pooling, reference, temporal_pool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -564,9 +564,10 @@ def test_approx_is_temporal_pool_with_rank_weights(backend):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"window": 3, "stride": 2}, {"out_dtype": torch.float64}], ids=str)
-def test_calls_that_were_kept(backend, layout, options, monkeypatch):
+@pytest.mark.parametrize("new_calls", [ops.new_calls, ops._PythonCalls])
+def test_calls_that_were_kept(backend, layout, options, new_calls, monkeypatch):
     """What is found again is what was worked out, for other frames too; made in inference mode, it serves outside."""
-    monkeypatch.setattr(pooling, "_calls", {})
+    monkeypatch.setattr(pooling, "_calls", new_calls())
     x, other = (laid_out(frames((2, 9, 3, 5, 7), torch.float32, backend.device), layout, 1) for _ in range(2))
     with torch.inference_mode():
         expected, _ = approx_rank_pool(x, **options), approx_rank_pool(other, **options)
