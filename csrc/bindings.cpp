@@ -202,12 +202,11 @@ class Scratch {
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   m.doc() = "Kernels of dynpool, for dynpool/ops.py alone.";
   py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
-  py::class_<dynpool::Calls>(m, "Calls", py::module_local(), py::dynamic_attr())
+  py::class_<dynpool::Calls, std::shared_ptr<dynpool::Calls>>(m, "Calls", py::module_local(), py::dynamic_attr())
       .def(py::init<py::capsule, std::vector<py::object>, std::vector<py::object>, py::object, py::object, py::object>())
       .def("keep", &dynpool::Calls::keep)
-      .def("clear", &dynpool::Calls::clear)
       .def("__len__", &dynpool::Calls::size)
-      .def("run_function", &dynpool::run_function, py::keep_alive<0, 1>());
+      .def("run_function", &dynpool::run_function);
 
 #ifdef DYNPOOL_WITH_CPU
   py::module_ cpu = m.def_submodule("cpu");

@@ -1,5 +1,5 @@
-// Calls that have been made before, found and run without Python in between, which takes longer than to launch a kernel.
-// Tensors are seen through the table of functions that torch exports with them: dlpack.h's DLPackExchangeAPI, version 1.
+// Calls that have been made before, found and run without Python in between, which takes longer than a kernel's launch.
+// Tensors are seen through the table of functions that torch exports with them, DLPackExchangeAPI of dlpack.h, version 1.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -46,7 +46,7 @@ inline PyObject* raise(const std::exception& error, PyObject* type) {
   PyErr_SetString(type, error.what());
   return nullptr;
 }
-// What `use` returns; or null, and its exception a Python error as pybind would make it.
+// What `use` returns; or null, and its exception a Python error.
 template <class Use>
 PyObject* guarded(Use use) {
   try {
@@ -109,9 +109,9 @@ class Calls {
     if (!table_ || table_->major_version != 1 || !table_->view) throw std::invalid_argument("no such exchange table");
   }
 
-  // Calls with such a tensor and such options are run from now on by `launch`, of launch_function, into a tensor like
-  // like_y. `current`: the launch's last argument, as a function of `index`. `differentiable` runs the call for tensors
-  // that require a gradient.
+  // Calls with such a tensor and such options are run from now on by `launch`, into a tensor like like_y. launch_function
+  // has made it, perhaps that of another module: its capsule's name tells. `current`: its last argument, as a function of
+  // `index`. `differentiable` runs the call for tensors that require a gradient.
   void keep(const py::object& x, std::vector<py::object> options, py::object like_y, py::object launch, py::object current,
             py::object index, py::object differentiable) {
     DLTensor view;
@@ -119,17 +119,20 @@ class Calls {
     if (!PyCFunction_Check(launch.ptr())) throw std::invalid_argument("no launch function");
     const auto* held = static_cast<const Launch*>(PyCapsule_GetPointer(PyCFunction_GetSelf(launch.ptr()), kLaunchName));
     if (!held) throw py::error_already_set();
-    if (size_ >= kMostKept) clear();
-    known_[hash_of(view)].push_back(std::make_shared<const Call>(
-        Call{layout_of(view), std::move(options), std::move(like_y), std::move(launch), held, std::move(current),
-             std::move(index), std::move(differentiable)}));
+    auto call = std::make_shared<const Call>(Call{layout_of(view), std::move(options), std::move(like_y), std::move(launch),
+                                                  held, std::move(current), std::move(index), std::move(differentiable)});
+    std::vector<PyObject*> given;
+    for (const py::object& option : call->options) given.push_back(option.ptr());
+    if (find(view, given.data(), static_cast<Py_ssize_t>(given.size()))) return;  // another thread was first
+    decltype(known_) former;  // destroyed last: that runs Python, whose other threads must not see half a map
+    if (size_ >= kMostKept) {
+      former.swap(known_);
+      size_ = 0;
+    }
+    known_[hash_of(view)].push_back(std::move(call));
     ++size_;
   }
 
-  void clear() {
-    known_.clear();
-    size_ = 0;
-  }
   size_t size() const { return size_; }
 
   // y, or None for a call that is not known or not ordinary. Arguments: the tensor and its options. A new reference, or
@@ -144,7 +147,9 @@ class Calls {
     }
     const auto call = find(view, arguments + 1, count - 1);  // held, since other threads may clear what is kept
     if (!call || (view.device_type != kCpu && is_true(capturing_))) Py_RETURN_NONE;
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+    if (is_true(PyObject_CallMethodNoArgs(x, is_neg))) Py_RETURN_NONE;  // its memory holds -x
     const auto needs = py::reinterpret_steal<py::object>(PyObject_GetAttr(x, requires_grad));
     if (!needs) throw py::error_already_set();
     if (needs.ptr() != Py_False) return PyObject_CallOneArg(call->differentiable.ptr(), x);
@@ -214,16 +219,19 @@ class Calls {
     return nullptr;
   }
 
-  static bool is_true(const py::object& function) {
-    const auto said = py::reinterpret_steal<py::object>(PyObject_CallNoArgs(function.ptr()));
+  static bool is_true(const py::object& function) { return is_true(PyObject_CallNoArgs(function.ptr())); }
+  static bool is_true(PyObject* answer) {
+    const auto said = py::reinterpret_steal<py::object>(answer);
     const int truth = said ? PyObject_IsTrue(said.ptr()) : -1;
     if (truth < 0) throw py::error_already_set();
     return truth != 0;
   }
   bool is_ordinary(PyObject* x) const {
     const auto type = reinterpret_cast<PyObject*>(Py_TYPE(x));
-    if (std::none_of(ordinary_.begin(), ordinary_.end(), [&](const py::object& t) { return t.ptr() == type; })) return false;
-    if (std::any_of(busy_.begin(), busy_.end(), is_true)) return false;
+    const auto is_type = [&](const py::object& ordinary) { return ordinary.ptr() == type; };
+    const auto says_yes = [](const py::object& function) { return is_true(function); };
+    if (std::none_of(ordinary_.begin(), ordinary_.end(), is_type)) return false;
+    if (std::any_of(busy_.begin(), busy_.end(), says_yes)) return false;
     static PyObject* const name = PyUnicode_InternFromString("_current_level");
     const auto level = py::reinterpret_steal<py::object>(PyObject_GetAttr(forward_ad_.ptr(), name));
     const long value = level ? PyLong_AsLong(level.ptr()) : 0;
@@ -241,14 +249,16 @@ class Calls {
 inline PyObject* run_calls(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     if (count < 1) throw std::invalid_argument("a tensor is needed");
-    return static_cast<const Calls*>(PyCapsule_GetPointer(self, nullptr))->run(arguments, count);
+    return (*static_cast<const std::shared_ptr<Calls>*>(PyCapsule_GetPointer(self, nullptr)))->run(arguments, count);
   });
 }
 
-// Calls::run, for as long as the calls live.
-inline py::object run_function(const Calls& calls) {
+// Calls::run.
+inline py::object run_function(const std::shared_ptr<Calls>& calls) {
   static PyMethodDef method{"run", fast_call(run_calls), METH_FASTCALL, nullptr};
-  return quick_function(method, py::capsule(&calls, static_cast<const char*>(nullptr)));
+  return quick_function(method, py::capsule(new std::shared_ptr<Calls>(calls), [](void* held) {
+                          delete static_cast<std::shared_ptr<Calls>*>(held);
+                        }));
 }
 
 }  // namespace

@@ -112,14 +112,17 @@ struct Band {
   int64_t first, count;
 };
 
-// Band of output row w of a clip, clamped so that no bad band reads outside x or A.
-DYNPOOL_HOST_DEVICE Band band_of(const TemporalPoolParams& p, int64_t clip, int64_t w) {
-  if (!p.bands) return {0, p.T};
-  int64_t first = p.bands[(clip * p.W + w) * 2], count = p.bands[(clip * p.W + w) * 2 + 1];
-  if (first < 0 || first >= p.T || count < 0) return {0, 0};
-  if (count > p.K) count = p.K;
-  if (count > p.T - first) count = p.T - first;
+// A row of bands [rows, 2], or all frames, clamped so that no bad band reads outside x or A.
+DYNPOOL_HOST_DEVICE Band band_of_row(const int64_t* bands, int64_t row, int64_t T, int64_t K) {
+  if (!bands) return {0, T};
+  int64_t first = bands[2 * row], count = bands[2 * row + 1];
+  if (first < 0 || first >= T || count < 0) return {0, 0};
+  if (count > K) count = K;
+  if (count > T - first) count = T - first;
   return {first, count};
+}
+DYNPOOL_HOST_DEVICE Band band_of(const TemporalPoolParams& p, int64_t clip, int64_t w) {
+  return band_of_row(p.bands, clip * p.W + w, p.T, p.K);
 }
 
 // Dimensions of a tensor as torch gives them, and the axes made of them. `dim` is the dimension of T; channel_dim is -1

@@ -137,7 +137,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 is_compiling = torch.compiler.is_compiling
 _transforms = torch._C._are_functorch_transforms_active
 _num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
-is_capturing = torch._C._cuda_isCurrentStreamCapturing
+_is_capturing = torch._C._cuda_isCurrentStreamCapturing
 
 
 def is_plain(x: Tensor) -> bool:
@@ -156,7 +156,7 @@ def is_captured(x: Tensor) -> bool:
 
     Fake CUDA tensors need no device, and Dynamo cannot trace the question.
     """
-    return x.is_cuda and not is_compiling() and not isinstance(x, FakeTensor) and is_capturing()
+    return x.is_cuda and not is_compiling() and not isinstance(x, FakeTensor) and _is_capturing()
 
 
 def is_ordinary(x: Tensor) -> bool:
@@ -198,7 +198,8 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
     elif kernels_for(x.device) is None or type(x) not in _ORDINARY:
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
-        return Call(x, weights.shape, plan)(x, weights, mean, std)
+        x, weights = x.resolve_neg(), weights.resolve_neg()  # kernels take memory at its word
+        return Call(x, weights.shape, plan)(x, weights, _contiguous(mean), _contiguous(std))
     return y.squeeze(dim) if squeeze else y
 
 
@@ -234,7 +235,7 @@ class _PythonCalls:
         self.known[self._key(x, options)] = call
 
     def run(self, x: Tensor, *options: object) -> Tensor | None:
-        if not is_direct(x) or x.layout != torch.strided:
+        if not is_direct(x) or x.layout != torch.strided or x.is_neg():
             return None
         try:
             call = self.known.get(self._key(x, options))
@@ -253,10 +254,14 @@ class _PythonCalls:
 
 def new_calls() -> Any:
     """Calls with constant weights and neither mean nor std, found again by the frames' layout and their options."""
-    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    if extension is None or table is None:
+    if extension is None:
         return _PythonCalls()
-    calls = extension.Calls(table, _ORDINARY, (_transforms, _num_modes), forward_ad, is_capturing, torch.empty_like)
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    busy = (_transforms, _num_modes)  # and forward_ad, as `is_direct` has it
+    try:
+        calls = extension.Calls(table, _ORDINARY, busy, forward_ad, _is_capturing, torch.empty_like)
+    except (TypeError, ValueError):  # no table, or a newer one
+        return _PythonCalls()
     calls.run = calls.run_function()
     return calls
 
@@ -293,7 +298,7 @@ def _address(t: Tensor | None) -> int:
 
 
 def _contiguous(t: Tensor | None) -> Tensor | None:
-    return t if t is None or t.is_contiguous() else t.contiguous()
+    return t if t is None else t.contiguous().resolve_neg()
 
 
 class Call:
@@ -406,7 +411,7 @@ class Call:
         needs: Sequence[bool],
     ) -> list[Tensor]:
         """Gradients for those of (x, weights, mean, std) that `needs` marks; x None where its pixels do not matter."""
-        plan, kernels = self.plan, self.kernels
+        plan, kernels, grad = self.plan, self.kernels, grad.resolve_neg()
         if kernels is None:
             x = self.zeros() if x is None else x
             grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
@@ -448,13 +453,13 @@ class Call:
 
 def _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
-    weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
+    x, weights, mean, std = x.resolve_neg(), _contiguous(weights), _contiguous(mean), _contiguous(std)
     plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
     return Call(x, weights.shape, plan).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
-    weights, mean, std = weights.contiguous(), _contiguous(mean), _contiguous(std)
+    x, weights, mean, std = x.resolve_neg(), _contiguous(weights), _contiguous(mean), _contiguous(std)
     plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
     return Call(x, weights.shape, plan).backward(grad, x, weights, mean, std, needs)
 
@@ -472,6 +477,7 @@ def gram(
     kernels = kernels_for(x.device)
     if kernels is None or not is_plain(x) or x.dim() > MAX_DIMS:
         return None
+    x = x.resolve_neg()
     clips, num_frames = x.shape[0], x.shape[dim]
     bands = average = None
     if lengths is not None:
@@ -553,7 +559,7 @@ class _Pool(torch.autograd.Function):
         return _spread(grads, needs)
 
 
-# Function.apply without its looking for functorch, which `temporal_pool` and `is_direct` have ruled out.
+# Function.apply without its looking for functorch, which `temporal_pool` and the calls made before have ruled out.
 _apply_pool = super(torch.autograd.Function, _Pool).apply
 
 

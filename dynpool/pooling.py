@@ -128,6 +128,7 @@ def approx_rank_pool(
         if y is not None:
             return y
     options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
+    time_average, normalize_weights = bool(time_average), bool(normalize_weights)  # what keys are made of
     dim = _check_frames(x, dim)
     num_frames = x.shape[dim]
     _check_window(window, stride, num_frames, offsets)
@@ -143,7 +144,8 @@ def approx_rank_pool(
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
-    if repeatable and ops.is_direct(x) and x.dim() <= ops.MAX_DIMS and ops.kernels_for(x.device) is not None:
+    repeatable = repeatable and x.dim() <= ops.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
+    if repeatable and ops.is_direct(x) and ops.kernels_for(x.device) is not None:
         ops.Call(x, rows.weights.shape, plan).keep(_calls, x, options, rows.weights)
     return _pool(x, rows.weights, mean, std, plan)
 
@@ -177,6 +179,7 @@ def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, p
 # --- kept between calls --------------------------------------------------------------------------------------------
 
 _calls = ops.new_calls()  # approx_rank_pool of such frames
+_KEPT_TYPES = (int, bool, str, torch.dtype, type(None))  # of options that may be found again: they never change
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}

@@ -1,5 +1,7 @@
 """The value of temporal_pool and approx_rank_pool on every backend: literals, the oracle, equivalences."""
 
+import threading
+
 import hypothesis.strategies as st
 import numpy as np
 import oracle
@@ -364,6 +366,39 @@ def test_windows_of_whole_words(backend, window, stride, dtype):
     check_approx(x[:1, :23], window=window, stride=stride)  # a block has some of the windows
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_frames", [5, 41, 130])
+def test_clips_of_whole_words(backend, num_frames, dtype):
+    """Rows that share no frame: padded clips, packed ones, and weights of each clip."""
+    x = frames((3, num_frames, 3, 8, 16), dtype, backend.device)
+    packed, T = x.flatten(0, 1), num_frames
+    A = torch.randn(3, T, dtype=torch.float64)
+    for nonlinearity in ("identity", "sqrt"):
+        check_approx(x, lengths=[T, 1, T // 2], nonlinearity=nonlinearity)
+        check_approx(x[:1], lengths=[T // 2], nonlinearity=nonlinearity)
+        check_approx(packed, 0, offsets=[0, 2, 3, T, 2 * T - 1, 3 * T], nonlinearity=nonlinearity)
+        y = temporal_pool(
+            x, A.to(reference.accumulate_dtype(dtype)).to(x.device), per_clip=True, nonlinearity=nonlinearity
+        )
+        z = x.cpu().double()
+        z = z.sign() * z.abs().sqrt() if nonlinearity == "sqrt" else z
+        terms = A[:, :, None, None, None] * z
+        # Weights and sums in float32, results in y's dtype.
+        error = (terms.abs().sum(1) * 2 * T * 2**-24 + terms.sum(1).abs() * torch.finfo(y.dtype).eps).clamp(min=2**-24)
+        assert ((y.cpu().double() - terms.sum(1)).abs() <= error).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_frames", [1, 4, 8, 24, 63, 64, 100, 600])
+def test_series_of_frames(backend, num_frames, dtype):
+    """Frames side by side, as in features [C, T]: in words or not, packed or with others between."""
+    x = frames((2, 37, num_frames), dtype, backend.device)
+    for nonlinearity in ("identity", "sqrt"):
+        check_approx(x, -1, nonlinearity=nonlinearity)
+        check_approx(x[:, 1::3], -1, nonlinearity=nonlinearity)
+    check_approx(x[:, :5, num_frames // 2 :], -1)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_windows_keep_what_is_no_number_to_themselves(backend, value):
     x = frames((1, 41, 3, 8, 16), torch.float32, backend.device)
@@ -560,6 +595,65 @@ def test_approx_is_temporal_pool_with_rank_weights(backend):
     x = frames((2, 9, 3, 5), torch.uint8, backend.device)
     alpha = dynpool.rank_weights(9, device=backend.device)
     assert torch.equal(temporal_pool(x, alpha, std=255), approx_rank_pool(x, std=255))
+
+
+def test_negative_views(backend, monkeypatch):
+    """Tensors whose memory holds the negative of what they are: imaginary parts of conjugates."""
+    monkeypatch.setattr(pooling, "_calls", ops.new_calls())
+    z = torch.complex(*(frames((2, 5, 3, 7), torch.float32) for _ in range(2))).to(backend.device)
+    x = z.conj().imag
+    assert x.is_neg()
+    expected = approx_rank_pool(x.resolve_neg().contiguous())
+    for _ in range(2):
+        assert torch.equal(approx_rank_pool(x), expected)
+        approx_rank_pool(z.imag)  # of the same layout
+    A = torch.complex(torch.zeros(5), torch.arange(5.0)).to(backend.device).conj().imag
+    assert torch.equal(temporal_pool(x, A), temporal_pool(x.resolve_neg(), A.resolve_neg()))
+    leaf = x.resolve_neg().requires_grad_()
+    (dx,) = torch.autograd.grad(approx_rank_pool(leaf, nonlinearity="sqrt"), leaf, x[:, 0])
+    (want,) = torch.autograd.grad(approx_rank_pool(leaf, nonlinearity="sqrt"), leaf, x[:, 0].resolve_neg())
+    assert torch.equal(dx, want)
+    assert torch.equal(dynpool.rank_pool(x), dynpool.rank_pool(x.resolve_neg()))
+
+
+@pytest.mark.parametrize("new_calls", [ops.new_calls, ops._PythonCalls])
+def test_calls_from_several_threads(new_calls, monkeypatch):
+    """More layouts than are kept: while some are dropped, others are found, and none is lost or mixed up."""
+    monkeypatch.setattr(pooling, "_calls", new_calls())
+    wrong = []
+
+    def work(first: int) -> None:
+        for size in range(first, first + 400):
+            x = torch.ones(1, 3, size)
+            y = approx_rank_pool(x)
+            if y.shape != (1, size) or y.abs().max() > 1e-6:  # weights add up to zero
+                wrong.append(size)
+
+    threads = [threading.Thread(target=work, args=(1 + 400 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("new_calls", [ops.new_calls, ops._PythonCalls])
+def test_options_of_calls_that_were_kept(new_calls, monkeypatch):
+    """Equal ones are found again, whatever object; others are neither taken for them nor kept where they may change."""
+    monkeypatch.setattr(pooling, "_calls", new_calls())
+    x = frames((2, 400, 3), torch.float32)
+    for _ in range(3):
+        approx_rank_pool(x, nonlinearity="".join(["sq", "rt"]), window=int("300"))
+    assert len(pooling._calls) <= 1  # none without kernels
+    known = len(pooling._calls)
+    flag = torch.tensor(True)
+    eq2 = approx_rank_pool(x, time_average=flag)
+    assert torch.equal(eq2, approx_rank_pool(x))
+    assert torch.equal(approx_rank_pool(x, time_average=flag.fill_(False)), approx_rank_pool(x, time_average=False))
+    assert len(pooling._calls) == 3 * known
+    for bad in (True, 1.0):
+        with pytest.raises(TypeError, match="window"):
+            approx_rank_pool(x, window=bad)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,11 +1,12 @@
 // y[w, i] = Σ_k A[w, k] · ψ(z[first + k, i]), all cases: a thread owns V elements of a pooled row, or of several rows whose
-// frames overlap, and goes through their frames with the sums in registers. The two most usual cases have kernels of their
-// own: one row over all frames (plain.cuh), and windows (windows.cuh).
+// frames overlap, and goes through their frames with the sums in registers. The usual cases have kernels of their own: rows
+// that share no frame (plain.cuh; series.cuh where frames lie side by side), and windows (windows.cuh).
 #pragma once
 #include "launchers.h"
 #include "mode.cuh"
 #include "patch.cuh"
 #include "plain.cuh"
+#include "series.cuh"
 #include "windows.cuh"
 
 namespace dynpool::cuda {
@@ -521,7 +522,7 @@ Choice choose(const TemporalPoolParams& p, int device) {
 template <class X>
 void forward(const TemporalPoolParams& p, const Context& context) {
   using Acc = typename Accumulate<X>::type;
-  if (pool_plain<X>(p, context) || pool_windows<X>(p, context)) return;
+  if (pool_plain<X>(p, context) || pool_windows<X>(p, context) || pool_series<X>(p, context)) return;
   const Choice choice = choose<X>(p, context.device);
   Tiling tiling = make_tiling(p, choice.patch);
   const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);

@@ -1,6 +1,6 @@
-// y[i] = Σ_t A[t] ψ(x[t, i]): one row over all frames, weights that all clips share, neither mean nor std, y of the type that
-// goes with x, pixels side by side. A kernel for this case alone has some half of the registers, the instructions and
-// the parameters, so that more threads fit the card, and small clips wait for less.
+// y[i] = Σ_t A[t] ψ(x[t, i]): rows that share no frame, neither mean nor std, y of the type that goes with x, pixels side by
+// side. A kernel for this case alone has some half of the registers, the instructions and the parameters, so that more
+// threads fit the card, and small clips wait for less.
 #pragma once
 #include "launchers.h"
 #include "mode.cuh"
@@ -24,10 +24,12 @@ struct Pieces {
   struct {
     uint32_t size;
     int64_t x, y;
-  } axis[kMaxAxes - 1];
+  } axis[kMaxAxes];
 
-  Pieces(const TemporalPoolParams& p, int64_t of_row)
-      : of_row(static_cast<uint32_t>(of_row)), all(static_cast<uint32_t>(of_row * p.num_outer())), num_axes(0), axis{} {
+  // `rows`: those of y, as the outermost axis.
+  Pieces(const TemporalPoolParams& p, int64_t of_row, int64_t rows = 1)
+      : of_row(static_cast<uint32_t>(of_row)), all(static_cast<uint32_t>(of_row * p.num_outer() * rows)), num_axes(0), axis{} {
+    if (rows > 1) axis[num_axes++] = {static_cast<uint32_t>(rows), 0, p.y_w};
     for (int a = 0; a + 1 < p.num_axes; ++a)
       if (p.axes[a].size > 1) axis[num_axes++] = {static_cast<uint32_t>(p.axes[a].size), p.axes[a].x, p.axes[a].y};
   }
@@ -62,9 +64,16 @@ struct Plain {
   Extent extent;
 };
 
+// The same for rows that each have frames and weights of their own: those of clips, or of clips packed one behind another.
+struct PlainRows : Plain {
+  const int64_t* bands;  // or null: all frames
+  int64_t K;
+  uint32_t pieces_of_row;  // of y, in all of its inner rows
+};
+
 constexpr int log2_of(int n) { return n < 2 ? 0 : 1 + log2_of(n / 2); }
 
-constexpr int kByUnit = 4;  // of so many pixels, one root comes from the unit for them: it would be idle, and shared memory busy
+constexpr int kByUnit = 4;  // of so many roots looked up, one comes from their unit, which has nothing else to do
 
 template <class X, Mode mode, Access access, int bytes>
 struct PlainShape {
@@ -85,9 +94,9 @@ struct PlainMemory : std::conditional_t<S::looks_up, Roots, Nothing> {
   alignas(16) float sum[S::threads * S::V];  // [team, member, V]
 };
 
-template <class X, Mode mode, Access access, int bytes>
+template <class X, Mode mode, Access access, int bytes, class Parameters>
 __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
-                                  (PlainShape<X, mode, access, bytes>::blocks)) plain_kernel(const Plain p) {
+                                  (PlainShape<X, mode, access, bytes>::blocks)) plain_kernel(const Parameters p) {
   using S = PlainShape<X, mode, access, bytes>;
   using Frame = typename S::Frame;
   using Y = Natural<X>;
@@ -98,8 +107,14 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
   // 1. Frames of this thread, and what it is among those of its team.
   const int log_members = S::log_threads - p.log_teams;
   const uint32_t members = 1u << log_members, team = threadIdx.x >> log_members;
-  const int share = (p.T + (1 << p.log_teams) - 1) >> p.log_teams;
-  const int begin = static_cast<int>(team) * share, end = min(p.T, begin + share);
+  const auto find_share = [&](int first, int last, int& begin, int& end) {
+    const int share = (last - first + (1 << p.log_teams) - 1) >> p.log_teams;
+    begin = first + static_cast<int>(team) * share;
+    end = min(last, begin + share);
+  };
+  const float* weights_of_row = p.weights;
+  int begin, end;
+  find_share(0, p.T, begin, end);
 
   // Column of element j of a piece, of those that may be kept in any order.
   const auto column_of = [](uint32_t piece, uint32_t j) {
@@ -135,6 +150,12 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
       const uint32_t piece = p.pieces.find(n, x_row, y_row), column = column_of(piece, 0);
       const int left = static_cast<int>(p.size) - static_cast<int>(column);
       const X* x = static_cast<const X*>(p.x) + x_row + column;  // frame 0
+      if constexpr (std::is_same_v<Parameters, PlainRows>) {
+        const uint32_t row = n / p.pieces_of_row;
+        const Band band = band_of_row(p.bands, row, p.T, p.K);
+        find_share(static_cast<int>(band.first), static_cast<int>(band.first + band.count), begin, end);
+        weights_of_row = p.weights + row * p.K - band.first;
+      }
 
       // 2. The sum.
       float sum[V] = {};
@@ -153,7 +174,7 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
       };
       const auto add_frames = [&](int t, int end, const auto& load) {
         const X* from = x + t * p.x_t;
-        const float* weights = p.weights + t;
+        const float* weights = weights_of_row + t;
         if (S::rolls && t + N <= end) {  // each frame in the place of one that was asked for N frames ago
           Frame frame[N];
           float weight[N];
@@ -222,7 +243,7 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
           if (t >= end) break;
           Frame frame;
           frame.load_singly(x + t * p.x_t, Place<Access::shifted>{0, 0, 1, 0, min(V, left), Row{}});
-          add(frame, __ldg(p.weights + t));
+          add(frame, __ldg(weights_of_row + t));
         }
       }
 
@@ -312,7 +333,10 @@ bool pool_few(const TemporalPoolParams& p, const Context& context) {
     const int64_t pixels = p.num_outer() * p.inner().size, processors = multiprocessors(context.device);
     const auto narrow = [](int64_t stride, int64_t steps) { return stride >= 0 && stride * steps <= INT32_MAX; };
     if (p.T > kFewFrames || pixels > kRoom * processors || p.num_axes > 2 || !narrow(p.x_t, p.T)) return false;
-    if (p.num_axes > 1 && !(narrow(p.axes[0].x, p.axes[0].size) && p.axes[0].size <= 65535)) return false;
+    if (p.num_axes > 1) {
+      const Axis& clip = p.axes[0];
+      if (!narrow(clip.x, clip.size) || !narrow(clip.y, clip.size) || clip.size > 65535) return false;
+    }
     if (pixels <= kThreads * processors) launch_few<X, 4 / sizeof(X)>(p, context);
     else launch_few<X, 2>(p, context);
     return true;
@@ -321,6 +345,7 @@ bool pool_few(const TemporalPoolParams& p, const Context& context) {
 
 struct PlainChoice {
   void (*kernel)(Plain);
+  void (*rows_kernel)(PlainRows);  // of words alone; else null
   int patch, threads, blocks;  // elements of a thread, threads of a block, blocks of a multiprocessor
   int memory, teams_memory;    // bytes of a block, without teams and with them
   bool stays;                  // whether blocks go from tile to tile, since they are costly to begin
@@ -330,8 +355,10 @@ template <class X, Mode mode, Access access, int bytes>
 PlainChoice plain_choice() {
   using S = PlainShape<X, mode, access, bytes>;
   constexpr int memory = sizeof(PlainMemory<S>);
-  return {plain_kernel<X, mode, access, bytes>, S::V, S::threads, S::blocks, S::looks_up ? int{sizeof(Roots)} : 0, memory,
-          S::looks_up};
+  void (*rows_kernel)(PlainRows) = nullptr;
+  if constexpr (access == Access::aligned) rows_kernel = plain_kernel<X, mode, access, bytes, PlainRows>;
+  return {plain_kernel<X, mode, access, bytes, Plain>, rows_kernel, S::V, S::threads, S::blocks,
+          S::looks_up ? int{sizeof(Roots)} : 0, memory, S::looks_up};
 }
 
 // `bytes` of a thread and frame.
@@ -378,22 +405,28 @@ inline bool close_gaps(TemporalPoolParams& p, int64_t& pitch, int64_t& width) {
   return true;
 }
 
+template <class X>
+bool is_plain(const TemporalPoolParams& p) {
+  return p.W == 1 && !p.bands && !p.mean && !p.std && p.clips == 1 && is_natural<X>(p);
+}
+
 // Pools such frames, and says whether they are.
 template <class X>
 bool pool_plain(TemporalPoolParams p, const Context& context) {
   if constexpr (!has_word_path<X>) {
     return false;
   } else {
-    if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || !is_natural<X>(p) || p.inner().x != 1 || p.inner().y != 1)
-      return false;
     constexpr int word = sizeof(X) == 1 ? 8 : 16;
-    const bool words = in_words(p, p.y, word);
-    if (words && pool_few<X>(p, context)) return true;
+    if (p.mean || p.std || !is_natural<X>(p) || p.inner().x != 1 || p.inner().y != 1 || p.T == 0) return false;
+    const bool words = in_words(p, p.y, word), one_row = is_plain<X>(p);
+    const bool packed = p.clips == 1 && p.bands && p.overlap == 0 && p.W * p.K < 4 * p.T;  // clips, as far as one can tell
+    if (!one_row && !(words && (p.W == 1 || packed))) return false;
+    if (one_row && words && pool_few<X>(p, context)) return true;
     int64_t pitch = 0, width = p.inner().size;
     if (!words) close_gaps(p, pitch, width);
     const int64_t size = p.inner().size;
     constexpr int kLeast = 64;  // elements of an inner row, that its ends are few beside the rest
-    if (p.num_outer() * (size + 32 * 16) > INT32_MAX || p.T == 0 || (!words && size < kLeast)) return false;
+    if (p.num_outer() * p.W * (size + 32 * 16) > INT32_MAX || (!words && size < kLeast)) return false;
 
     PlainChoice choice;
     int64_t group = 1;  // threads that have a stretch of the row together
@@ -405,16 +438,23 @@ bool pool_plain(TemporalPoolParams p, const Context& context) {
     } else {
       choice = choose_plain<X, Access::shifted, 16>(p, context.device);
     }
-    const Pieces pieces(p, group * ceil_div(size, group * choice.patch));
+    const int64_t of_row = group * ceil_div(size, group * choice.patch);
+    const Pieces pieces(p, of_row, p.W);
     const int64_t at_once = int64_t{choice.blocks} * multiprocessors(context.device);
-    const int log_teams = log_teams_of(choice, pieces.all, p.T, at_once);
+    const int log_teams = log_teams_of(choice, pieces.all, p.K, at_once);
     const int64_t blocks = ceil_div(pieces.all, choice.threads >> log_teams);
-    if (2 * blocks <= at_once && p.T >= int64_t{64} << log_teams) return false;  // worth slices of T, as in forward.cuh
+    if (2 * blocks <= at_once && p.K >= int64_t{64} << log_teams) return false;  // worth slices of T, as in forward.cuh
     const Plain plain{p.x,  static_cast<const float*>(p.weights), p.y, p.x_t, static_cast<int>(p.T), log_teams,
                       static_cast<uint32_t>(size), static_cast<uint32_t>(pitch), static_cast<uint32_t>(width), pieces,
                       extent_of(p)};
-    launch(choice.kernel, dim3(grid_size(choice.stays ? std::min(blocks, at_once) : blocks)), dim3(choice.threads),
-           log_teams > 0 ? choice.teams_memory : choice.memory, context.stream, plain);
+    const dim3 grid(grid_size(choice.stays ? std::min(blocks, at_once) : blocks)), threads(choice.threads);
+    const int memory = log_teams > 0 ? choice.teams_memory : choice.memory;
+    if (one_row) {
+      launch(choice.kernel, grid, threads, memory, context.stream, plain);
+    } else {
+      const auto pieces_of_row = static_cast<uint32_t>(of_row * (p.num_outer() / p.clips));
+      launch(choice.rows_kernel, grid, threads, memory, context.stream, PlainRows{plain, p.bands, p.K, pieces_of_row});
+    }
     return true;
   }
 }
