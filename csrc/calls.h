@@ -42,7 +42,7 @@ using Launch = std::function<void(uintptr_t x, uintptr_t y, uintptr_t current)>;
 
 constexpr char kLaunchName[] = "dynpool launch";
 
-inline PyObject* raise(const std::exception& error, PyObject* type) {
+inline PyObject* python_error(const std::exception& error, PyObject* type) {
   PyErr_SetString(type, error.what());
   return nullptr;
 }
@@ -55,9 +55,9 @@ PyObject* guarded(Use use) {
     error.restore();
     return nullptr;
   } catch (const std::invalid_argument& error) {
-    return raise(error, PyExc_ValueError);
+    return python_error(error, PyExc_ValueError);
   } catch (const std::exception& error) {
-    return raise(error, PyExc_RuntimeError);
+    return python_error(error, PyExc_RuntimeError);
   }
 }
 

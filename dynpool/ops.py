@@ -218,7 +218,7 @@ def _by_reference(
 
 
 class _PythonCalls:
-    """csrc/calls.h, which has the comments, for a torch that exports no table of functions: before 2.10."""
+    """csrc/calls.h, which has the comments, for a torch that exports no table of functions."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
