@@ -1,67 +1,19 @@
-// The gradients of temporal_pool (temporal_pool.h), in five kernels and two sums:
+// The gradients of temporal_pool (temporal_pool.h), in four kernels and a sum; ∂L/∂A is weights_gradient.cuh's:
 //
 //   plain_gradient   ∂L/∂x in the usual case: one row over all frames, no normalisation, pixels side by side
 //   words_gradient   ∂L/∂x of pixels that lie side by side
 //   series_gradient  ∂L/∂x of frames that do
 //   frames_kernel    ∂L/∂x at any stride, and for each element its share in ∂L/∂mean and ∂L/∂std
 //   add_channels       the shares of each channel, in parts
-//   weights_kernel   ∂L/∂A, in parts of the elements of a clip
-//   add_parts          either's parts, in order and in double
+//   add_parts          these parts (gradient.cuh)
 #pragma once
+#include "gradient.cuh"
 #include "launchers.h"
 #include "patch.cuh"
+#include "weights_gradient.cuh"
 
 namespace dynpool::cuda {
 namespace {
-
-constexpr int kGradientFrames = 4;
-
-// (first, end) of row w within frames [begin, end).
-struct Span {
-  int begin, end;
-  __device__ __forceinline__ bool has(int t) const { return begin <= t && t < end; }
-  __device__ __forceinline__ bool empty() const { return begin >= end; }
-};
-
-__device__ __forceinline__ Span span_of(const Band& band, int begin, int end) {
-  return {max(static_cast<int>(band.first), begin), min(static_cast<int>(band.first + band.count), end)};
-}
-
-template <class Acc>
-__device__ __forceinline__ const Acc* weights_of(const TemporalPoolParams& p, int64_t clip, int w, const Band& band) {
-  return static_cast<const Acc*>(p.weights) + (clip * p.W + w) * p.K - band.first;  // of frame 0
-}
-
-// mean and 1/std of a thread's elements.
-template <class Acc, int V>
-struct Statistics {
-  Acc mean[V], inverse_std[V];
-
-  template <Access access>
-  __device__ __forceinline__ void read(const TemporalPoolParams& p, const Place<access>& place) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) mean[j] = 0, inverse_std[j] = 1;
-    if (!p.mean && !p.std) return;
-    for_each_channel<V>(p, place, [&](int j, int64_t channel) {
-      const Normalization<Acc> n = normalization_of<Acc>(p, channel);
-      mean[j] = n.mean;
-      inverse_std[j] = n.inverse_std;
-    });
-  }
-  __device__ __forceinline__ Acc operator()(Acc x, int j) const { return (x - mean[j]) * inverse_std[j]; }
-};
-
-// ψ and ψ' are known to the compiler in the word path, and read from the parameters in the scalar one.
-template <Nonlinearity psi, Access access, class Acc>
-__device__ __forceinline__ Acc psi_of(const TemporalPoolParams& p, Acc z) {
-  if (access == Access::single && p.nonlinearity == Nonlinearity::identity) return z;
-  return apply_psi<psi>(z);
-}
-template <Nonlinearity psi, Access access, class Acc>
-__device__ __forceinline__ Acc dpsi_of(const TemporalPoolParams& p, Acc z) {
-  if (access == Access::single && p.nonlinearity == Nonlinearity::identity) return Acc(1);
-  return apply_dpsi<psi>(z);
-}
 
 // --- ∂L/∂x -----------------------------------------------------------------------------------------------------------
 
@@ -541,19 +493,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<X, given>)
   }
 }
 
-// --- sums over blocks ------------------------------------------------------------------------------------------------
-
-// M values of each thread of a block; one barrier, then thread m adds up value m of all threads in order.
-template <int M>
-struct BlockSums {
-  double value[M][kThreads + 1];  // the odd pitch spreads the banks
-
-  __device__ __forceinline__ double add(int m) const {
-    double sum = 0;
-    for (int thread = 0; thread < kThreads; ++thread) sum += value[m][thread];
-    return sum;
-  }
-};
+// --- ∂L/∂mean, ∂L/∂std -----------------------------------------------------------------------------------------------
 
 // Where the elements of a channel stand among [outer, inner].
 struct ChannelLayout {
@@ -596,116 +536,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partials[blockIdx.x] = sums.add(0);
 }
 
-// out[n] = Σ_part partials[part, n], in order; for ∂L/∂A (`banded`) zero where n is past the end of its row's band.
-template <class Acc>
-__global__ void __launch_bounds__(kThreads)
-    add_parts(const TemporalPoolParams p, const double* __restrict__ partials, const int parts, const bool banded,
-              const int64_t size, Acc* __restrict__ out) {
-  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (n >= size) return;
-  const int64_t row = banded ? n / p.K : 0;
-  const bool live = !banded || n - row * p.K < band_of(p, row / p.W, row % p.W).count;
-  double sum = 0;
-  if (live) {
-#pragma unroll 8
-    for (int part = 0; part < parts; ++part) sum += partials[part * size + n];
-  }
-  out[n] = static_cast<Acc>(sum);
-}
-
-// --- ∂L/∂A -----------------------------------------------------------------------------------------------------------
-
-// How ∂L/∂A is cut up: blocks are [clips, parts, chunks of N frames, groups of R rows], groups running fastest, so that
-// blocks side by side read the same frames and pooled rows.
-struct Reduction {
-  int64_t pieces_per_row, pieces;  // of one clip
-  int64_t pieces_per_part;
-  int64_t rows_per_clip;
-  int parts, chunks, groups;
-};
-
-// partials[part, clip, w, k] = Σ g[w, i] ψ(z[first + k, i]) over the part's elements, for R rows and N frames.
-template <class X, Nonlinearity psi, Access access, int R, int N>
-__global__ void __launch_bounds__(kThreads, sizeof(X) == 1 ? 2 : 3)
-    weights_kernel(const TemporalPoolParams p, const Reduction reduction, const Extent extent,
-                   double* __restrict__ partials) {
-  using Acc = typename Accumulate<X>::type;
-  using Frame = Patch<X, access>;
-  constexpr int V = Frame::V;
-  __shared__ BlockSums<R * N> sums;
-
-  // 1. Rows, frames and part of this block.
-  int64_t rest = blockIdx.x;
-  const int w_begin = static_cast<int>(rest % reduction.groups) * R;
-  rest /= reduction.groups;
-  const int t_begin = static_cast<int>(rest % reduction.chunks) * N;
-  rest /= reduction.chunks;
-  const int64_t part = rest % reduction.parts, clip = rest / reduction.parts;
-  const int rows = min(R, static_cast<int>(p.W) - w_begin), frames = min(N, static_cast<int>(p.T) - t_begin);
-  bool wanted = false;
-  for (int r = 0; r < rows; ++r)
-    wanted = wanted || !span_of(band_of(p, clip, w_begin + r), t_begin, t_begin + frames).empty();
-  if (!wanted) return;
-
-  // 2. Sums of this thread, over every kThreads-th piece.
-  Acc sum[R * N] = {};
-  const int64_t patches_end = min((part + 1) * reduction.pieces_per_part, reduction.pieces);
-  for (int64_t n = part * reduction.pieces_per_part + threadIdx.x; n < patches_end; n += kThreads) {
-    const int64_t row = n / reduction.pieces_per_row, outer = clip * reduction.rows_per_clip + row;
-    const Place<access> place = place_of<access, V>(p, locate_row(p, outer), outer, n - row * reduction.pieces_per_row,
-                                                  reduction.pieces_per_row);
-    Statistics<Acc, V> normalize;
-    normalize.read(p, place);
-
-    Acc g[R][V] = {};
-#pragma unroll
-    for (int r = 0; r < R; ++r)
-      if (r < rows) load_row(p.g, p.y_dtype, place.row.y + (w_begin + r) * p.y_w, p.inner().y, place, g[r]);
-    const X* x = static_cast<const X*>(p.x) + place.row.x + t_begin * p.x_t;
-#pragma unroll
-    for (int begin = 0; begin < N; begin += kGradientFrames) {
-      Frame frame[kGradientFrames];
-#pragma unroll
-      for (int u = 0; u < kGradientFrames; ++u)
-        if (begin + u < frames) load_within(frame[u], p, x + (begin + u) * p.x_t, place, extent);
-#pragma unroll
-      for (int u = 0; u < kGradientFrames; ++u) {
-        if (begin + u >= frames) break;
-        frame[u].align();
-        if (!place.template whole<V>()) frame[u].clear_outside(place);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Acc value = psi_of<psi, access>(p, normalize(frame[u][j], j));
-#pragma unroll
-          for (int r = 0; r < R; ++r) sum[r * N + begin + u] += g[r][j] * value;
-        }
-      }
-    }
-  }
-
-  // 3. Sums of the block.
-#pragma unroll
-  for (int m = 0; m < R * N; ++m) sums.value[m][threadIdx.x] = sum[m];
-  __syncthreads();
-  for (int m = threadIdx.x; m < R * N; m += kThreads) {
-    const int r = m / N, t = t_begin + m % N;
-    if (r >= rows) continue;
-    const Band band = band_of(p, clip, w_begin + r);
-    if (!span_of(band, t_begin, t_begin + frames).has(t)) continue;
-    const int64_t row = clip * p.W + w_begin + r;
-    partials[(part * p.clips * p.W * p.K) + row * p.K + t - band.first] = sums.add(m);
-  }
-}
-
 // --- launchers -------------------------------------------------------------------------------------------------------
-
-template <class Acc>
-void launch_add_parts(const TemporalPoolParams& p, const double* partials, int parts, bool banded, int64_t size,
-                      void* out, const Context& context) {
-  if (size == 0) return;
-  launch(add_parts<Acc>, dim3(grid_size(ceil_div(size, kThreads))), dim3(kThreads), context.stream, p, partials, parts,
-         banded, size, static_cast<Acc*>(out));
-}
 
 // ∂L/∂mean or ∂L/∂std of the shares; zero where there are none.
 template <class Acc>
@@ -825,35 +656,6 @@ void launch_gradient(const TemporalPoolParams& p, bool series, const Context& co
   }
 }
 
-inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows, int frames, int64_t wanted) {
-  constexpr int64_t kLongest = 64;  // pieces summed in float32 by one thread
-  Reduction reduction;
-  reduction.rows_per_clip = p.num_outer() / p.clips;
-  reduction.pieces_per_row = ceil_div(p.inner().size, patch);
-  reduction.pieces = reduction.rows_per_clip * reduction.pieces_per_row;
-  reduction.chunks = static_cast<int>(ceil_div(p.T, frames));
-  reduction.groups = static_cast<int>(ceil_div(p.W, rows));
-  const int64_t blocks = std::max<int64_t>(1, p.clips * reduction.chunks * reduction.groups);
-  const int64_t rounds = ceil_div(reduction.pieces, kThreads);
-  const int64_t parts = std::min(rounds, std::max(ceil_div(wanted, blocks), ceil_div(rounds, kLongest)));
-  reduction.pieces_per_part = parts == 0 ? 0 : kThreads * ceil_div(rounds, parts);
-  reduction.parts = parts == 0 ? 0 : static_cast<int>(ceil_div(reduction.pieces, reduction.pieces_per_part));
-  return reduction;
-}
-
-template <class X, Nonlinearity psi, Access access, int R, int N>
-void launch_weights(const TemporalPoolParams& p, const Context& context) {
-  const Reduction reduction = make_reduction(p, patch_size<X, access>, R, N, context.blocks_wanted());
-  const int64_t size = p.clips * p.W * p.K;
-  const int64_t blocks = p.clips * reduction.parts * reduction.chunks * reduction.groups;
-  double* partials = context.memory<double>(size * reduction.parts);
-  if (blocks > 0) {
-    launch(weights_kernel<X, psi, access, R, N>, dim3(grid_size(blocks)), dim3(kThreads), context.stream, p, reduction,
-           extent_of(p), partials);
-  }
-  launch_add_parts<typename Accumulate<X>::type>(p, partials, reduction.parts, true, size, p.dweights, context);
-}
-
 // Launches plain_gradient where it may be, and says whether.
 template <class X, Nonlinearity psi>
 bool launch_plain(const TemporalPoolParams& p, const Context& context) {
@@ -890,16 +692,6 @@ void launch_dx(TemporalPoolParams p, const Context& context) {
       return launch_gradient<X, psi>(p, series, context);
   }
   launch_frames<X>(p, context);
-}
-
-template <class X, Nonlinearity psi>
-void launch_dweights(const TemporalPoolParams& p, const Context& context) {
-  if constexpr (has_word_path<X>) {
-    if (p.inner().x == 1)
-      return p.W == 1 ? launch_weights<X, psi, Access::shifted, 1, 8>(p, context)
-                      : launch_weights<X, psi, Access::shifted, 4, 4>(p, context);
-  }
-  launch_weights<X, Nonlinearity::sqrt, Access::single, 2, 4>(p, context);
 }
 
 template <class X, Nonlinearity psi>

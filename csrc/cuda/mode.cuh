@@ -1,4 +1,4 @@
-// What happens to a pixel inside a forward sum.
+// What happens to a pixel inside a forward sum, and what type the sum has then.
 #pragma once
 #include "launchers.h"
 
@@ -15,6 +15,14 @@ __device__ __forceinline__ Acc plain_pixel(Acc x) {
   if constexpr (sizeof(X) == 1) return quick_root(x);
   if constexpr (std::is_same_v<X, Half>) return with_sign(quick_root(magnitude(x)), x);  // no denormal number of Acc
   return apply_psi<Nonlinearity::sqrt>(x);
+}
+
+// Type of y.
+template <class X>
+using Natural = std::conditional_t<sizeof(X) == 1, float, X>;
+template <class X>
+bool is_natural(const TemporalPoolParams& p) {
+  return p.y_dtype == (sizeof(X) == 1 ? DType::float32 : p.x_dtype);
 }
 
 // Roots of bytes, a copy for each bank of shared memory, for cards that have much of it: there the unit for roots is no
