@@ -158,10 +158,11 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
 }
 
 template <class T>
-void make_rgb(const PlanesLayout& layout, Address sums, double total, Address rgb) {
-  dynpool::cpu::make_rgb(dynpool::PlaneSums<T>{*layout.colour, layout.plane[0].width, layout.plane[0].height,
-                                               static_cast<const T*>(pointer(sums)), static_cast<T>(total),
-                                               static_cast<T*>(pointer(rgb))});
+dynpool::PlaneSums<T> plane_sums(const PlanesLayout& layout, Address sums, double total, Address rgb) {
+  require(layout.colour && layout.colour->depth == 8, "the planes have no colours, or no bytes");
+  require(sums, kNull);
+  return {*layout.colour, layout.plane[0].width, layout.plane[0].height, static_cast<const T*>(pointer(sums)),
+          static_cast<T>(total), static_cast<T*>(pointer(rgb))};
 }
 
 // Lets other threads run Python meanwhile, where that is worth the handing over.
@@ -251,15 +252,23 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
       py::init(&make_colour_layout));
   cpu.def("pool_planes", &pool_planes);
   cpu.def("make_rgb", [](const PlanesLayout& layout, Address sums, bool doubles, double total, Address rgb) {
-    require(layout.colour && layout.colour->depth == 8, "the planes have no colours, or no bytes");
-    require(sums && rgb, kNull);
-    (doubles ? make_rgb<double> : make_rgb<float>)(layout, sums, total, rgb);
+    require(rgb, kNull);
+    doubles ? dynpool::cpu::make_rgb(plane_sums<double>(layout, sums, total, rgb))
+            : dynpool::cpu::make_rgb(plane_sums<float>(layout, sums, total, rgb));
   });
   cpu.def("stretch", [](Address x, int64_t channels, int64_t pixels, float least_span, bool interleaved, Address out) {
     require(channels > 0 && pixels > 0 && x && out, kNull);
     require(!interleaved || channels == 3, "three channels are interleaved, and no other number");
     const py::gil_scoped_release unlocked;
-    return dynpool::cpu::stretch({static_cast<const float*>(pointer(x)), channels, pixels, least_span, interleaved,
+    return dynpool::cpu::stretch({static_cast<const float*>(pointer(x)), nullptr, channels, pixels, least_span, interleaved,
+                                  static_cast<uint8_t*>(pointer(out))});
+  });
+  cpu.def("stretch_sums", [](const PlanesLayout& layout, Address sums, double total, float least_span, bool interleaved,
+                             Address out) {
+    const auto rgb = plane_sums<float>(layout, sums, total, 0);
+    require(out, kNull);
+    const py::gil_scoped_release unlocked;
+    return dynpool::cpu::stretch({nullptr, &rgb, 3, rgb.width * rgb.height, least_span, interleaved,
                                   static_cast<uint8_t*>(pointer(out))});
   });
   cpu.def("instruction_set", &dynpool::cpu::instruction_set);

@@ -22,6 +22,7 @@ struct PlaneSums {
 // finite and high - low > least_span ≥ 0.
 struct Stretch {
   const float* x = nullptr;
+  const PlaneSums<float>* sums = nullptr;  // instead of x, which is made of them line by line and never written
   int64_t channels = 0, pixels = 0;
   float least_span = 0;
   bool interleaved = false;

@@ -331,8 +331,8 @@ def check_device(device: torch.device | str | None) -> None:
 def _of_decoder(decoder: Decoder, recipe: Recipe) -> Making:
     feed = _Feed(decoder, recipe)
     if recipe.window is None or recipe.stride is None:
-        pooled, count = _whole(feed)
-        yield _picture(pooled, recipe)
+        picture, count = _whole(feed)
+        yield picture
     else:
         yield from _pictures(feed, range(0, sys.maxsize, recipe.stride))
         count = feed.count
@@ -356,7 +356,7 @@ def _pictures(feed: _Feed, starts: Sequence[int]) -> Iterator[Tensor]:
     recipe = feed.recipe
     assert recipe.window is not None
     weights = None if recipe.method == "max" else recipe.weights(recipe.window)
-    return (_picture(pooled, recipe) for pooled in _windows(feed, recipe.window, starts, weights))
+    return _windows(feed, recipe.window, starts, weights)
 
 
 class _Feed:
@@ -407,18 +407,18 @@ class _Feed:
 
 
 def _whole(feed: _Feed) -> tuple[Tensor, int]:
-    """What the whole video pools to, and its number of frames."""
+    """The picture of the whole video, and its number of frames."""
     recipe = feed.recipe
     if recipe.method == "max":
-        (image,) = _windows(feed, sys.maxsize, [0], None)
-        return image, feed.count
+        (picture,) = _windows(feed, sys.maxsize, [0], None)
+        return picture, feed.count
     expected = feed.decoder.expected
     for _ in range(2):  # again if the number of packets was not that of the frames
         if not expected:
             break
-        images = list(_windows(feed, expected, [0], recipe.weights(expected)))
+        pictures = list(_windows(feed, expected, [0], recipe.weights(expected)))
         if feed.count == expected:
-            return images[0], expected
+            return pictures[0], expected
         expected, feed = feed.count, feed.again()
     return _endless(feed), feed.count
 
@@ -428,9 +428,9 @@ def _windows(feed: _Feed, window: int, starts: Sequence[int], weights: Sequence[
     total = math.fsum(weights or ())
     for batch in feed:
         sums = sums or Windows(feed.pool, window, starts, weights)
-        yield from (feed.pool.image(row, total) for row in sums.take(batch))
+        yield from (_picture(feed, row, total) for row in sums.take(batch))
     if sums is not None:
-        yield from (feed.pool.image(row, total) for row in sums.finish(feed.last))
+        yield from (_picture(feed, row, total) for row in sums.finish(feed.last))
 
 
 def _endless(feed: _Feed) -> Tensor:
@@ -442,20 +442,26 @@ def _endless(feed: _Feed) -> Tensor:
         sums.take(batch)
     assert sums is not None
     if recipe.method == "mean":
-        return feed.pool.image(sums.mean(), 1.0).float()
+        return _picture(feed, sums.mean(), 1.0)
     scale = rank_weights(feed.count, time_average=recipe.time_average).abs().sum().item() / 2 or 1.0
-    return feed.pool.image(sums.ranked() / scale, 0.0).float()
+    return _picture(feed, sums.ranked() / scale, 0.0)
 
 
-def _picture(pooled: Tensor, recipe: Recipe) -> Tensor:
-    """As `Recipe.picture`. Pixels that never change pool to zero, but for rounding, which min-max would blow up into a
-    picture of noise.
+def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
+    """As `Recipe.picture`, of a sum or maximum. Pixels that never change pool to zero, but for rounding, which min-max
+    would blow up into a picture of noise.
     """
-    if recipe.method != "approx":
-        return recipe.picture(pooled)
-    if recipe.size is None and (image := ops.stretch(pooled, _NEARLY_STILL, recipe.interleaved)) is not None:
-        return image
-    return recipe.picture(pooled if _moves(pooled) else pooled.where(pooled.abs() > _ROUNDING[recipe.nonlinearity], 0))
+    recipe, pool = feed.recipe, feed.pool
+    ranked = recipe.method == "approx"
+    if ranked and recipe.size is None:
+        picture = pool.picture(row, total, _NEARLY_STILL, recipe.interleaved)
+        if picture is not None:
+            return picture
+    pooled = pool.image(row, total)
+    pooled = pooled.float() if pooled.is_floating_point() else pooled
+    if ranked and not _moves(pooled):
+        pooled = pooled.where(pooled.abs() > _ROUNDING[recipe.nonlinearity], 0)
+    return recipe.picture(pooled)
 
 
 def _moves(pooled: Tensor) -> bool:

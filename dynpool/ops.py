@@ -885,6 +885,18 @@ def stretch(values: Tensor, least_span: float = 0.0, interleaved: bool = False) 
     return images.movedim(-1, -3) if interleaved else images
 
 
+def stretch_sums(
+    layout: Any, sums: Tensor, total: float, shape: Sequence[int], least_span: float, interleaved: bool
+) -> Tensor | None:
+    """`stretch` of `make_rgb` of float32 sums, of which R, G, B are never in memory."""
+    _, height, width = shape
+    image = torch.empty((height, width, 3) if interleaved else tuple(shape), dtype=torch.uint8)
+    out = image.data_ptr()
+    if not _extension().cpu.stretch_sums(layout, sums.data_ptr(), total, least_span, interleaved, out):
+        return None
+    return image.movedim(-1, -3) if interleaved else image
+
+
 def _extension() -> ModuleType:
     assert extension is not None
     return extension

@@ -169,6 +169,10 @@ class Pool(ABC):
     def image(self, row: Tensor, total: float) -> Tensor:
         """The upright RGB image [3, H, W] of a sum whose weights add up to `total`, or of a maximum."""
 
+    def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
+        """The image of a sum, as `ops.stretch` makes a picture of it, or None."""
+        return ops.stretch(self.image(row, total).float(), least_span, interleaved)
+
 
 class _Kernel(Pool):
     """Sums by csrc/planes.h on the CPU."""
@@ -250,8 +254,16 @@ class RawPlanes(_Kernel):
             size, rgb = _PACKED[self.form.name]
             packed = row.view(self.form.height, self.form.width, size)[..., list(rgb)].permute(2, 0, 1)
             return self._turn.image(packed)
-        shape = 3, self.form.height, self.form.width
-        return self._turn.image(ops.make_rgb(_colours(self.form), row, total, shape))
+        return self._turn.image(ops.make_rgb(_colours(self.form), row, total, self._image_shape))
+
+    def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
+        if self.form.name in _PACKED or any(self._turn) or row.dtype != torch.float32:
+            return super().picture(row, total, least_span, interleaved)
+        return ops.stretch_sums(_colours(self.form), row, total, self._image_shape, least_span, interleaved)
+
+    @property
+    def _image_shape(self) -> tuple[int, ...]:
+        return 3, self.form.height, self.form.width
 
 
 class RgbFrames(Pool):

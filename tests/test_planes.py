@@ -23,6 +23,7 @@ from dynpool import (
     ops,
     planes,
     rank_weights,
+    to_image,
 )
 from dynpool.decoder import Decoder, open_video
 from dynpool.images import Recipe, make_images
@@ -222,6 +223,24 @@ def test_identity_pools_planes_and_converts_their_sum(format, width, height, ins
     weights = [0.5, -2.0, 1.0, 0.75, -0.25]  # of sum 0: nothing is taken off for rounding
     expected = sum(weight * rgb_of(frame, rounded=False) for weight, frame in zip(weights, frames, strict=True))
     assert np.abs(pooled_by(pool, frames, [weights])[0].numpy() - expected).max() <= 4.5 * 255 * 3 * 6 * 2**-23
+
+
+@needs_kernels
+@pytest.mark.parametrize("format", ["yuv420p", "nv12", "yuvj444p"])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_pictures_of_sums_are_those_of_their_images(format, interleaved, instruction_set):
+    frames = [random_frame(format, 37, 11, seed) for seed in range(3)]
+    pool = pool_for(frames[0], "identity", CPU, None, colours=False)
+    row = pool.zeros()
+    pool.add(frames, [row], [[0.5, -1.0, 0.75]])
+    picture = pool.picture(row, 0.25, 0.0, interleaved)
+    assert picture.is_contiguous() is not interleaved
+    assert torch.equal(picture, to_image(pool.image(row, 0.25)))
+    assert pool.picture(row, 0.25, 1e6, interleaved) is None  # too narrow
+    in_float64 = pool.picture(row.double(), 0.25, 0.0, interleaved)
+    assert (picture.int() - in_float64.int()).abs().max() <= 1  # at a rounding
+    row[5] = math.nan
+    assert pool.picture(row, 0.25, 0.0, interleaved) is None
 
 
 @needs_kernels

@@ -111,11 +111,6 @@ class PlanesPool {
 #endif
 };
 
-// Lines of many frames are too short for the hardware to see a stream: what the next step reads is asked for here.
-inline void prefetch(const void* line, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(line) + i);
-}
-
 // --- tasks ---------------------------------------------------------------------------------------------------------
 
 // Lines [begin, end) of all planes, one plane after the other.
@@ -131,9 +126,8 @@ void pool_raw(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& poo
         const int64_t n = plane.width - x0 < span ? plane.width - x0 : span;
         Runs runs{{}, 1, span, n, {offset + row * plane.width + x0}};
         for (int64_t t = 0; t < p.count; ++t) {
-          const int64_t stride = p.strides[t * p.num_planes + i];
-          runs.x[t] = p.planes[t * p.num_planes + i] + row * stride + x0;
-          if (row + 1 < to) prefetch(runs.x[t] + stride, n);
+          const int64_t j = t * p.num_planes + i;
+          runs.x[t] = p.planes[j] + row * p.strides[j] + x0;
         }
         pool.add(runs);
       }
@@ -141,6 +135,12 @@ void pool_raw(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& poo
     line += plane.height;
     offset += plane.width * plane.height;
   }
+}
+
+// Parts of lines, while others are converted, are too short for the hardware to see a stream: what the next line reads is
+// asked for here.
+inline void prefetch(const void* line, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(line) + i);
 }
 
 // Lines of chroma [begin, end), each with the one or two lines of luma that it serves.

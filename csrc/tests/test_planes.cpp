@@ -228,7 +228,7 @@ void test_stretch() {
     uint8_t* image = out.as<uint8_t>();
     const auto stretch = [&](float least_span, bool interleaved = false) {
       const int64_t channels = interleaved ? 3 : 1;
-      return cpu::stretch({values, channels, n / channels, least_span, interleaved, image});
+      return cpu::stretch({values, nullptr, channels, n / channels, least_span, interleaved, image});
     };
     for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(random() % 511) - 200;
     values[0] = -200;
@@ -256,6 +256,52 @@ void test_stretch() {
   }
 }
 
+// Of sums the picture is that of their R, G, B, to the bit: both are made line by line by the same code.
+void test_stretched_sums() {
+  Random random(6);
+  for (const Format& format : kFormats)
+    for (int64_t width : {1, 7, 66, 130})
+      for (int64_t height : {1, 5, 6}) {
+        if (format.depth != 8 || width * height < 2) continue;
+        const int64_t size = width * height;
+        const int64_t chroma = ((width + format.shift_x) >> format.shift_x) * ((height + format.shift_y) >> format.shift_y);
+        const Guarded sums((size + 2 * chroma) * sizeof(float), true), rgb(3 * size * sizeof(float), true);
+        const Guarded from_rgb(3 * size, true), from_sums(3 * size, true);
+        for (int64_t i = 0; i < size + 2 * chroma; ++i) sums.as<float>()[i] = static_cast<float>(random() % 10007) / 31;
+        const PlaneSums<float> p{{8, format.shift_x, format.shift_y, format.step, 16, 1.164, 1.596, -0.392, -0.813, 2.017},
+                                 width, height, sums.as<float>(), 0.25f, rgb.as<float>()};
+        cpu::make_rgb(p);
+        for (const bool interleaved : {false, true}) {
+          const bool made = cpu::stretch({rgb.as<float>(), nullptr, 3, size, 0, interleaved, from_rgb.as<uint8_t>()}) &&
+                            cpu::stretch({nullptr, &p, 3, size, 0, interleaved, from_sums.as<uint8_t>()});
+          CHECK(made && !std::memcmp(from_rgb.as<uint8_t>(), from_sums.as<uint8_t>(), 3 * size), "%s %d x %d, %s",
+                format.name, int(width), int(height), interleaved ? "interleaved" : "planes");
+        }
+        CHECK(!cpu::stretch({nullptr, &p, 3, size, 1e6f, false, from_sums.as<uint8_t>()}), "too narrow");
+        sums.as<float>()[size / 2] = NAN;
+        CHECK(!cpu::stretch({nullptr, &p, 3, size, 0, false, from_sums.as<uint8_t>()}), "NaN went unseen");
+      }
+}
+
+// A division, whatever the span: also of those whose reciprocal is not normal.
+void test_stretch_divides() {
+  Random random(7);
+  constexpr int64_t n = 10007;
+  const Guarded x(n * sizeof(float), true), out(n, true);
+  float* values = x.as<float>();
+  for (const float span : {1e-44f, 3e-39f, 1e-30f, 0.7f, 3.f, 1e30f, 3e38f}) {
+    for (int64_t i = 0; i < n; ++i) values[i] = static_cast<float>(random() % 16777216) / 16777215 * span;
+    values[0] = 0;
+    values[n - 1] = span;
+    CHECK(cpu::stretch({values, nullptr, 1, n, 0, false, out.as<uint8_t>()}), "stretch of span %g", double(span));
+    for (int64_t i = 0; i < n; ++i) {
+      const float share = values[i] / span;
+      const int found = out.as<uint8_t>()[i], want = static_cast<int>(std::nearbyint(share * 255));
+      CHECK(found == want, "span %g, %g: %d, want %d", double(span), double(values[i]), found, want);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dynpool::test
 
@@ -271,6 +317,8 @@ int main() {
     test_planes();
     test_rgb();
     test_stretch();
+    test_stretched_sums();
+    test_stretch_divides();
     std::printf("%-10s %d checks, %d failures\n", dynpool::cpu::instruction_set(), checks, failures);
   }
   return failures != 0;
