@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -139,13 +140,12 @@ def _expand(arguments: Iterable[str]) -> list[str]:
     """Every folder by the videos in it; by itself, if it holds the images of one or cannot be used, which is reported
     in its turn. Every video once.
     """
-    videos: dict[str, None] = {}
+    videos: dict[str, str] = {}  # by what their names lead to
     for argument in arguments:
-        if os.path.isdir(argument):
-            videos.update(dict.fromkeys(_readable_videos_in(argument) or [os.path.normpath(argument)]))
-        else:
-            videos[argument] = None
-    return list(videos)
+        inside = _readable_videos_in(argument) if os.path.isdir(argument) else []
+        for video in inside or [os.path.normpath(argument) if os.path.isdir(argument) else argument]:
+            videos.setdefault(os.path.realpath(video) if os.path.exists(video) else video, video)
+    return list(videos.values())
 
 
 def _readable_videos_in(folder: str) -> list[str]:
@@ -177,7 +177,24 @@ def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
         jobs[0].folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise options.UsageError(f"--output {output} cannot be made a folder: {error.strerror}") from error
+    _check_replaced(jobs, windows)
     return jobs
+
+
+def _check_replaced(jobs: list[Job], windows: bool) -> None:
+    """Raises UsageError if an image would be written over a video, or among the images of one."""
+    folder = os.path.realpath(jobs[0].folder)
+    names = {job.path(None).name: job for job in jobs}
+    for job in jobs:
+        path = Path(os.path.realpath(job.video))
+        if path.is_dir() and str(path) == folder:
+            raise options.UsageError(f"{job.video} would get images among its own: choose another --output")
+        number = re.search(r"_\d{4,}$", path.stem)
+        name = path.stem[: number.start()] + path.suffix if windows and number else "" if windows else path.name
+        if path.exists() and str(path.parent) == folder and name in names:
+            raise options.UsageError(
+                f"{job.video} would be replaced by an image of {names[name].video}: choose another --output"
+            )
 
 
 def _distinct_stems(videos: list[str]) -> list[str]:
@@ -234,6 +251,8 @@ def _process(job: Job, recipe: Recipe) -> str:
     """Read, pool, write; returns the summary line."""
     start = time.perf_counter()
     _check_folder(job.video)
+    if job.video == "-" and sys.stdin is None:
+        raise VideoError("-", "standard input is closed")
     video = sys.stdin.buffer if job.video == "-" else job.video
     pictures = Pictures(video, replace(recipe, interleaved=True))
     paths, (width, height) = write_pictures(pictures, job, windows=recipe.window is not None)

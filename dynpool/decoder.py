@@ -20,7 +20,7 @@ from .files import Borrowed, File, TimeLimit, VideoError, readable, source_name
 
 try:
     import av
-    from av.error import FFmpegError
+    from av.error import ExitError, FFmpegError
     from av.filter import Graph
     from av.sidedata.sidedata import Type as SideDataType
     from av.stream import Disposition
@@ -41,7 +41,7 @@ _KEPT_BYTES = 1 << 25  # of packets, which are read ahead
 _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
-_MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
+MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
@@ -96,6 +96,8 @@ def _opened(file: Any, limit: TimeLimit) -> Any:
     except FFmpegError as error:
         if isinstance(file, Borrowed):
             file.check()
+        if isinstance(error, ExitError):  # what PyAV's time limit raises
+            raise limit.exceeded() from error
         raise VideoError(limit.source, reason_of(error)) from error
     if isinstance(file, Borrowed):
         file.check()
@@ -180,6 +182,9 @@ class Decoder:
 
     def _decode(self) -> Iterator[Any]:
         if self._decoded:
+            if not self.repeatable:
+                reason = f"has other frames than its packets tell, and more than {_KEPT_BYTES >> 20} MB to decode again"
+                raise VideoError(self.source, reason)
             self._stream.codec_context.flush_buffers()
             self._undecodable.clear()
         self._decoded = True
@@ -212,11 +217,14 @@ class Decoder:
         return self._kept_bytes <= _KEPT_BYTES
 
     def _stored(self) -> Iterator[Any]:
-        """The packets that are kept, then those that are not; if frames may be wanted again, they are kept from now."""
+        """The packets that are kept, then those that are not; if frames may be wanted again, they are kept from now, as
+        long as there is room.
+        """
         yield from self._kept
         for packet in self._packets:
             if self.repeatable and not self._keep(packet):
-                raise VideoError(self.source, f"{_KEPT_BYTES >> 20} MB of it hold too few frames that can be decoded")
+                self.repeatable = False
+                self._kept.clear()
             yield packet
 
     def _check_time(self) -> None:
@@ -258,11 +266,11 @@ def _video_stream(container: Any, source: str) -> Any:
             if codec is None:
                 raise VideoError(source, "its codec is not known to FFmpeg, or not built in")
             pixels = (codec.width or 0) * (codec.height or 0)
-            if pixels > _MAX_PIXELS:
+            if pixels > MAX_PIXELS:
                 raise VideoError(
                     source, f"has frames of {codec.width} x {codec.height}: at most 2^27 pixels are decoded"
                 )
-            codec.options = {"max_pixels": str(_MAX_PIXELS)}  # of those that grow midway
+            codec.options = {"max_pixels": str(MAX_PIXELS)}  # of those that grow midway
             codec.thread_count, codec.thread_type = _decoding_threads(pixels), "AUTO"
             return stream
     raise VideoError(source, f"has no video stream (format {container.format.name})")
@@ -317,11 +325,24 @@ class RgbConverter:
 
 def _pixels(rgb: Any) -> Pixels:
     """A view of an rgb24 frame; its lines may end in padding."""
-    plane = rgb.planes[0]
-    if plane.line_size < 0:
-        raise ValueError("its lines run upwards in memory")
-    lines = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
-    return lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+    return lines_of(rgb.planes[0], rgb.height, 3 * rgb.width).reshape(rgb.height, rgb.width, 3)
+
+
+def lines_of(plane: Any, height: int, width: int) -> Pixels:
+    """A view of a plane's bytes, valid as long as its frame; lines may end in padding, and run upwards in memory."""
+    return np.asarray(_Lines(plane, height, width))
+
+
+class _Lines:
+    def __init__(self, plane: Any, height: int, width: int) -> None:
+        self._plane = plane  # which keeps its frame
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (height, width),
+            "strides": (plane.line_size, 1),
+            "data": (plane.buffer_ptr, False),
+        }
 
 
 def _side_data(frame: Any) -> Any:

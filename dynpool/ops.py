@@ -872,7 +872,7 @@ def stretch(values: Tensor, least_span: float = 0.0, interleaved: bool = False) 
     three channels, in the memory layout [H, W, C]. None where it is for torch: on other devices, in other dtypes, or
     where a difference is not finite; and where max - min ≤ least_span.
     """
-    ordinary = type(values) is Tensor and values.is_cpu and values.dtype == torch.float32
+    ordinary = type(values) is Tensor and not _transforms() and values.is_cpu and values.dtype == torch.float32
     if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
         return None
     *batch, channels, height, width = values.shape

@@ -11,10 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from .images import Recipe
-from .weights import MAX_FRAMES
-
-_NUMBERS = "size", "stride", "start", "end", "every", "max_frames"
-_LARGEST = 2**31 - 1  # of these numbers: what follows from two of them still fits an index
 
 
 class MethodName(str, Enum):
@@ -108,7 +104,7 @@ class UsageError(Exception):
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError for what `Recipe.check` refuses, and what would not fit an index, in terms of options."""
+    """Raises UsageError for what `Recipe.check` refuses, in terms of options."""
     if recipe.stride is not None and recipe.window is None:
         raise UsageError(f"--stride {recipe.stride} has no meaning without --window")
     if recipe.resize_first and recipe.size is None:
@@ -120,9 +116,6 @@ def check(recipe: Recipe) -> None:
     except ValueError as error:
         name, rest = str(error).split(" ", 1)  # messages begin with the argument's name
         raise UsageError(f"{_option(name)} {rest}") from error
-    for name, most in [("window", MAX_FRAMES), *((name, _LARGEST) for name in _NUMBERS)]:
-        if (value := getattr(recipe, name)) is not None and value > most:
-            raise UsageError(f"{_option(name)} must be at most {most}, got {value}")
 
 
 def _option(name: str) -> str:

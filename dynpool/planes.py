@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .decoder import SWSCALES_BT601, Pixels, RgbConverter, Turn, reformatted
+from .decoder import SWSCALES_BT601, Pixels, RgbConverter, Turn, lines_of, reformatted
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, resized
 
@@ -64,7 +64,6 @@ _PACKED = {
 _BT601 = (0.299, 0.114)
 _LUMA = {2: _BT601, 3: _BT601, 5: _BT601, 6: _BT601}
 _LUMA.update({1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)})
-_UNSPECIFIED = 2, 3
 _LIMITED_RANGE, _FULL_RANGE = 1, 2  # of PyAV's color_range
 
 
@@ -105,7 +104,9 @@ class Format(NamedTuple):
         """A frame with other metadata, size or pixels, as one of this format; RGB is of the frame's own colours."""
         colours = {}
         if self.name in _YUV:
-            matrix = SWSCALES_BT601 if self.colorspace in _UNSPECIFIED else self.colorspace
+            matrix = (
+                SWSCALES_BT601 if _LUMA[self.colorspace] is _BT601 else self.colorspace
+            )  # PyAV knows no other number
             colours = {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE if self.black else _FULL_RANGE}
         return reformatted(frame, self.width, self.height, self.name, **colours)
 
@@ -181,9 +182,7 @@ class _Kernel(Pool):
     _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
 
     def samples(self, frame: Any) -> list[Pixels]:
-        return [
-            np.asarray(_Lines(plane, *size)) for plane, size in zip(frame.planes, _plane_sizes(self.form), strict=True)
-        ]
+        return [lines_of(plane, *size) for plane, size in zip(frame.planes, _plane_sizes(self.form), strict=True)]
 
     def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
         addresses, strides = [], []
@@ -368,19 +367,6 @@ def _plane_sizes(form: Format) -> list[tuple[int, int]]:
     size = 1 if depth == 8 else 2
     chroma = -(-form.height >> shift_y), -(-form.width >> shift_x) * step * size
     return [(form.height, form.width * size), *[chroma] * (1 if step == 2 else 2)]
-
-
-class _Lines:
-    """Lines of a decoder's plane, which may be padded, and run upwards, for numpy."""
-
-    def __init__(self, plane: Any, height: int, width: int) -> None:
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (height, width),
-            "strides": (plane.line_size, 1),
-            "data": (plane.buffer_ptr, True),
-        }
 
 
 def _colours(form: Format) -> Any:

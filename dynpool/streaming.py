@@ -29,8 +29,9 @@ class RankPoolStream:
     After every frame, `result()` is what `approx_rank_pool` gives for all frames so far. Memory is that of 16 frames
     and a dozen float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
     frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
-    differs from the first frame: after 100 000 frames the result is still good to nine digits, of decoded ones to six.
-    What never differs is 0, without a rounding that a picture would stretch.
+    differs from the first frame: after 100 000 frames the result is still good to nine digits. (Of decoded frames,
+    which are summed as they are, and sixteen at a time in float32, to six digits of their largest value.) What never
+    differs is 0, without a rounding that a picture would stretch.
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.
@@ -39,7 +40,8 @@ class RankPoolStream:
 
     Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
     them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
-    from their planes, as files are, and held until there are 16. No gradient flows through a stream.
+    from their planes, as files are, and held until there are 16: memory that one was made of must not be written to
+    before. No gradient flows through a stream.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -298,6 +300,8 @@ class _DecodedStream:
     """A stream of frames of PyAV."""
 
     def __init__(self, first: Any, nonlinearity: Nonlinearity, time_average: bool) -> None:
+        if not (first.width and first.height):
+            raise ValueError(f"frame must have pixels, got {first.width} x {first.height}")
         self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=False)
         self._sums = Endless(self._pool, time_average)
         self._moved = _Moved(self._pool)

@@ -7,9 +7,11 @@ video is held in memory once, at one byte a value.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -19,10 +21,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .decoder import Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
-from .files import File, VideoError, is_file
+from .decoder import MAX_PIXELS, Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
+from .files import File, TimeLimit, VideoError, is_file
 
-Frame: TypeAlias = Pixels | Tensor | Image.Image
+Frame: TypeAlias = Pixels | Tensor | Image.Image  # or a frame of PyAV, which need not be installed
 Video: TypeAlias = File | Tensor | Pixels | Iterable[Frame]
 Size: TypeAlias = int | tuple[int, int]
 
@@ -38,13 +40,14 @@ _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's f
 # What Pillow raises for files that are no images, broken, or declare sizes beyond its limit.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SCALED_BYTES = 1 << 26  # of frames that are scaled at once
+_LARGEST = 2**31 - 1  # of frame numbers and sizes: what follows from two of them still fits an index
 
 
 class Clip(NamedTuple):
     """A video in memory."""
 
     frames: Tensor  # uint8 [T, 3, H, W], T ≥ 1
-    damaged: int  # packets of the file, or files of the folder, that could not be read or decoded, or are missing
+    damaged: int  # packets that could not be read or decoded, or are missing, of the file; or images of the folder
 
 
 def read_clip(
@@ -63,13 +66,13 @@ def read_clip(
         video: a path; the path of a folder of images, numbered frames; a URL that fsspec knows ("s3://…"); the bytes
             of a file; a binary file object, read from its start and left open; a uint8 Tensor [T, 3, H, W] (not
             copied); a uint8 ndarray [T, H, W, 3] (not copied where torch can share it); or an iterable of frames of
-            one size, each a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image.
+            one size, each a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W], a PIL image or a frame of PyAV.
         size: scale the frames (bilinear, antialiased) to a short side of `size` pixels, or to (height, width).
         start, end, every: use the frames [start:end:every], counted as they are shown, from 0.
         max_frames: of these, use no more than the first `max_frames`.
-        timeout: seconds that reading a file may take, from its first byte to its last frame; without limit by default.
-            It is checked between packets and reads, and ends the waiting for a pipe or terminal: a read of another
-            file object, or of an fsspec URL, that never returns is not cut short.
+        timeout: seconds that reading a file or folder may take, from its first byte to its last frame; without limit by
+            default. It is checked between packets, images and reads, and ends the waiting for a pipe or terminal: a
+            read of another file object, or of an fsspec URL, that never returns is not cut short.
 
     Returns:
         Clip of uint8 frames [T, 3, H, W]. Of a file: its first video stream, in display order, rotated and mirrored
@@ -91,7 +94,7 @@ def read_clip(
     if isinstance(video, np.ndarray):
         return Clip(_resized_clip(_chosen(_checked_array(video), chosen), size), 0)
     if isinstance(video, (str, os.PathLike)) and os.path.isdir(video):
-        return _read_folder(os.fsdecode(video), size, chosen)
+        return _read_folder(os.fsdecode(video), size, chosen, timeout)
     if is_file(video):
         with open_video(video, chosen, timeout) as decoder:
             return _read_frames(decoder, size)
@@ -104,16 +107,7 @@ def frame_tensor(frame: Frame | Any) -> Tensor:
     """One frame as a Tensor: a Tensor as it is; a uint8 ndarray [H, W, 3], a PIL image or a frame of PyAV, converted to
     RGB and turned upright, as uint8 [3, H, W].
     """
-    if isinstance(frame, Tensor):
-        return frame
-    if is_decoded(frame):
-        try:
-            pixels = RgbConverter()(frame)
-        except (DecodingError, ValueError) as error:
-            raise ValueError(f"frame cannot be converted to RGB: {reason_of(error)}") from error
-    else:
-        pixels = _checked_frame(frame, "frame")
-    return _shared(pixels).permute(2, 0, 1)
+    return frame if isinstance(frame, Tensor) else _shared(_checked_frame(frame, "frame")).permute(2, 0, 1)
 
 
 def check_reading(
@@ -125,32 +119,42 @@ def check_reading(
     timeout: float | None = None,
 ) -> slice:
     """The frames that are wanted. Raises ValueError for arguments that `read_clip` would refuse."""
-    if not (_is_positive(start) or (start == 0 and not isinstance(start, bool))):
+    if not (_is_positive(start) or (isinstance(start, Integral) and start == 0 and not isinstance(start, bool))):
         raise ValueError(f"start must be a frame number from 0, got {start!r}")
     if end is not None and not (_is_positive(end) and end > start):
         raise ValueError(f"end must be a frame number behind start = {start}, got {end!r}")
+    _check_most("start", start)
+    _check_most("end", end)
     check_count("every", every)
     if max_frames is not None:
         check_count("max_frames", max_frames)
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_positive, size))
     if size is not None and not pair and not _is_positive(size):
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
-    if timeout is not None and not timeout > 0:
+    if size is not None and math.prod(map(int, size if isinstance(size, (tuple, list)) else (size, size))) > MAX_PIXELS:
+        raise ValueError(f"size must make images of at most 2^27 pixels, got {size!r}")
+    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
     if max_frames is not None:
         last = start + every * (max_frames - 1) + 1
         end = last if end is None else min(end, last)
-    return slice(start, end, every)
+    return slice(int(start), None if end is None else int(end), int(every))
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless it is a positive integer."""
+def check_count(name: str, value: object, most: int = _LARGEST) -> None:
+    """Raise ValueError unless it is a positive integer, and no larger than `most`."""
     if not _is_positive(value):
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    _check_most(name, value, most)
+
+
+def _check_most(name: str, value: Any, most: int = _LARGEST) -> None:
+    if value is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 # --- tensors, arrays, frames ----------------------------------------------------------------------------------------
@@ -205,6 +209,11 @@ def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor
 
 def _checked_frame(frame: Frame, name: str) -> Pixels:
     """A frame that was decoded elsewhere as uint8 [H, W, 3]."""
+    if is_decoded(frame):
+        try:
+            return RgbConverter()(frame)
+        except (DecodingError, ValueError) as error:
+            raise ValueError(f"{name} cannot be converted to RGB: {reason_of(error)}") from error
     if isinstance(frame, Image.Image):
         return np.asarray(_rgb(frame))
     if isinstance(frame, Tensor) and frame.dtype == torch.uint8 and frame.dim() == 3 and frame.shape[0] == 3:
@@ -213,7 +222,7 @@ def _checked_frame(frame: Frame, name: str) -> Pixels:
         return frame
     described = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, (Tensor, np.ndarray)) else ""
     raise TypeError(
-        f"{name} must be a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W] or a PIL image, "
+        f"{name} must be a uint8 ndarray [H, W, 3], a uint8 Tensor [3, H, W], a PIL image or a frame of PyAV, "
         f"got {type(frame).__name__} {described}".rstrip()
     )
 
@@ -294,10 +303,14 @@ def _resized_clip(frames: Tensor, size: Size | None) -> Tensor:
 
 
 def _target_size(height: int, width: int, size: Size) -> tuple[int, int]:
-    if not isinstance(size, int):
-        return size[0], size[1]
+    if isinstance(size, (tuple, list)):
+        return int(size[0]), int(size[1])
     short = min(height, width)
-    return max(1, round(height * size / short)), max(1, round(width * size / short))
+    target = max(1, round(height * size / short)), max(1, round(width * size / short))
+    if math.prod(target) > MAX_PIXELS:
+        made = f"{target[1]} x {target[0]} of {width} x {height}"
+        raise ValueError(f"size must make images of at most 2^27 pixels, got {size}, which makes {made}")
+    return target
 
 
 def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -337,13 +350,15 @@ def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
     return Clip(frames.clip(), decoder.damaged)
 
 
-def _read_folder(folder: str, size: Size | None, chosen: slice) -> Clip:
+def _read_folder(folder: str, size: Size | None, chosen: slice, timeout: float | None) -> Clip:
+    limit = TimeLimit(folder, timeout)
     frames, damaged = _FrameBuffer(size), 0
     first: tuple[int, int] | None = None
     names = numbered_images(folder)
     if names and chosen.start >= len(names):
         raise VideoError(folder, f"start must be below the number of its images, {len(names)}, got {chosen.start}")
     for name in names[chosen]:
+        limit.left()
         try:
             with Image.open(os.path.join(folder, name)) as image:
                 upright = _rgb(ImageOps.exif_transpose(image))

@@ -239,6 +239,29 @@ def test_bad_command_lines_end_in_one_line_and_code_2(arguments, message, clip, 
     assert files(here) == ["clip.mkv"]
 
 
+def test_no_image_is_written_over_what_is_read(here):
+    (here / "seq").mkdir()
+    for name in ("f1.png", "f2.png", "f2_0001.png", "seq/1.png", "seq/2.png"):
+        Image.fromarray(clips.random_frames(1, 8, 8)[0]).save(here / name)
+    before = {path: path.read_bytes() for path in here.rglob("*.png")}
+    (here / "link").symlink_to(here)
+    for arguments, message in (
+        (["f1.png"], "f1.png would be replaced by an image of f1.png: choose another --output"),
+        (["f1.png", "f2.png", "-o", "link"], "f1.png would be replaced by an image of f1.png"),
+        (["f1.png", "-o", "f2.png", "f2.png"], "--output f2.png names one image"),
+        (["seq/1.png", "-o", "seq/1.png"], "seq/1.png would be replaced by an image of seq/1.png"),
+        (["f2.png", "f2_0001.png", "--window", "1"], "f2_0001.png would be replaced by an image of f2.png"),
+        (["seq", "-o", "seq"], "seq would get images among its own: choose another --output"),
+        (["f1.png", "seq", "-o", "seq"], "seq would get images among its own: choose another --output"),
+    ):
+        (line,) = run("image", *arguments, code=2).stderr.splitlines()
+        assert line.startswith(f"dynpool image: {message}")
+    assert {path: path.read_bytes() for path in here.rglob("*.png")} == before
+    run("image", "f1.png", "f2.png", "--window", "1")  # f1_0000.png
+    run("image", "f1.png", "./f1.png", "seq/../f1.png", "seq", "-o", "out")
+    assert files(here / "out") == ["f1.png", "seq.png"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_a_bad_command_line(clip):
     assert (

@@ -263,7 +263,9 @@ def test_to_image_refuses(pooled, mode, error, message):
         ({"nonlinearity": "log"}, "nonlinearity must be one of 'identity', 'sqrt', got 'log'"),
         ({"method": "max", "nonlinearity": "log"}, "nonlinearity must be one of"),
         ({"device": "abacus"}, "device must be one that torch can use here, got 'abacus': "),
+        ({"device": "meta"}, "device must be one that torch can use here, got 'meta': "),
         ({"size": 0}, "size must be a positive integer"),
+        ({"resize_first": True}, "resize_first has no meaning without size"),
         ({"max_frames": 0}, "max_frames must be a positive integer"),
     ],
 )

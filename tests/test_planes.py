@@ -274,7 +274,7 @@ def test_threads_give_the_same_bits(nonlinearity):
 @pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
 def test_colours_that_change_midway_are_converted(format, nonlinearity):
     """Range and matrix may change where size and pixels do not."""
-    kinds = [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT2020, FULL), (2, 0), (2, 2), (7, LIMITED)]
+    kinds = [(BT601, LIMITED), (BT601, FULL), (BT709, LIMITED), (BT2020, FULL), (2, 0), (2, 2), (6, 1), (7, 1)]
     if int(av.__version__.split(".")[0]) < 18:
         kinds.remove((BT2020, FULL))  # to which PyAV 17 does not convert
     greys = [np.full((16, 24, 3), (90, 140, 110), np.uint8), np.full((16, 24, 3), (150, 100, 120), np.uint8)]
@@ -619,6 +619,22 @@ def test_a_still_file_is_mid_grey():
     for pix_fmt, nonlinearity in itertools.product(["bgr0", "yuv420p"], ["sqrt", "identity"]):
         still = clips.encoded(clips.random_frames(1, 32, 48).repeat(100, 0), pix_fmt=pix_fmt)
         assert dynamic_image(still, nonlinearity=nonlinearity).unique().tolist() == [128]
+
+
+@needs_kernels
+def test_a_still_film_is_mid_grey():
+    """Sums of float32 to which hundreds of batches were added."""
+    for pix_fmt in ("bgr0", "yuv444p10le"):
+        still = clips.encoded(clips.random_frames(1, 16, 16).repeat(5000, 0), pix_fmt=pix_fmt, codec="ffv1")
+        for nonlinearity in ("sqrt", "identity"):
+            image = dynamic_image(still, time_average=False, nonlinearity=nonlinearity)
+            assert image.unique().tolist() == [128]
+
+
+def test_the_mean_of_planes_is_that_of_their_frames():
+    """Of frames that are brighter and darker than RGB can be: each is clipped."""
+    video = clips.encoded(clips.random_frames(6, 24, 32), codec="ffv1", pix_fmt="yuv420p", format="matroska")
+    assert_like_its_frames(video, method="mean", nonlinearity="identity")
 
 
 def test_large_frames_wait_in_small_batches():

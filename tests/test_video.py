@@ -198,12 +198,20 @@ def test_files_that_are_left_early_leave_nothing_behind():
 
 def test_packets_without_end_are_not_kept(monkeypatch):
     film = clips.encoded(clips.random_frames(60, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
+    whole, right = read_clip(film, max_frames=3).frames, dynamic_image(film, max_frames=3)
     monkeypatch.setattr("dynpool.decoder._DELAY", 0)
     with av.open(io.BytesIO(film)) as container:
-        first = next(container.demux(video=0)).size
-    monkeypatch.setattr("dynpool.decoder._KEPT_BYTES", first)
-    with pytest.raises(VideoError, match="of it hold too few frames that can be decoded"):
-        dynamic_image(film, max_frames=1)
+        monkeypatch.setattr("dynpool.decoder._KEPT_BYTES", sum(p.size for p in itertools.islice(container.demux(), 3)))
+    with open_video(film, slice(0, 3, 1)) as decoder:
+        assert len(list(decoder.frames())) == 3
+        assert not decoder.repeatable
+        assert not decoder._kept
+        with pytest.raises(
+            VideoError, match=r"other frames than its packets tell, and more than \d+ MB to decode again"
+        ):
+            next(decoder.frames())
+    assert torch.equal(read_clip(film, max_frames=3).frames, whole)
+    assert torch.equal(dynamic_image(film, max_frames=3), right)
 
 
 def test_errors_of_a_file_object_are_its_own():
@@ -299,6 +307,15 @@ def test_a_time_limit_ends_the_waiting_for_a_pipe(size, buffering, stalled):
             pytest.raises(VideoError, match=r"takes longer than timeout = 0.05 s"),
         ):
             read(file, timeout=0.05)
+
+
+def test_a_time_limit_may_end_before_a_file_is_open(tmp_path):
+    clips.write(tmp_path / "clip.mkv", FRAMES)
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(FRAMES[0]).save(tmp_path / "folder" / "1.png")
+    for video, read in itertools.product(("clip.mkv", "folder"), (read_clip, dynamic_image)):
+        with pytest.raises(VideoError, match=r"takes longer than timeout = 1e-09 s"):
+            read(tmp_path / video, timeout=1e-9)
 
 
 @needs_pipes
@@ -735,6 +752,7 @@ def test_video_error_is_found_in_the_traceback_of_a_worker(error):
             r"video\[1\] must be of the size of those before, \(13, 17\), got \(5,",
         ),
         ([FRAMES[0], "frame.png"], TypeError, r"video\[1\] must be a uint8 ndarray .*, got str$"),
+        ([av.VideoFrame(8, 6, "bgr24"), FRAMES[0]], ValueError, r"video\[1\] must be of the size of those before"),
         ([FRAMES[0] / 255], TypeError, r"video\[0\] must be a uint8 ndarray .*, got ndarray float64 \[13, 17, 3\]"),
         (io.StringIO("text"), TypeError, r"binary mode"),
     ],
@@ -748,6 +766,14 @@ def test_other_things_are_refused(video, error, message):
 def test_bad_sizes_are_refused(size):
     with pytest.raises(ValueError, match="size must be a positive integer or a pair"):
         read_clip(FRAMES, size=size)
+
+
+def test_sizes_beyond_what_is_decoded_are_refused():
+    for size in (2**31, (2**14, 2**14)):
+        with pytest.raises(ValueError, match=r"size must make images of at most 2\^27 pixels, got"):
+            read_clip(FRAMES, size=size)
+    with pytest.raises(ValueError, match="got 10000, which makes 40000 x 10000 of 200 x 50"):
+        read_clip(clips.random_frames(1, 50, 200), size=10000)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0])
@@ -824,9 +850,32 @@ def test_no_frame_is_chosen(tmp_path):
         ({"start": -1}, "start must be a frame number from 0, got -1"),
         ({"start": 3, "end": 3}, "end must be a frame number behind start = 3, got 3"),
         ({"every": 0}, "every must be a positive integer, got 0"),
+        ({"start": 2**63}, f"start must be at most 2147483647, got {2**63}"),
+        ({"end": 2**63}, f"end must be at most 2147483647, got {2**63}"),
+        ({"every": 2**70}, f"every must be at most 2147483647, got {2**70}"),
+        ({"max_frames": 2**31}, f"max_frames must be at most 2147483647, got {2**31}"),
+        ({"timeout": "3"}, "timeout must be a positive number of seconds, got '3'"),
+        ({"timeout": math.nan}, "timeout must be a positive number of seconds, got nan"),
     ):
         with pytest.raises(ValueError, match=message):
             read_clip(frames, **options)
+
+
+def test_numbers_may_be_numpys(tmp_path):
+    frames = clips.random_frames(8, 6, 10)
+    clips.write(tmp_path / "clip.mkv", frames)
+    numbers = {"start": np.int64(1), "end": np.int32(7), "every": np.uint8(2), "max_frames": np.int64(2)}
+    for video in (tmp_path / "clip.mkv", frames, iter(frames)):
+        found = read_clip(video, size=np.int64(12), timeout=np.float32(60), **numbers).frames
+        assert torch.equal(found, read_clip(frames[[1, 3]], size=12).frames)
+    assert read_clip(frames, size=(np.int64(3), np.int64(4))).frames.shape == (8, 3, 3, 4)
+
+
+def test_frames_of_pyav_are_frames(tmp_path):
+    clips.write(tmp_path / "clip.mkv", clips.random_frames(5, 6, 10))
+    with av.open(str(tmp_path / "clip.mkv")) as container:
+        decoded = list(container.decode(video=0))
+    assert torch.equal(read_clip(decoded).frames, read_clip(tmp_path / "clip.mkv").frames)
 
 
 def test_a_folder_of_images(tmp_path):
