@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -29,14 +30,18 @@ class Job(NamedTuple):
         return self.folder / f"{self.stem}{number}{self.suffix}"
 
 
-def save(pixels: Tensor, file: Path | IO[bytes], jpeg: int | None = None) -> tuple[int, int]:
-    """uint8 [3, H, W] into a PNG file, or a JPEG file of that quality, 1 … 100; returns (width, height)."""
+def encoded(pixels: Tensor, jpeg: int | None = None) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of a PNG file of uint8 [3, H, W], or of a JPEG file of that quality, 1 … 100; and (width, height).
+
+    Not written by Pillow, to which a JPEG file that a full disk cut short is done.
+    """
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    file = io.BytesIO()
     if jpeg is None:
         image.save(file, format="PNG", compress_type=_STRATEGY)
     else:
         image.save(file, format="JPEG", quality=jpeg, subsampling=_FULL_COLOUR)
-    return image.size
+    return file.getvalue(), image.size
 
 
 def write_pictures(
@@ -52,7 +57,8 @@ def write_pictures(
             path = job.path(index if windows else None)
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
-            size = save(pixels, Path(temporary, str(index)), jpeg)
+            data, size = encoded(pixels, jpeg)
+            Path(temporary, str(index)).write_bytes(data)
             paths.append(path)
         for index, path in enumerate(paths):
             os.replace(Path(temporary, str(index)), path)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import dynpool
 from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collate, loader, measure
+from dynpool.data.cache import FolderCache
 from dynpool.files import VideoError
 from dynpool.video import read_clip
 
@@ -320,6 +321,42 @@ def test_what_is_kept_is_not_the_caller_s(listing, source):
     expected = first.clone()
     first.zero_()
     assert torch.equal(dataset[0]["video"], expected)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(listing, tmp_path, monkeypatch, caplog):
+    def full(file, array):
+        raise OSError("1024 requested and 0 written")
+
+    right = plain(listing)
+    dataset = plain(listing, cache=tmp_path / "cache", on_error="raise")
+    with monkeypatch.context() as patch:
+        patch.setattr("dynpool.data.cache.np.save", full)
+        for index in range(2):
+            item = dataset[index]
+            assert torch.equal(item["video"], right[index]["video"])
+            assert not item["notices"]
+    assert [record.message for record in caplog.records] == [
+        f"cache {tmp_path / 'cache'} cannot be written, and is not from now on: 1024 requested and 0 written"
+    ]
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_processes_of_one_number_share_a_cache(tmp_path, monkeypatch):
+    """As in two containers."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    first, second = FolderCache(tmp_path), FolderCache(tmp_path)
+    real = np.save
+
+    def save_while_the_other_does(file, array):
+        monkeypatch.setattr("dynpool.data.cache.np.save", real)
+        second.put("key", torch.arange(5))
+        real(file, array)
+
+    monkeypatch.setattr("dynpool.data.cache.np.save", save_while_the_other_does)
+    first.put("key", torch.arange(5))
+    assert torch.equal(FolderCache(tmp_path).get("key"), torch.arange(5))
+    assert first._writable
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_changed_file_is_not_taken_from_the_cache(tmp_path):

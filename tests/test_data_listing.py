@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +204,15 @@ def test_folders_by_class(tmp_path):
     assert class_folders(tmp_path, 2, "test") != test
     assert len(class_folders(tmp_path, 1, "test", test_fraction=0.01)) == 2  # at least one a class
     assert len(class_folders(tmp_path, 1, "train", test_fraction=0.99)) == 2
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are text here")
+def test_names_need_not_be_utf8(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (b"a.avi", b"lat\xe9n.avi", b"z.avi"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "run") + b"/" + name)).touch()
+    names = [video.name for subset in ("train", "test") for video in class_folders(tmp_path, 1, subset)]
+    assert sorted(names) == ["run/a", "run/lat\udce9n", "run/z"]
 
 
 def test_folders_keep_groups_together(tmp_path):

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
 from dynpool.extract.manifest import NAME, Entry, Manifest
 from dynpool.extract.shards import Shards
-from dynpool.extract.workers import DIED, in_processes
+from dynpool.extract.workers import DIED, _pool, in_processes
 from dynpool.images import Recipe
 
 pytest.importorskip("typer", reason="needs typer")
@@ -254,6 +255,42 @@ def test_a_full_disk_ends_the_run(dataset, out, monkeypatch):
     assert lines(out)[1:] == []
 
 
+def test_an_image_that_the_disk_cuts_short_is_none(dataset, out):
+    """Pillow takes a JPEG file to be done of which the system wrote a part."""
+    resource = pytest.importorskip("resource", reason="has no limits")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, before[1]))
+        failed = extract(dataset, out, jpeg=95, only=["run/a"]).failed
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in failed["run/a"]
+    assert written(out) == [NAME]
+    assert list(extract(dataset, out, jpeg=95, only=["run/a"]).done) == ["run/a"]
+    assert (out / "run/a.jpg").stat().st_size > 700
+
+
+def test_images_of_windows_that_a_video_has_no_more_go(dataset, out):
+    extract(dataset, out, window=1)
+    (out / "run/a_0003.png").unlink()
+    make_dataset(dataset, "run/a.mkv", frames=2)
+    extract(dataset, out, window=1)
+    assert sorted(path.name for path in (out / "run").glob("a_*")) == ["a_0000.png", "a_0001.png"]
+    assert len(list((out / "run").glob("b_*"))) == 7
+
+
+def test_the_videos_lie_elsewhere(dataset, out):
+    """A folder with a manifest is passed over when videos are looked for."""
+    for place in (dataset, dataset / "run", dataset / "walk/../run"):
+        with pytest.raises(
+            ValueError, match=r"out must be a folder without videos of source, got .*, which holds .*run"
+        ):
+            extract(dataset, place)
+        assert not (place / NAME).exists()
+    assert len(extract(dataset / "run", dataset).done) == 2  # of which nobody asks for the videos above
+
+
 def _no_space(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -294,6 +331,8 @@ def test_images_within_the_dataset_are_no_videos(dataset):
 @needs_links
 def test_links_are_other_names_of_what_is_there(dataset):
     os.symlink(dataset / "run", dataset / "a link")
+    (dataset / "first").mkdir()
+    os.symlink("../walk", dataset / "first/link")
     assert [video.name for video in find(dataset)] == ["run/a", "run/b", "walk/c"]
 
 
@@ -390,6 +429,26 @@ def test_what_was_not_recorded_is_not_in_a_shard_that_was_full(dataset, out, mon
             extract(dataset, out, shard_size=1)
     assert len(extract(dataset, out, shard_size=1).before) == 2
     assert len(members(out)) == 3 * 3
+
+
+def test_shards_have_one_label_a_class(dataset, out):
+    make_dataset(dataset.with_name("divided"), "train/run/a.mkv", "test/run/b.mkv")
+    with pytest.raises(
+        ValueError, match=r"shard_size needs a source of classes, .* train and test: extract each by it"
+    ):
+        extract(dataset.with_name("divided"), out, shard_size=1)
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:class")
+def test_names_in_shards_may_be_of_several_lines(dataset, out):
+    make_dataset(dataset, "a\nclass/a\nvideo.mkv")
+    extract(dataset, out, shard_size=1)
+    listing = class_folders(out, 1, "train")
+    data = VideoDataset(listing, "images", size=None, on_error="raise")
+    index = [video.name for video in listing].index("a\nclass/a\nvideo")
+    expected = dynpool.dynamic_image(dataset / "a\nclass/a\nvideo.mkv")
+    assert torch.equal(data[index]["video"][0], expected)
 
 
 def test_webdataset_reads_them(dataset, out):
@@ -613,6 +672,17 @@ def dies_at_three(item: int) -> int | str:
 def test_only_the_item_that_kills_its_process_is_lost():
     results = list(in_processes(dies_at_three, range(8), 2, str))
     assert Counter(results) == Counter({(item, DIED if item == 3 else 2 * item): 1 for item in range(8)})
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="pipes cannot be asked here")
+def test_processes_by_the_hundred_can_tell_that_they_have_begun():
+    with _pool(1) as (pool, has_begun):
+        (told,) = pool._initargs
+        assert not has_begun()
+        for _ in range(1000):
+            assert select.select([], [told], [], 0)[1]
+            told.send(None)
+            assert has_begun()
 
 
 @pytest.mark.parametrize("fed", ["file", "stdin"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ..files import file_state
+
+log = logging.getLogger(__name__)
 
 _LAYOUT = 2  # of the files: those of another are not looked at
 
@@ -42,11 +46,13 @@ class MemoryCache:
 class FolderCache:
     """Tensors in files <folder>/<hash of key>.npy, each written whole or not at all; several processes may share it.
 
-    Frames [T, 3, H, W] are kept as [T, H, W, 3], and come back in that memory layout.
+    Frames [T, 3, H, W] are kept as [T, H, W, 3], and come back in that memory layout. When the folder cannot be written
+    any more, as on a full disk, that is logged, and nothing is kept from then on.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self._writable = True
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> Tensor | None:
@@ -57,17 +63,23 @@ class FolderCache:
             return None
 
     def put(self, key: str, value: Tensor) -> None:
+        if not self._writable:
+            return
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # processes of containers share numbers
         try:
-            with temporary.open("wb") as file:
-                np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:  # no fault of what was to be kept
+            self._writable = False
+            log.warning("cache %s cannot be written, and is not from now on: %s", self.folder, error)
 
     def _path(self, key: str) -> Path:
-        name = hashlib.sha256(f"{_LAYOUT}|{key}".encode()).hexdigest()[:40]
+        name = hashlib.sha256(os.fsencode(f"{_LAYOUT}|{key}")).hexdigest()[:40]
         return self.folder / f"{name}.npy"
 
 

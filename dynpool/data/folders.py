@@ -203,4 +203,4 @@ def _taken(entries: list[Entry], draw: int, group: str, fraction: float) -> set[
 
 
 def _draw(split: int, name: str) -> bytes:
-    return hashlib.sha256(f"{split}/{name}".encode()).digest()
+    return hashlib.sha256(os.fsencode(f"{split}/{name}")).digest()  # names need not be UTF-8

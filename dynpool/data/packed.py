@@ -19,7 +19,7 @@ from ..extract.manifest import NAME, is_made, recorded
 from ..extract.shards import key_of
 from ..files import VideoError, file_state
 
-_PLACE = re.compile(r"(.+)[/\\](\d{6}\.tar)[/\\](.+)\.png")
+_PLACE = re.compile(r"(.+)[/\\](\d{6}\.tar)[/\\](.+)\.png", re.DOTALL)  # names may have any character
 _WINDOW = "_0000"
 
 

@@ -51,7 +51,9 @@ def find(source: str | os.PathLike[str]) -> list[Found]:
     names: dict[str, str] = {}
     for index, video in enumerate(all_found):
         other = names.setdefault(video.name.casefold(), video.path)
-        if other != video.path and not video.problem:
+        if ".." in video.name.split("/"):
+            all_found[index] = video._replace(problem="has .. in its name")
+        elif other != video.path and not video.problem:
             name = video.name + (os.path.splitext(video.path)[1] or "/")
             all_found[index] = video._replace(name=name, problem=f"has the name of {other}")
     if not all_found:
@@ -99,10 +101,15 @@ def _local(root: str) -> Iterator[Found]:
         return
     seen = {os.path.realpath(root)}
     problems: list[OSError] = []
-    for folder, folders, files in os.walk(root, onerror=problems.append, followlinks=True):
-        inner = sorted((os.path.join(folder, name) for name in folders), key=lambda path: (os.path.islink(path), path))
-        folders[:] = [os.path.basename(path) for path in inner if _enters(path, seen)]
-        yield from _videos_of(root, folder, files, leaf=not inner)
+    starts = [root]  # then links, since a folder goes by its own name
+    for start in starts:
+        if start != root and not _enters(start, seen):
+            continue
+        for folder, folders, files in os.walk(start, onerror=problems.append):
+            inner = sorted(os.path.join(folder, name) for name in folders)
+            starts += filter(os.path.islink, inner)
+            folders[:] = [os.path.basename(path) for path in inner if not os.path.islink(path) and _enters(path, seen)]
+            yield from _videos_of(root, folder, files, leaf=not inner)
     for error in problems:
         yield Found(_below(root, error.filename), error.filename, problem=error.strerror or str(error))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 
 from ..files import TimeLimit, failure
 from ..images import Pictures, Recipe
-from ..writing import Job, save, write_pictures
+from ..writing import Job, encoded, write_pictures
 from .finding import Found
 from .manifest import Entry
 
@@ -106,9 +105,8 @@ def _remove_from(index: int, job: Job) -> None:
 def _as_bytes(pictures: Pictures, jpeg: int | None) -> tuple[list[bytes], tuple[int, int]]:
     data, size = [], (0, 0)
     for pixels in pictures:
-        file = io.BytesIO()
-        size = save(pixels, file, jpeg)
-        data.append(file.getvalue())
+        picture, size = encoded(pixels, jpeg)
+        data.append(picture)
     return data, size
 
 

@@ -56,12 +56,14 @@ def extract(
     Args:
         source: a folder with videos in it or in folders below, at any depth: files, and folders of numbered images; or
             a URL of a folder with files that fsspec knows ("s3://…").
-        out: a folder on this machine, or, for `ray`, one that all of the cluster write to by the same name.
+        out: a folder without videos of the source, on this machine, or, for `ray`, one that all of the cluster write to
+            by the same name.
         only: names of videos, such as the lines of a list of UCF101: others are left alone.
         jpeg: write JPEG files of this quality, 1 … 100, with all their colour (4:4:4): at 90 a fifth of the size of PNG
             files, in a tenth of the time, and not quite the images.
         shard_size: megabytes from which on a tar file is closed, and another begun. The images of a video are in memory
-            until its last is made.
+            until its last is made. Of a source that is divided into the folders train and test, each is to be extracted
+            by itself: a video's label is its first folder.
         workers: processes; by default one for every core.
         ray: work on a Ray cluster instead, "auto", "local" or its address.
         recipe: keywords of `dynpool.dynamic_image`, and window and stride as of `dynamic_images`. `timeout` also ends
@@ -105,8 +107,14 @@ class Extraction:
         """Raises what `extract` does."""
         _check(recipe, out, jpeg, shard_size)
         found = find(source)
+        _check_apart(found, source, out)
         wanted = found if only is None else chosen(found, only)
         self._classes = sorted({video.of_class for video in found if video.of_class is not None})
+        if shard_size is not None and {"train", "test"} <= set(self._classes):
+            raise ValueError(
+                "shard_size needs a source of classes, whose videos shards label, "
+                f"got {os.fspath(source)!r}, which has the folders train and test: extract each by itself"
+            )
         self._recipe = replace(recipe, stride=recipe.stride or recipe.window)
         self._jpeg, self._in_shards, self._out = jpeg, shard_size is not None, Path(out).absolute()
         self._scratch = self._out / _SCRATCH
@@ -198,10 +206,18 @@ class Extraction:
             files = dict(zip(suffixes, outcome.pictures, strict=True))
             shard, begin, end = self._shards.add(video.name, files, about, label)
             entry = replace(entry, shard=shard, begin=begin, end=end)
+        if self._recipe.window is not None and self._shards is None and entry.failed is None:
+            self._remove_beyond(video, entry)
         self._manifest.add(entry)
         if self._shards is not None:
             self._shards.recorded()
         return entry
+
+    def _remove_beyond(self, video: Found, entry: Entry) -> None:
+        """Images of windows that the video had when it was another; some may be gone."""
+        before = self._manifest.entries.get(video.name)
+        for index in range(entry.images, before.images if before else 0):
+            job_of(video, self._out, self._jpeg).path(index).unlink(missing_ok=True)
 
 
 def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_size: int | None) -> None:
@@ -216,6 +232,17 @@ def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_
         check_count("shard_size", shard_size)
     if "://" in os.fspath(out):
         raise ValueError(f"out must be a folder on this machine, got {os.fspath(out)!r}")
+
+
+def _check_apart(found: list[Found], source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """A folder that has a manifest is one of images: no video in it is looked for again."""
+    place = Path(os.path.realpath(out))
+    if not place.is_relative_to(os.path.realpath(source)):
+        return
+    for video in found:
+        if Path(os.path.realpath(video.path)).is_relative_to(place):
+            told = f"got {os.fspath(out)!r}, which holds {video.path}"
+            raise ValueError(f"out must be a folder without videos of source, {told}")
 
 
 def _make_folder(out: Path) -> None:

@@ -91,6 +91,7 @@ def _until_broken(
                 _submit(pool, work, item, running)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    has_begun()
                     result = future.result()
                     yield running.pop(future), result
                     for item in itertools.islice(rest, 1):
@@ -121,10 +122,20 @@ def _pool(count: int) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], bool]]
     and whether any has begun to work.
     """
     ours, theirs = multiprocessing.Pipe()
+    begun = False
+
+    def has_begun() -> bool:
+        """To be asked now and then: a few hundred tidings fill the pipe, and who cannot tell does not begin."""
+        nonlocal begun
+        while ours.poll():
+            ours.recv()
+            begun = True
+        return begun
+
     context = multiprocessing.get_context("spawn")  # a forked process has torch's threads, and they do not run
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
     try:
-        yield pool, ours.poll
+        yield pool, has_begun
         pool.shutdown()
     finally:
         ours.close()
