@@ -189,9 +189,9 @@ def _check_replaced(jobs: list[Job], windows: bool) -> None:
         path = Path(os.path.realpath(job.video))
         if path.is_dir() and str(path) == folder:
             raise options.UsageError(f"{job.video} would get images among its own: choose another --output")
-        number = re.search(r"_\d{4,}$", path.stem)
-        name = path.stem[: number.start()] + path.suffix if windows and number else "" if windows else path.name
-        if path.exists() and str(path.parent) == folder and name in names:
+        name = re.sub(r"_\d{4,}(?=\.\w+$)", "", path.name) if windows else path.name
+        is_image_of = name in names and (name != path.name or not windows)
+        if path.exists() and str(path.parent) == folder and is_image_of:
             raise options.UsageError(
                 f"{job.video} would be replaced by an image of {names[name].video}: choose another --output"
             )

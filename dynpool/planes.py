@@ -104,9 +104,8 @@ class Format(NamedTuple):
         """A frame with other metadata, size or pixels, as one of this format; RGB is of the frame's own colours."""
         colours = {}
         if self.name in _YUV:
-            matrix = (
-                SWSCALES_BT601 if _LUMA[self.colorspace] is _BT601 else self.colorspace
-            )  # PyAV knows no other number
+            is_bt601 = _LUMA[self.colorspace] is _BT601  # of whose numbers PyAV knows one
+            matrix = SWSCALES_BT601 if is_bt601 else self.colorspace
             colours = {"dst_colorspace": matrix, "dst_color_range": _LIMITED_RANGE if self.black else _FULL_RANGE}
         return reformatted(frame, self.width, self.height, self.name, **colours)
 
