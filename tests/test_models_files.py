@@ -104,6 +104,18 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
     assert (tmp_path / "model.safetensors").read_bytes() == b"old"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_a_saved_model_is_read_by_whom_other_new_files_are(tmp_path, umask):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    before = os.umask(umask)
+    try:
+        save(tiny_model(), tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_files_that_hold_no_model(tmp_path):
     library = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     with pytest.raises(FileNotFoundError, match="there is no file"):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import importlib.util
+import io
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +23,7 @@ pytest.importorskip("lightning", reason="needs Lightning: pip install dynpool[tr
 pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install dynpool[train]")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install dynpool[train]")
 import tiny
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
@@ -31,7 +35,7 @@ from dynpool.data.cache import MemoryCache
 from dynpool.training import run
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
-from dynpool.training.run import fit, runs_in, saved_config, train_splits
+from dynpool.training.run import WholeFiles, fit, runs_in, saved_config, train_splits
 from dynpool.training.scores import read
 from dynpool.training.values import ConfigError
 
@@ -381,6 +385,77 @@ def test_what_does_not_fit_leaves_a_stopped_run_alone(root, tmp_path):
         fit(tiny.config(root), folder, resume=True, backbone=wide)
     assert ((folder / "config.yaml").read_text(), (folder / "classes.txt").read_text()) == before
     assert fit(tiny.config(root), folder, resume=True, backbone=tiny.network()).is_file()
+
+
+def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
+    folder = tmp_path / "run"
+    fit(tiny.config(root, "trainer.epochs=1", "data.validation=0.5"), folder, backbone=tiny.network())
+    (folder / "model.safetensors").unlink()
+    checkpoint, best = folder / "last.ckpt", folder / "best.ckpt"
+    whole = checkpoint.read_bytes()
+    state = {"state_dict": torch.load(checkpoint, weights_only=True)["state_dict"]}
+
+    def pickled(content):
+        stream = io.BytesIO()
+        torch.save(content, stream)
+        return stream.getvalue()
+
+    unreadable = "is damaged, or no checkpoint of a run: torch cannot read it"
+    lacking = "is no checkpoint of a run: it has no {}optimizer_states, lr_schedulers, loops"
+    for content, told in (
+        (b"", unreadable),
+        (b"some text\n", unreadable),
+        (whole[: len(whole) // 2], unreadable),
+        (pickled(Path("code")), unreadable),  # of a class that torch does not unpickle
+        (pickled({"a": 1}), lacking.format("state_dict, ")),
+        (pickled([1]), lacking.format("state_dict, ")),
+        (pickled(state), lacking.format("")),
+    ):
+        checkpoint.write_bytes(content)
+        assert dynpool("train", "--resume", "-o", folder, code=2) == f"dynpool train: {checkpoint} {told}\n"
+        assert checkpoint.read_bytes() == content
+    checkpoint.write_bytes(whole)
+    best.write_bytes(b"some text\n")
+    assert f"dynpool train: {best} {unreadable}" in dynpool("train", "--resume", "-o", folder, code=2)
+    best.unlink()
+    dynpool("train", "--resume", "-o", folder)
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    names = []
+
+    def full(self, checkpoint, path, storage_options=None):
+        names.append(str(path))
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    WholeFiles().save_checkpoint({"a": 1}, tmp_path / "last.ckpt")
+    before = (tmp_path / "last.ckpt").read_bytes()
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in containers that share a file system
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            WholeFiles().save_checkpoint({"a": 2}, str(tmp_path / "last.ckpt"))
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert len(set(names)) == 2
+
+
+def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A file cut short would make a run one of other classes, which cannot go on."""
+    run._write_lines(tmp_path / "classes.txt", ["left", "right"])
+    write_text = Path.write_text
+
+    def full(path, text, *rest, **options):
+        write_text(path, text[:3], *rest, **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run._write_lines(tmp_path / "classes.txt", ["back", "forth"])
+    assert run.known_classes(tmp_path) == ("left", "right")
+    assert os.listdir(tmp_path) == ["classes.txt"]
 
 
 def test_a_run_that_diverges_ends(root, tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,38 @@ def test_files_of_other_programmes(tmp_path):
     assert scores.values.tolist() == [[0.5, -2]]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_score_file(tmp_path):
+    write(RGB, tmp_path / "a.scores")
+    told = (tmp_path / "a.scores").read_bytes()
+    (tmp_path / "b.scores").write_bytes(b"\xef\xbb\xbf" + told)
+    assert read(tmp_path / "b.scores").about == RGB.about
+    (tmp_path / "c.scores").write_bytes(b"\xef\xbb\xbf" + told.split(b"\n", 1)[1])
+    assert read(tmp_path / "c.scores").names == RGB.names
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    """Nor are temporary files taken for splits: folders of scores are read while others are written."""
+    write(RGB, tmp_path / "1.scores")
+    before, seen = (tmp_path / "1.scores").read_bytes(), []
+
+    def full(source, target):
+        seen.append([path.name for path in tmp_path.iterdir() if path.name != "1.scores"])
+        assert commands._streams(tmp_path, 1.0)[0].names == RGB.names
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in containers that share a file system
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space left"):
+            write(MOTION, tmp_path / "1.scores")
+        with pytest.raises(OSError, match="no space left"):
+            report.write_differences(report.compare([RGB], [MOTION]), tmp_path / "classes.csv")
+    names = [name for (name,) in seen]
+    assert len(set(names)) == 4
+    assert os.listdir(tmp_path) == ["1.scores"]
+    assert (tmp_path / "1.scores").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -79,13 +113,29 @@ def test_files_of_other_programmes(tmp_path):
         ("name,label,a\n", "line 1 must be 'video,label,'"),
         ("# {}\nvideo,label,a,b\nx,0,1\n", "line 3 must be a video, a label and 2 scores, got 3 fields: x,0,1"),
         ("video,label,a,b\nx,0,1,2\ny,zero,1,2\n", "line 3 must be"),
-        ("video,label,a,b\nx,2,1,2\n", "labels must be between 0 and 1"),
+        ("video,label,a,b\nx,2,1,2\n", "line 2: labels must be between 0 and 1, got 2"),
+        (
+            "video,label,a\nx,99999999999999999999,1\n",
+            "line 2: labels must be between 0 and 0, got 9{20}$",
+        ),
+        ("video,label,a\nx,-1,1\n", "line 2: labels must be between 0 and 0, got -1"),
+        ('# {"skipped":"many","split":"2"}\nvideo,label,a\n', "line 1 .* skipped must be an integer, got 'many'"),
+        ('# {"skipped":1,"split":2}\nvideo,label,a\n', "line 1 .* split must be text, got 2"),
+        ('# {"clip_accuracy":1' + 400 * "0" + "}\n", "line 1 .* clip_accuracy must be a number or null, got 1"),
+        ("# [1]\nvideo,label,a\n", "line 1 must be '# ' and JSON"),
+        ('video,label,a\nx,0,"' + 200_000 * "1" + "\n", "must be CSV: field larger"),
         ("video,label,a,b\nx,0,1,2\nx,0,1,2\n", "names must be distinct"),
     ],
 )
 def test_files_that_are_wrong_say_where(tmp_path, text, message):
     (tmp_path / "a.scores").write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"a\.scores.*{message}"):
+        read(tmp_path / "a.scores")
+
+
+def test_a_binary_file_is_no_score_file(tmp_path):
+    (tmp_path / "a.scores").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    with pytest.raises(ValueError, match=r"a\.scores must be a score file, CSV in UTF-8"):
         read(tmp_path / "a.scores")
 
 
@@ -145,10 +195,10 @@ def test_scores_that_are_no_numbers_are_refused(bad):
 def test_fusion_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="at least two streams, got 1"):
         fuse([RGB])
-    with pytest.raises(ValueError, match=r"weights must be 2 numbers, not negative and not all zero, got \[1\]"):
-        fuse([RGB, MOTION], [1])
-    with pytest.raises(ValueError, match="weights must be 2 numbers"):
-        fuse([RGB, MOTION], [0, 0])
+    allowed = "weights must be 2 numbers, finite, not negative and not all zero"
+    for weights in ([1], [0, 0], [2, -1], [np.nan, 1], [1, np.nan], [np.inf, 1], [1e308, 1e308]):
+        with pytest.raises(ValueError, match=re.escape(f"{allowed}, got {weights}")):
+            fuse([RGB, MOTION], weights)
     with pytest.raises(ValueError, match="disagree on the labels"):
         fuse([RGB, stream(MOTION.values, labels=(0, 0, 1, 2))])
     with pytest.raises(ValueError, match="no video in common"):
@@ -190,13 +240,19 @@ def features(seed=0, count=40):
     return values, labels
 
 
-def test_an_svm_scores_features_made_elsewhere(tmp_path):
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install dynpool[train]")
+def made_elsewhere():
+    """What a file of features holds."""
     (train, train_labels), (test, test_labels) = features(0), features(1)
-    content = {
+    return {
         "train_features": train, "train_labels": train_labels, "test_features": test, "test_labels": test_labels,
         "test_names": [f"v{i}" for i in range(40)], "classes": CLASSES, "split": "1",
     }  # fmt: skip
+
+
+def test_an_svm_scores_features_made_elsewhere(tmp_path):
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install dynpool[train]")
+    (train, train_labels), (test, test_labels) = features(0), features(1)
+    content = made_elsewhere()
     np.savez(tmp_path / "idt.npz", **content)
     scores = svm_scores(tmp_path / "idt.npz")
     assert scores.accuracy() == 1
@@ -217,6 +273,42 @@ def test_an_svm_scores_features_made_elsewhere(tmp_path):
     np.savez(tmp_path / "bad.npz", **content)
     with pytest.raises(ValueError, match="it has no classes"):
         svm_scores(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_labels": np.zeros(40)}, "train_labels must be integers, got float64"),
+        ({"test_labels": ["jump"] * 40}, "test_labels must be integers, got <U4"),
+        ({"classes": "jump"}, r"classes must be a list of names, got shape \[\]"),
+        ({"test_names": "v0"}, r"test_names must be a list of names, got shape \[\]"),
+        ({"train_features": np.zeros(40)}, "train_features must have shape"),
+        ({"test_features": np.zeros((40, 3))}, "must have the same D"),
+        ({"test_names": ["v0"] * 40}, "names must be distinct"),
+        ({"classes": np.array([None])}, "must be an .npz file of arrays without pickles, whole$"),
+    ],
+)
+def test_features_that_are_wrong_are_named(tmp_path, changed, message):
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install dynpool[train]")
+    np.savez(tmp_path / "bad.npz", **{**made_elsewhere(), **changed})
+    with pytest.raises(ValueError, match=rf"bad\.npz.* {message}"):
+        svm_scores(tmp_path / "bad.npz")
+
+
+def test_files_that_hold_no_features(tmp_path):
+    np.savez(tmp_path / "whole.npz", **made_elsewhere())
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 255
+    one = (tmp_path / "one.npy").read_bytes()
+    bad = tmp_path / "bad.npz"
+    with pytest.raises(FileNotFoundError, match=r"bad\.npz"):
+        svm_scores(bad)
+    for content in (b"", b"no features", one, pickle.dumps({}), whole[:-40], whole[:100], bytes(flipped)):
+        bad.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.npz must be an \.npz file of arrays without pickles, whole$"):
+            svm_scores(bad)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -253,6 +345,16 @@ def test_the_command_fuse(files):
     assert "dynpool fuse: weights must be 2 numbers" in wrong
     wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", "1;2", code=2)
     assert "dynpool fuse: --weights must be numbers, W,W,..., got '1;2'" in wrong
+    for weights in ("nan,1", "inf,1"):
+        wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", weights, code=2)
+        assert wrong == f"dynpool fuse: --weights must be numbers, W,W,..., got '{weights}'\n"
+    about = asdict(RGB.about) | {"skipped": "many"}
+    (files / "odd.scores").write_text(f"# {json.dumps(about)}\nvideo,label,a\n")
+    wrong = run("fuse", files / "rgb.scores", files / "odd.scores", code=2)
+    assert wrong.startswith(f"dynpool fuse: {files / 'odd.scores'}, line 1 must be")
+    (files / "odd.npz").write_bytes(b"no features")
+    wrong = run("fuse", files / "rgb.scores", files / "odd.npz", code=2)
+    assert wrong == f"dynpool fuse: {files / 'odd.npz'} must be an .npz file of arrays without pickles, whole\n"
     (files / "folder.npz").mkdir()
     assert "dynpool compare: " in run("compare", files / "rgb.scores", files / "folder.npz", code=2)
     assert "No such file" in run("fuse", files / "rgb.scores", files / "none.scores", code=2)

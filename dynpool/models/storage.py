@@ -35,7 +35,10 @@ def save(model: VideoModel, path: str | Path) -> None:
     library = safetensors_torch()
     with temporary_beside(Path(path)) as temporary:
         about = {METADATA_KEY: model.config.to_dict(), _INPUT_KEY: _input_of(model)}
+        temporary.touch()
+        mode = temporary.stat().st_mode  # of new files here; safetensors writes one that only its owner may read
         library.save_model(model, str(temporary), {key: json.dumps(value) for key, value in about.items()})
+        temporary.chmod(mode)
         os.replace(temporary, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -248,9 +249,12 @@ def _configured(files: list[str], overrides: list[str]) -> Config:
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError:
-        raise ValueError(f"--weights must be numbers, W,W,..., got {text!r}") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"--weights must be numbers, W,W,..., got {text!r}")
+    return numbers
 
 
 def _streams(path: Path, C: float) -> list[Scores]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> S
 
     Args:
         streams: two or more, of the same classes. Videos that some stream lacks are left out, and counted.
-        weights: one a stream, not negative and not all zero; by default all alike.
+        weights: one a stream, finite, not negative and not all zero; by default all alike.
 
     Raises:
         ValueError: streams have no video in common, or disagree on classes, labels, dataset or split; or weights make
@@ -43,7 +44,7 @@ def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -
         C: of the SVM.
 
     Raises:
-        ValueError: the file lacks something, or shapes do not fit.
+        ValueError: the file cannot be read or lacks something, or shapes do not fit.
         ImportError: scikit-learn is not there.
     """
     content = _npz(features)
@@ -51,9 +52,11 @@ def svm_scores(features: PathLike, about: About | None = None, C: float = 1.0) -
     values = svm(train, content["train_labels"], test, len(content["classes"]), C)
     names = tuple(map(str, content["test_names"]))
     labels = content["test_labels"].astype(np.int64)
-    return Scores(
-        _told(content, about or _unknown(features)), tuple(map(str, content["classes"])), names, labels, values
-    )
+    told = _told(content, about or _unknown(features))
+    try:
+        return Scores(told, tuple(map(str, content["classes"])), names, labels, values)
+    except ValueError as error:
+        raise ValueError(f"{features}: {error}") from error
 
 
 def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float = 1.0) -> Matrix:
@@ -92,24 +95,38 @@ _NEEDED = ("train_features", "train_labels", "test_features", "test_labels", "te
 
 
 def _npz(path: PathLike) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        content = {name: file[name] for name in file.files}
+    content = _arrays(path)
     for name in _NEEDED:
         if name not in content:
             raise ValueError(f"{path} must hold {', '.join(_NEEDED)}; it has no {name}")
     shapes = {name: content[name].shape for name in _NEEDED}
+    for name in ("classes", "test_names"):
+        if len(shapes[name]) != 1:
+            raise ValueError(f"{path}: {name} must be a list of names, got shape {list(shapes[name])}")
     count = len(content["classes"])
     for name in ("train_labels", "test_labels"):
         labels = content[name]
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"{path}: {name} must be integers, got {labels.dtype}")
         if labels.size and not 0 <= labels.min() <= labels.max() < count:
             told = f"{labels.min()} … {labels.max()}"
             raise ValueError(f"{path}: {name} must be between 0 and C - 1 = {count - 1}, got {told}")
     for part in ("train", "test"):
         if len(shapes[f"{part}_features"]) != 2 or shapes[f"{part}_labels"] != shapes[f"{part}_features"][:1]:
-            raise ValueError(f"{part}_features must have shape [N, D] and {part}_labels [N], got {shapes}")
+            raise ValueError(f"{path}: {part}_features must have shape [N, D] and {part}_labels [N], got {shapes}")
     if shapes["train_features"][1] != shapes["test_features"][1]:
-        raise ValueError(f"train_features and test_features must have the same D, got {shapes}")
+        raise ValueError(f"{path}: train_features and test_features must have the same D, got {shapes}")
     return content
+
+
+def _arrays(path: PathLike) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except Exception as error:  # of many kinds, and some advise to unpickle whatever it is
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"{path} must be an .npz file of arrays without pickles, whole") from error
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -117,8 +134,8 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
         raise ValueError(f"fusion needs at least two streams, got {count}")
     if weights is None:
         return [1 / count] * count
-    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"weights must be {count} numbers, not negative and not all zero, got {list(weights)}")
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(f"weights must be {count} numbers, finite, not negative and not all zero, got {list(weights)}")
     return [weight / sum(weights) for weight in weights]
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from ..models.storage import temporary_beside
 from .scores import Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
@@ -177,16 +178,16 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    figure.savefig(temporary, dpi=110, format=path.suffix[1:])
-    os.replace(temporary, path)
+    with temporary_beside(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+        os.replace(temporary, path)
     _pyplot().close(figure)
 
 
 def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
-    os.replace(temporary, path)
+    with temporary_beside(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(header)
+            table.writerows(rows)
+        os.replace(temporary, path)

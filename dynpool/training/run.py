@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from ..models import VideoModel, build, save
+from ..models.storage import temporary_beside
 from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
@@ -31,6 +32,7 @@ from .values import ConfigError
 
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
 CHECKPOINT, BEST = "last.ckpt", "best.ckpt"
+_KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops")  # in checkpoints: what Lightning goes on from
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -70,8 +72,8 @@ def fit(
 
     Raises:
         FileExistsError: `out` holds a run already, and resume is false.
-        ConfigError: what was stopped is of other classes or another network; there is but one class; or Lightning
-            refuses an option.
+        ConfigError: what was stopped is of other classes or another network, or its checkpoint is damaged; there is
+            but one class; or Lightning refuses an option.
         ValueError: training diverged.
         others: as `dynpool.data` and `dynpool.models`.
     """
@@ -115,22 +117,37 @@ def known_classes(folder: Path) -> tuple[str, ...] | None:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with temporary_beside(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def _check_continues(folder: Path, classes: tuple[str, ...], module: VideoClassifier) -> None:
-    """Raise ConfigError where the run in a folder is of other classes or another network."""
+    """Raise ConfigError where the run in a folder is of other classes or another network, or cannot be read."""
     known = known_classes(folder)
     if known is not None and known != classes:
         raise ConfigError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {', '.join(classes[:5])}, …")
     path = folder / CHECKPOINT
     if not path.exists():
         return
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    own = module.state_dict()
+    saved, own = _checkpoint(path)["state_dict"], module.state_dict()
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (saved, own)]
     if different := [name for name in {**saved, **own} if shapes[0].get(name) != shapes[1].get(name)]:
         raise ConfigError(f"{path} is of another network than is configured: it differs in {', '.join(different[:3])}")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What a run wrote. Raises ConfigError where that is damaged, or something else stands there."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of many kinds, and some advise to unpickle whatever it is
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ConfigError(f"{path} is damaged, or no checkpoint of a run: torch cannot read it") from error
+    lacking = [name for name in _KEPT if not isinstance(content, dict) or name not in content]
+    if lacking:
+        raise ConfigError(f"{path} is no checkpoint of a run: it has no {', '.join(lacking)}")
+    return cast("dict[str, Any]", content)
 
 
 def is_main() -> bool:
@@ -143,7 +160,7 @@ def _finish(trainer: L.Trainer, module: VideoClassifier, folder: Path) -> Path:
     path = folder / MODEL
     if trainer.is_global_zero:
         if (folder / BEST).exists():
-            module.load_state_dict(torch.load(folder / BEST, map_location="cpu", weights_only=True)["state_dict"])
+            module.load_state_dict(_checkpoint(folder / BEST)["state_dict"])
         save(cast("VideoModel", module.model.cpu().eval()), path)
     trainer.strategy.barrier()
     return path
@@ -255,9 +272,9 @@ class WholeFiles(TorchCheckpointIO):
     """Checkpoints appear whole or not at all, whenever the run is killed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        temporary = f"{path}.{os.getpid()}.part"
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        with temporary_beside(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+            os.replace(temporary, path)
 
 
 def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = False) -> Iterator[Path]:

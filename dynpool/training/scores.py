@@ -11,12 +11,15 @@ import csv
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from ..models.storage import temporary_beside
+from .values import make
 
 Matrix = npt.NDArray[np.float64]
 PathLike = str | os.PathLike[str]
@@ -161,8 +164,7 @@ def write(scores: Scores, path: PathLike) -> None:
     """Write a score file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with temporary_beside(path.with_name(f"{path.name}.part")) as temporary:  # which no one takes for scores
         with temporary.open("w", encoding="utf-8", newline="") as file:
             file.write(f"# {json.dumps(asdict(scores.about))}\n")
             table = csv.writer(file, lineterminator="\n")
@@ -170,8 +172,6 @@ def write(scores: Scores, path: PathLike) -> None:
             for name, label, row in zip(scores.names, scores.labels.tolist(), scores.values.tolist(), strict=True):
                 table.writerow([name, label, *(f"{value:.7g}" for value in row)])
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(path: PathLike) -> Scores:
@@ -181,12 +181,15 @@ def read(path: PathLike) -> Scores:
         FileNotFoundError: there is none.
         ValueError: it is no score file; the message says which line is wrong.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = _lines(path)
     about = About(dataset="unknown", split="?", modality=Path(path).stem, pretraining="unknown", windows="unknown")
     start = 0
     if lines and lines[0].startswith("#"):
         about, start = _about(lines[0], about, path), 1
-    rows = list(csv.reader(lines[start:]))
+    try:
+        rows = list(csv.reader(lines[start:]))
+    except csv.Error as error:
+        raise ValueError(f"{path} must be CSV: {error}") from error
     if not rows or rows[0][:2] != ["video", "label"] or len(rows[0]) < 3:
         raise ValueError(f"{path}, line {start + 1} must be 'video,label,' and the names of classes")
     classes = tuple(rows[0][2:])
@@ -199,21 +202,32 @@ def read(path: PathLike) -> Scores:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _about(line: str, default: About, path: PathLike) -> About:
+def _lines(path: PathLike) -> list[str]:
     try:
-        values: dict[str, Any] = json.loads(line[1:])
-        return replace(default, **{field.name: values[field.name] for field in fields(About) if field.name in values})
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be a score file, CSV in UTF-8: {error}") from error
+
+
+def _about(line: str, default: About, path: PathLike) -> About:
+    known = asdict(default)
+    try:
+        told = dict(json.loads(line[1:]))
+        return make(About, known | {name: value for name, value in told.items() if name in known})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}, line 1 must be '# ' and JSON: {error}") from error
 
 
 def _row(row: Sequence[str], classes: int, where: str) -> tuple[str, int, list[float]]:
     try:
-        name, label, *values = row
-        if len(values) == classes:
-            return name, int(label), [float(value) for value in values]
+        name, text, *values = row
+        label, scores = int(text), [float(value) for value in values]
     except ValueError:
-        pass
-    raise ValueError(
-        f"{where} must be a video, a label and {classes} scores, got {len(row)} fields: {','.join(row)[:80]}"
-    )
+        label, scores = -1, []
+    if len(scores) != classes:
+        raise ValueError(
+            f"{where} must be a video, a label and {classes} scores, got {len(row)} fields: {','.join(row)[:80]}"
+        )
+    if not 0 <= label < classes:
+        raise ValueError(f"{where}: labels must be between 0 and {classes - 1}, got {label}")
+    return name, label, scores

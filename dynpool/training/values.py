@@ -108,7 +108,7 @@ def _try_scalar(value: Any, kind: Any) -> tuple[bool, Any]:
     if kind is float and isinstance(value, (int, float, str)):
         try:
             return True, float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return False, None
     return kind in (int, str) and isinstance(value, kind), value
 
