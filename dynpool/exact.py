@@ -9,21 +9,30 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import ops, solve
-from .pooling import Nonlinearity, PerChannel, _canonical_normalization, _check_frames, _check_lengths, _plan, _pool
+from .pooling import (
+    _INPUT_DTYPES,
+    Nonlinearity,
+    PerChannel,
+    _canonical_normalization,
+    _check_frames,
+    _check_lengths,
+    _plan,
+    _pool,
+)
 from .reference import accumulate_dtype, normalize, psi
 
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
 _TILE = 1 << 20  # floats of the frames that are held at a time
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
+_TYPICAL = 0.1  # of the largest effect that roundings can have on scores, at most
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,10 @@ def rank_pool(
         d, x without `dim`. One frame, or frames that are all alike, give zeros, since there is nothing to rank; under
         "svr", whose targets are numbers, a multiple of the frame.
 
+    Frames are multiplied and summed in float32, float64 ones in float64. Where roundings of float32 could move the
+    scores so much that d misses `tol`, as those of weights that are large and cancel ("svr" of videos, a large C, more
+    frames than values), the clip is solved again in float64, in some times the time, and eight bytes a value.
+
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
 
@@ -106,10 +119,36 @@ def rank_pool(
     plan = _plan(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
 
     options = _Options(objective, float(C), float(epsilon), float(tol), max_iter, time_average, plan, counts)
-    d, *info = _RankPool.apply(x, mean, std, options)
+    d, rough, *info = _RankPool.apply(x, mean, std, options)
+    if bool(rough.any()):
+        d, info = _solved_again(rough, d, info, x, mean, std, options)
     if not return_info:
         return d
     return d, RankPoolInfo(*(t[0] for t in info) if dim == 0 else info)
+
+
+def _solved_again(
+    rough: Tensor,
+    d: Tensor,
+    info: list[Tensor],
+    x: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    options: _Options,
+) -> tuple[Tensor, list[Tensor]]:
+    """The solutions, those of rough clips from float64 frames."""
+    mean, std = (t if t is None else t.double() for t in (mean, std))
+    if options.plan.dim == 0:
+        d, _, *info = _RankPool.apply(x.double(), mean, std, options)
+        return d, info
+    for clip in rough.nonzero()[:, 0].tolist():
+        part = slice(clip, clip + 1)
+        own = options if options.lengths is None else replace(options, lengths=options.lengths[part])
+        d_clip, _, *info_clip = _RankPool.apply(x[part].double(), mean, std, own)
+        place = torch.tensor([clip], device=x.device)
+        d = d.index_copy(0, place, d_clip)
+        info = [t.index_copy(0, place, t_clip) for t, t_clip in zip(info, info_clip, strict=True)]
+    return d, info
 
 
 def ranking_accuracy(
@@ -137,6 +176,8 @@ def ranking_accuracy(
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
     """
     dim = _check_frames(x, dim)
+    if isinstance(d, Tensor) and d.dtype not in _INPUT_DTYPES:
+        raise TypeError(f"d must have one of the dtypes {_INPUT_DTYPES}, got {d.dtype}")
     if not isinstance(d, Tensor) or d.shape != x.select(dim, 0).shape:
         raise ValueError(
             f"d must have the shape of x without dimension {dim}, {list(x.select(dim, 0).shape)}, "
@@ -153,6 +194,8 @@ def ranking_accuracy(
     if counts is not None:
         pairs = pairs & (frames[:, None] < counts[:, None, None])
     right = (scores[:, :, None] > scores[:, None, :]) & pairs
+    if not bool(scores.isfinite().all()):
+        raise ValueError("d and x must be finite and their products within float64, got NaN or infinity")
     accuracy = right.sum((1, 2)).double() / pairs.expand_as(right).sum((1, 2))
     return accuracy[0] if dim == 0 else accuracy
 
@@ -214,9 +257,11 @@ class _RankPool(torch.autograd.Function):
         K = M @ K @ M.T
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
+        weights = solution.u @ M
+        rough = _is_rough(products, K, weights, solution.objective, lengths, x.dtype, options)
         # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
         limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
-        missed = solution.gap > limit * solution.objective
+        missed = (solution.gap > limit * solution.objective) & ~rough
         if bool(missed.any()):
             worst = float((solution.gap / solution.objective)[missed].max())
             warnings.warn(
@@ -225,7 +270,6 @@ class _RankPool(torch.autograd.Function):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        weights = solution.u @ M
         d = options.pool(x, weights[:, None], mean, std)
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
@@ -235,12 +279,22 @@ class _RankPool(torch.autograd.Function):
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
         ctx.options = options
         info = (solution.objective, solution.gap, solution.iterations, scores, weights)
-        ctx.mark_non_differentiable(*info)
-        return d.to(plan.out_dtype), *info
+        ctx.mark_non_differentiable(rough, *info)
+        return d.to(plan.out_dtype), rough, *info
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, *unused):  # type: ignore[no-untyped-def]
+        x, mean, std, *_ = ctx.saved_tensors
+        with torch.no_grad():
+            grads = _RankPool.first_derivatives(ctx, grad)
+        if torch.is_grad_enabled():  # also a gradient that is constant depends on x
+            wanted = [g for g in grads if g is not None]
+            following = iter(_FirstDerivative.apply(len(wanted), *wanted, grad, x, mean, std))
+            grads = [None if g is None else next(following) for g in grads]
+        return *grads, None
+
+    @staticmethod
+    def first_derivatives(ctx, grad):  # type: ignore[no-untyped-def]
         x, mean, std, K, lengths, d, *solution = ctx.saved_tensors
         options, solution = ctx.options, solve.Solution(*solution)
         dim = options.plan.dim
@@ -261,7 +315,40 @@ class _RankPool(torch.autograd.Function):
         with torch.enable_grad():
             pooled = options.pool(inputs[0], rows, inputs[1], inputs[2], rows=True)
         grads = iter(torch.autograd.grad(pooled, wanted, torch.stack([g - z, d], dim)))
-        return *(next(grads) if need else None for need in needs), None
+        return [next(grads) if need else None for need in needs]
+
+
+def _is_rough(
+    products: Gram,
+    K: Tensor,
+    weights: Tensor,
+    objective: Tensor,
+    lengths: Tensor,
+    dtype: torch.dtype,
+    options: _Options,
+) -> Tensor:
+    """Whether roundings of float32, in the frames' products and weighted sum, may raise the objective by `tol` of it:
+    a score by what Σ_t |weights_t| ‖ψ(I_t)‖ loses, times the largest ‖V‖; the objective by its square. [B]
+    """
+    if dtype == torch.float64:
+        return torch.zeros_like(lengths, dtype=torch.bool)
+    norms = products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    largest = K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
+    error = _TYPICAL * torch.finfo(torch.float32).eps / 2 * (weights.abs() * norms).sum(1) * largest
+    terms = lengths if options.objective == "svr" else 1  # which are not averaged
+    return options.C * terms * error.square() > options.tol * objective
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """Gradients that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):  # type: ignore[no-untyped-def]
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        raise RuntimeError("rank_pool has no second derivative")
 
 
 class Gram(NamedTuple):

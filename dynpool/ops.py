@@ -40,6 +40,7 @@ except ImportError as error:
 
 _DTYPE_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 _ORDINARY = (Tensor, torch.nn.Parameter)
+_POOLED = {*_ORDINARY, type(None)}  # whose memory kernels may read
 _OBJECTIVE_CODES = {"ranksvm": 0, "ranksvm_squared": 1, "svr": 2}
 _NONLINEARITY_CODES = {"identity": 0, "sqrt": 1}
 MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_pool.h, and T
@@ -135,6 +136,7 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 # Every call asks these, so that they are at hand, and without a Python frame of torch's around them.
 is_compiling = torch.compiler.is_compiling
+_is_tracing = torch._C._is_tracing  # by torch.jit
 _transforms = torch._C._are_functorch_transforms_active
 _num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
 _is_capturing = torch._C._cuda_isCurrentStreamCapturing
@@ -147,6 +149,7 @@ def is_plain(x: Tensor) -> bool:
         and not is_compiling()
         and not _transforms()
         and not _num_modes()
+        and not _is_tracing()
         and (x.is_cpu or not (x.is_meta or is_captured(x)))
     )
 
@@ -192,10 +195,13 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
         else:
             y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
     elif torch._C._are_functorch_transforms_active():
-        y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
-    elif isinstance(x, FakeTensor):
+        if _num_modes():  # whose graph would lack what kernels do
+            y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        else:
+            y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
+    elif isinstance(x, FakeTensor) or _num_modes():
         y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
-    elif kernels_for(x.device) is None or type(x) not in _ORDINARY:
+    elif kernels_for(x.device) is None or not {type(x), type(weights), type(mean), type(std)} <= _POOLED:
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
         x, weights = x.resolve_neg(), weights.resolve_neg()  # kernels take memory at its word
@@ -257,7 +263,7 @@ def new_calls() -> Any:
     if extension is None:
         return _PythonCalls()
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    busy = (_transforms, _num_modes)  # and forward_ad, as `is_direct` has it
+    busy = (_transforms, _num_modes, _is_tracing)  # and forward_ad, as `is_direct` has it
     try:
         calls = extension.Calls(table, _ORDINARY, busy, forward_ad, _is_capturing, torch.empty_like)
     except (TypeError, ValueError):  # no table, or a newer one
@@ -475,7 +481,7 @@ def gram(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """`exact.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
     kernels = kernels_for(x.device)
-    if kernels is None or not is_plain(x) or x.dim() > MAX_DIMS:
+    if kernels is None or not is_plain(x) or not {type(mean), type(std)} <= _POOLED or x.dim() > MAX_DIMS:
         return None
     x = x.resolve_neg()
     clips, num_frames = x.shape[0], x.shape[dim]
@@ -533,7 +539,7 @@ class _Pool(torch.autograd.Function):
         ctx.weights = None
         if not call.reads_pixels and True not in ctx.needs_input_grad[1:]:
             if mean is None and std is None:
-                ctx.weights = weights
+                ctx.weights, ctx.version = weights, _version_of(weights)
             else:
                 ctx.save_for_backward(None, weights, mean, std)
         else:
@@ -547,6 +553,8 @@ class _Pool(torch.autograd.Function):
         weights = ctx.weights
         if weights is None:
             x, weights, mean, std = ctx.saved_tensors
+        elif _version_of(weights) != ctx.version:
+            raise RuntimeError("weights were changed in place, between the pooling and its gradient, which needs them")
         if torch.is_grad_enabled() or _traced(grad):  # a second derivative may be wanted
             bands, dim, *rest, squeeze, _ = call.plan
             grad = grad.unsqueeze(dim) if squeeze else grad
@@ -559,13 +567,21 @@ class _Pool(torch.autograd.Function):
         return _spread(grads, needs)
 
 
+def _version_of(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
+
+
 # Function.apply without its looking for functorch, which `temporal_pool` and the calls made before have ruled out.
 _apply_pool = super(torch.autograd.Function, _Pool).apply
 
 
 def _traced(grad: Tensor) -> bool:
     """Whether a gradient is more than numbers: a tangent, or vectors batched by `grad(is_grads_batched=True)`."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return (
+        forward_ad._current_level >= 0
+        or type(grad) not in _ORDINARY
+        or torch._C._functorch.is_legacy_batchedtensor(grad)
+    )
 
 
 def _differentiable_backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,7 @@ def temporal_pool(
         if weights.shape[0] != batch:
             raise ValueError(f"weights must have B = {batch} rows in dimension 0, got {list(weights.shape)}")
     _check_device("weights", weights, x)
-    _check_finite("weights", weights)
+    _check_finite("weights", weights.to(accumulate_dtype(x.dtype)))
     keep_rows = weights.dim() == 3 or (weights.dim() == 2 and not per_clip)
     if weights.dim() < 3:
         weights = weights[:, None] if per_clip else weights.reshape(1, -1, num_frames)
@@ -131,7 +132,7 @@ def approx_rank_pool(
     time_average, normalize_weights = bool(time_average), bool(normalize_weights)  # what keys are made of
     dim = _check_frames(x, dim)
     num_frames = x.shape[dim]
-    _check_window(window, stride, num_frames, offsets)
+    window, stride = _checked_window(window, stride, num_frames, offsets)
     if lengths is not None and offsets is not None:
         raise ValueError("lengths and offsets exclude each other: a batch is either padded or packed")
     if ops.is_captured(x):
@@ -283,9 +284,14 @@ def _check_frames(x: Tensor, dim: int) -> int:
         raise TypeError(f"x must be a Tensor, got {_describe(x)}")
     if x.dtype not in _INPUT_DTYPES:
         raise TypeError(f"x must have one of the dtypes {_INPUT_DTYPES}, got {x.dtype}")
-    if not isinstance(dim, int):
-        raise TypeError(f"dim must be an integer, got {dim!r}")
+    if x.layout != torch.strided:
+        raise TypeError(f"x must be a dense Tensor, torch.strided, got one of {x.layout}")
+    if not ops.is_compiling() and torch._C._is_tracing():
+        raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
+    dim = _checked_int("dim", dim)
     dims = x.dim()
+    if dims == 0:
+        raise ValueError("x must have at least one dimension, got shape []")
     if not -dims <= dim < dims:
         raise ValueError(f"dim must be between {-dims} and {dims - 1} for x of shape {list(x.shape)}, got {dim}")
     dim %= dims
@@ -294,24 +300,35 @@ def _check_frames(x: Tensor, dim: int) -> int:
     return dim
 
 
+def _checked_int(name: str, value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Integral):  # one of numpy's
+        return int(value)
+    raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
 def _batch_size(x: Tensor, dim: int, what: str) -> int:
     if dim == 0:
         raise ValueError(f"{what} need the clips in dimension 0 of x and the frames behind it, got dim = 0")
     return x.shape[0]
 
 
-def _check_window(window: int | None, stride: int | None, num_frames: int, offsets: object) -> None:
+def _checked_window(
+    window: int | None, stride: int | None, num_frames: int, offsets: object
+) -> tuple[int | None, int | None]:
     if window is None:
         if stride is not None:
             raise ValueError(f"stride = {stride} has no meaning without window")
-        return
+        return None, None
     for name, value in (("window", window), ("stride", stride)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        if isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value is not None and value < 1:
+        if value is not None and _checked_int(name, value) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if window > num_frames and offsets is None:
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
+    return _checked_int("window", window), None if stride is None else _checked_int("stride", stride)
 
 
 def _check_captured(lengths: object, offsets: object) -> None:
@@ -353,7 +370,7 @@ def _check_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int
 
 def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     try:
-        tensor = torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be integers, got {values!r}") from error
     if tensor.numel() == 0 and not isinstance(values, Tensor):  # [] says nothing of its type
@@ -371,14 +388,13 @@ def _canonical_normalization(
         return None, None, None
     pair = [_statistic("mean", mean, x), _statistic("std", std, x)]
     sizes = {t.numel() for t in pair if t is not None}
-    channels = max(sizes)
+    channels = max(sizes) if sizes else 1
     if channels == 1 and channel_dim is None:
         return pair[0], pair[1], None
     given = channel_dim
     channel_dim = -3 if channel_dim is None else channel_dim
     dims = x.dim()
-    if not isinstance(channel_dim, int):
-        raise TypeError(f"channel_dim must be an integer, got {channel_dim!r}")
+    channel_dim = _checked_int("channel_dim", channel_dim)
     if not -dims <= channel_dim < dims or channel_dim % dims == dim:
         raise ValueError(
             f"channel_dim must be a dimension of x other than dim = {dim}, for x of shape {list(x.shape)}, got {given}"
@@ -409,22 +425,29 @@ def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
         if value.dim() == 1:
             _check_device(name, value, x)
         if value.device.type == "cpu" and ops.is_plain(value):
-            _check_statistic(name, value.tolist())
+            _check_statistic(name, value.tolist(), x)
         return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
-    numbers = [value] if isinstance(value, (int, float)) else value
-    if not isinstance(numbers, Sequence) or not numbers or not all(isinstance(v, (int, float)) for v in numbers):
+    numbers: Any = [value] if _is_number(value) else value
+    if not isinstance(numbers, Sequence) or not numbers or not all(map(_is_number, numbers)):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {_describe(value)}")
     if not torch.compiler.is_compiling():
-        _check_statistic(name, numbers)
+        _check_statistic(name, numbers, x)
         if name == "mean" and len(numbers) == 1 and not numbers[0]:
             return None
     return _cached_numbers(tuple(numbers), x)
 
 
-def _check_statistic(name: str, values: float | Sequence[float]) -> None:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) or isinstance(value, Real)  # noqa: SIM101  Dynamo can answer the first
+
+
+def _check_statistic(name: str, values: float | Sequence[float], x: Tensor) -> None:
+    kept = torch.finfo(accumulate_dtype(x.dtype))
     for v in values if isinstance(values, Sequence) else (values,):
-        if not math.isfinite(v) or (name == "std" and v <= 0):
-            raise ValueError(f"{name} must be finite{' and positive' if name == 'std' else ''}, got {v}")
+        if not abs(v) <= kept.max or (name == "std" and v < kept.tiny):
+            what = f"finite{' and positive' if name == 'std' else ''}"
+            why = f", which {kept.dtype} does not hold" if 0 < v < math.inf or -math.inf < v < -kept.max else ""
+            raise ValueError(f"{name} must be {what}, got {v}{why}")
 
 
 def _check_device(name: str, value: Tensor, x: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool, pool_for
-from .pooling import Nonlinearity, PerChannel, _check_frames, temporal_pool
+from .pooling import _OUTPUT_DTYPES, Nonlinearity, PerChannel, _check_frames, temporal_pool
 from .video import Frame, frame_tensor
 from .weights import rank_weights
 
@@ -120,6 +120,8 @@ class RankPoolStream:
         Raises:
             ValueError: there was no frame yet.
         """
+        if out_dtype is not None and out_dtype not in _OUTPUT_DTYPES:
+            raise TypeError(f"out_dtype must be one of {_OUTPUT_DTYPES}, got {out_dtype}")
         if self._decoded:
             image, own = self._decoded.result(), torch.float32
         elif self._chunk is not None:

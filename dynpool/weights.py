@@ -7,6 +7,7 @@ A pooling is a banded matrix: output row w of clip b weighs frames first[b, w] â
 from __future__ import annotations
 
 from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ def rank_weights(
         TypeError: num_frames is not an integer, or dtype is not floating.
         ValueError: num_frames is below 1 or above 2**24.
     """
+    if not isinstance(num_frames, (int, torch.SymInt)) and isinstance(num_frames, Integral):  # one of numpy's
+        num_frames = int(num_frames)
     if not isinstance(num_frames, (int, torch.SymInt)) or isinstance(num_frames, bool):
         raise TypeError(f"num_frames must be an integer, got {num_frames!r}")
     if not dtype.is_floating_point:

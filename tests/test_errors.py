@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import dynpool
 from dynpool import approx_rank_pool, temporal_pool
 from dynpool.nn import ApproxRankPool, TemporalMaxPool
 
@@ -43,6 +44,9 @@ COMMON = [  # (arguments, error, message): both functions
     ({"std": 0}, ValueError, r"std must be finite and positive, got 0"),
     ({"std": -1.0}, ValueError, r"std must be finite and positive, got -1"),
     ({"std": NAN}, ValueError, r"std must be finite and positive, got nan"),
+    ({"std": 1e-50}, ValueError, r"std must be finite and positive, got 1e-50, which float32 does not hold"),
+    ({"mean": -1e50}, ValueError, r"mean must be finite, got -1e\+50, which float32 does not hold"),
+    ({"mean": torch.tensor(1e50, dtype=torch.float64)}, ValueError, r"mean must be finite, got 1e\+50, which float32"),
     ({"std": [1.0, 1.0, 0.0]}, ValueError, r"std must be finite and positive, got 0"),
     ({"std": torch.tensor([1.0, 1.0, -2.0])}, ValueError, r"std must be finite and positive, got -2"),
     (
@@ -97,6 +101,7 @@ def test_both_functions(arguments, error, match):
         (torch.ones(2, 1, 2), {"dim": 0}, ValueError, r"weights of each clip need .*, got dim = 0"),
         (torch.tensor([1.0, NAN, 1, 1, 1]), {}, ValueError, r"weights must be finite, got nan"),
         (torch.tensor([1.0, 1, -INF, 1, 1]), {}, ValueError, r"weights must be finite, got -inf"),
+        (torch.full((5,), 1e300, dtype=torch.float64), {}, ValueError, r"weights must be finite, got inf"),
         (torch.ones(5, device="meta"), {}, ValueError, r"weights must be on the device of x, cpu, got meta"),
     ],
 )
@@ -143,6 +148,15 @@ def test_weights(weights, options, error, match):
 )
 def test_windows_lengths_and_offsets(options, error, match):
     refuses(lambda: approx_rank_pool(X, **options), error, match)
+
+
+def test_tensors_without_strides():
+    for x in (X.to_sparse(), X[0, :, 0, 0].to_sparse_csr()):
+        for call in (dynpool.approx_rank_pool, dynpool.rank_pool, lambda x: temporal_pool(x, torch.ones(5))):
+            with pytest.raises(TypeError, match=r"x must be a dense Tensor, torch\.strided, got one of torch\.sparse"):
+                call(x)
+    with pytest.raises(ValueError, match=r"x must have at least one dimension, got shape \[\]"):
+        dynpool.approx_rank_pool(torch.ones(()))
 
 
 def test_huge_number_of_frames():

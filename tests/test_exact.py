@@ -298,9 +298,74 @@ def test_gradcheck(device, objective, C, time_average):
 
 def test_a_second_derivative_is_refused():
     x = clip(5, 3).requires_grad_()
-    (g,) = torch.autograd.grad(rank_pool(x, 0).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
+    for loss in (lambda d: d.square().sum(), lambda d: d.sum()):  # also of a gradient that d does not depend on
+        (g,) = torch.autograd.grad(loss(rank_pool(x, 0)), x, create_graph=True)
+        assert g.requires_grad
+        with pytest.raises(RuntimeError, match="rank_pool has no second derivative"):
+            g.sum().backward()
+
+
+def objective_of(d, x, objective, C, epsilon, time_average):
+    """As `rank_pool` states it, of one clip, in float64."""
+    V, d = x.double().flatten(2)[0], d.double().flatten()
+    t = torch.arange(1, len(V) + 1, dtype=torch.float64)
+    scores = (V.cumsum(0) / t[:, None] if time_average else V) @ d
+    if objective == "svr":
+        return 0.5 * d @ d + C * ((t - scores).abs() - epsilon).clamp_min(0).square().sum()
+    hinge = (1 - scores[:, None] + scores).clamp_min(0).tril(-1)
+    return 0.5 * d @ d + C * 2 / (len(V) * (len(V) - 1)) * (hinge if objective == "ranksvm" else hinge.square()).sum()
+
+
+def of_bytes(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (of_bytes(1, 200, 10), {"objective": "svr"}),
+        (of_bytes(1, 100, 3, 8, 8), {"objective": "svr", "epsilon": 0.0}),
+        (of_bytes(1, 200, 10), {"objective": "ranksvm_squared", "C": 100.0}),
+        (of_bytes(1, 35, 20).float() / 2.55, {"objective": "ranksvm", "C": 1e4}),
+        (clip(100, 3, 32, 32).mul(100).float()[None], {"objective": "svr"}),  # like a video: nearly the same frames
+    ],
+)
+def test_what_float32_would_miss_is_found(backend, x, options, time_average):
+    """The objective of the d that is returned, not that of a solution of which roundings are left out."""
+    d, info = rank_pool(x, time_average=time_average, tol=1e-3, return_info=True, **options)
+    how = (options["objective"], options.get("C", 1.0), options.get("epsilon", 0.1), time_average)
+    best = objective_of(rank_pool(x.double(), time_average=time_average, tol=1e-6, **options), x, *how)
+    assert d.dtype == torch.float32
+    assert objective_of(d, x, *how) <= best * 1.002  # tol, and as much for the roundings of d itself
+    assert info.objective[0].item() == pytest.approx(objective_of(d, x, *how).item(), rel=2e-3)
+
+
+def test_rough_clips_are_solved_alone(backend):
+    x = torch.cat([of_bytes(1, 60, 2, 6).float(), clip(60, 2, 6).float()[None], of_bytes(1, 60, 2, 6).float() + 1])
+    mean = torch.tensor([1.0, 2.0], requires_grad=True)
+    lengths = torch.tensor([60, 50, 40])
+    x.requires_grad_()
+    d, info = rank_pool(x, objective="svr", mean=mean, channel_dim=2, lengths=lengths, return_info=True)
+    exact, exact_info = rank_pool(
+        x.double(), objective="svr", mean=mean.double(), channel_dim=2, lengths=lengths, return_info=True
+    )
+    assert torch.allclose(d.double(), exact, rtol=1e-4, atol=5e-4)  # of numbers up to 12, and not rough up to 1
+    assert torch.allclose(info.scores, exact_info.scores, rtol=1e-4, atol=1e-3)
+    ours = torch.autograd.grad(d.square().sum(), (x, mean))
+    theirs = torch.autograd.grad(exact.square().sum(), (x, mean))
+    for g, h in zip(ours, theirs, strict=True):
+        assert torch.allclose(g, h, rtol=1e-2, atol=1e-3 * h.abs().max().item())
+
+
+def test_ranking_accuracy_of_what_is_no_number():
+    x = clip(5, 3)
+    d = rank_pool(x, 0)
+    for bad_d, bad_x in ((d * math.nan, x), (d, x.index_fill(0, torch.tensor([2]), math.inf))):
+        with pytest.raises(ValueError, match="d and x must be finite"):
+            ranking_accuracy(bad_d, bad_x, 0)
+    with pytest.raises(TypeError, match=r"d must have one of the dtypes .*, got torch\.complex64"):
+        ranking_accuracy(d.to(torch.complex64), x, 0)
 
 
 def test_it_ranks_better_than_the_approximation():

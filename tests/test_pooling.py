@@ -10,6 +10,8 @@ import torch
 from cases import DTYPES, FLOATING, LAYOUTS, frames, laid_out
 from conftest import parameters
 from hypothesis import given, settings
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 
 import dynpool
 from dynpool import approx_rank_pool, ops, pooling, reference, temporal_pool
@@ -595,6 +597,84 @@ def test_approx_is_temporal_pool_with_rank_weights(backend):
     x = frames((2, 9, 3, 5), torch.uint8, backend.device)
     alpha = dynpool.rank_weights(9, device=backend.device)
     assert torch.equal(temporal_pool(x, alpha, std=255), approx_rank_pool(x, std=255))
+
+
+def test_a_mean_of_zero_is_none(backend):
+    x = frames((2, 5, 3, 7), torch.float32).to(backend.device)
+    for zero in (0, 0.0, [0], [0.0, 0.0, 0.0], np.float32(0), torch.zeros(3, device=x.device)):
+        assert torch.allclose(approx_rank_pool(x, mean=zero, channel_dim=2), approx_rank_pool(x), atol=1e-5)
+        found = temporal_pool(x, torch.ones(5, device=x.device), mean=zero, channel_dim=2)
+        assert torch.allclose(found, x.sum(1), atol=1e-5)
+
+
+def test_numbers_may_be_numpys(backend):
+    x = frames((2, 7, 3, 5), torch.float32).to(backend.device)
+    found = approx_rank_pool(
+        x,
+        np.int64(1),
+        window=np.int32(3),
+        stride=np.int64(2),
+        mean=np.float32(1),
+        std=[np.float64(2)] * 3,
+        channel_dim=np.int8(2),
+    )
+    assert torch.equal(found, approx_rank_pool(x, 1, window=3, stride=2, mean=1, std=[2.0] * 3, channel_dim=2))
+
+
+def test_weights_that_change_before_the_gradient(backend):
+    x = frames((2, 5, 3, 7), torch.float32).to(backend.device).requires_grad_()
+    for shape in ((5,), (2, 5), (2, 1, 5)):
+        weights = torch.rand(shape, device=x.device)
+        y = temporal_pool(x, weights)
+        weights.mul_(100)
+        with pytest.raises(RuntimeError, match=r"in place|inplace"):
+            y.sum().backward()
+    with torch.inference_mode():
+        weights = torch.rand(5, device=x.device)  # which have no version
+    (g,) = torch.autograd.grad(temporal_pool(x, weights.clone()).sum(), x)
+    assert torch.allclose(g[0, :, 0, 0], weights)
+
+
+def test_what_wraps_a_tensor_is_not_read_as_memory(backend):
+    """mean, std and ∂L/∂y that are no plain tensors."""
+    x = frames((2, 5, 3, 7), torch.float32).to(backend.device).requires_grad_()
+    mean, grad = torch.arange(3.0, device=x.device), torch.rand(2, 3, 7, device=x.device)
+    wrapped = TwoTensor(mean, mean.clone())
+    expected = approx_rank_pool(x, mean=mean, channel_dim=2, nonlinearity="sqrt")
+    found = approx_rank_pool(x, mean=wrapped, channel_dim=2, nonlinearity="sqrt")
+    assert isinstance(found, TwoTensor)
+    assert torch.allclose(found.a, expected, atol=1e-5)
+    (g,) = torch.autograd.grad(approx_rank_pool(x), x, TwoTensor(grad, grad.clone()))
+    assert torch.allclose(g.a, torch.autograd.grad(approx_rank_pool(x), x, grad)[0], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracing_is_refused_also_of_calls_that_were_kept(backend):
+    x = frames((2, 5, 3, 7), torch.float32).to(backend.device)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"traced by torch\.jit\.trace"):
+            torch.jit.trace(dynpool.nn.ApproxRankPool(), (x,))
+        approx_rank_pool(x)
+
+
+def test_graphs_of_make_fx_compute(backend):
+    x = frames((2, 5, 3, 7), torch.float32).to(backend.device)
+    y = 0.5 * x.flip(0)
+    for call in (
+        lambda x: approx_rank_pool(x),
+        lambda x: approx_rank_pool(x, mean=1.0, nonlinearity="sqrt"),
+        torch.func.grad(lambda x: approx_rank_pool(x, nonlinearity="sqrt").square().sum()),
+    ):
+        call(x)  # which is kept
+        assert torch.allclose(make_fx(call)(x)(y), call(y), atol=1e-4)
+
+
+def test_another_default_device():
+    x = frames((2, 5, 3, 7), torch.float32)
+    expected = approx_rank_pool(x, lengths=[2, 3])
+    with torch.device("meta"):
+        assert torch.equal(approx_rank_pool(x, lengths=[2, 3]), expected)
+        assert torch.equal(approx_rank_pool(x, window=2), approx_rank_pool(x, window=2))
 
 
 def test_negative_views(backend, monkeypatch):
