@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import ops, solve
@@ -31,8 +32,8 @@ from .reference import accumulate_dtype, normalize, psi
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
 _TILE = 1 << 20  # floats of the frames that are held at a time
+_BLOCK = 64  # values of a frame whose products are summed in float32
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
-_TYPICAL = 0.1  # of the largest effect that roundings can have on scores, at most
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,14 @@ class _Options:
         plan = self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
         return _pool(x, weights, mean, std, plan)
 
+    def sum(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, finely: bool) -> Tensor:
+        """Σ_t weights[b, t] ψ(x[b, t]) in Acc, of float64 weights; finely, with what rounding takes from them."""
+        rounded = weights.to(accumulate_dtype(x.dtype))
+        if not finely:
+            return self.pool(x, weights[:, None], mean, std)
+        rows = torch.stack([rounded, (weights - rounded).to(rounded.dtype)], 1)
+        return self.pool(x, rows, mean, std, rows=True).sum(self.plan.dim)
+
     def products(self, x: Tensor, image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         """⟨ψ(I_t), image⟩ of each clip, float64 [B, T]: what a weighted sum of frames has as its weights' gradient."""
         batch, num_frames = 1 if self.plan.dim == 0 else x.shape[0], x.shape[self.plan.dim]
@@ -258,7 +267,7 @@ class _RankPool(torch.autograd.Function):
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         weights = solution.u @ M
-        rough = _is_rough(products, K, weights, solution.objective, lengths, x.dtype, options)
+        rough, blurred = _lost(x, products, K, weights, solution.objective, lengths, options)
         # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
         limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         missed = (solution.gap > limit * solution.objective) & ~rough
@@ -270,7 +279,7 @@ class _RankPool(torch.autograd.Function):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        d = options.pool(x, weights[:, None], mean, std)
+        d = options.sum(x, weights, mean, std, bool(blurred.any()))
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
@@ -318,25 +327,37 @@ class _RankPool(torch.autograd.Function):
         return [next(grads) if need else None for need in needs]
 
 
-def _is_rough(
+def _in_blocks(frames: Tensor) -> Tensor:
+    """[T, D] as [n, T, _BLOCK], zeros behind the last."""
+    return F.pad(frames, (0, -frames.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK)).transpose(0, 1)
+
+
+def _lost(
+    x: Tensor,
     products: Gram,
     K: Tensor,
     weights: Tensor,
     objective: Tensor,
     lengths: Tensor,
-    dtype: torch.dtype,
     options: _Options,
-) -> Tensor:
-    """Whether roundings of float32, in the frames' products and weighted sum, may raise the objective by `tol` of it:
-    a score by what Σ_t |weights_t| ‖ψ(I_t)‖ loses, times the largest ‖V‖; the objective by its square. [B]
+) -> tuple[Tensor, Tensor]:
+    """Whether roundings of float32 may raise the objective by `tol` of it, [B]: those of the frames' products and
+    weighted sum; and those of the weights, which `_Options.sum` need not lose.
+
+    They change a score by what Σ_t weights_t ψ(I_t) loses times the largest ‖V‖, and the objective by the square of
+    that. A sum loses √D less than at most, since what its D values lose has any sign; products of blocks more.
     """
-    if dtype == torch.float64:
-        return torch.zeros_like(lengths, dtype=torch.bool)
-    norms = products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-    largest = K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
-    error = _TYPICAL * torch.finfo(torch.float32).eps / 2 * (weights.abs() * norms).sum(1) * largest
-    terms = lengths if options.objective == "svr" else 1  # which are not averaged
-    return options.C * terms * error.square() > options.tol * objective
+    if x.dtype == torch.float64:
+        nothing = torch.zeros_like(lengths, dtype=torch.bool)
+        return nothing, nothing
+    exact = x.dtype == torch.uint8 and options.plan.nonlinearity == "identity"  # products, in integers
+    values = max(1, x.numel() // weights.numel() / (1 if exact else _BLOCK))
+    terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
+    factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean
+    in_sums = factor * (largest * terms.abs().sum(1)).square() / values
+    in_weights = factor * (largest * terms.square().sum(1).sqrt()).square()
+    return in_sums > options.tol * objective, in_weights > options.tol * objective
 
 
 class _FirstDerivative(torch.autograd.Function):
@@ -382,7 +403,7 @@ def gram(
 ) -> Gram:
     """The Gram matrix of the frames of each clip, in one pass over them; not differentiable.
 
-    Tiles of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
+    Blocks of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
     off, because products of nearly equal frames would cancel; they are summed in float64.
     """
     if dim == 0:
@@ -413,8 +434,8 @@ def gram(
             m, s = (v if v is None or along is None else v[part] for v in (mean, std))
             frames = psi(normalize(pixels[b, :length, part], m, s, along), nonlinearity)
             average = frames.mean(0)
-            frames = frames - average
-            products.centred[b, :length, :length] += (frames @ frames.T).double()
-            products.cross[b, :length] += (frames @ average).double()
+            blocks, averages = (_in_blocks(t) for t in (frames - average, average[None]))
+            products.centred[b, :length, :length] += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
+            products.cross[b, :length] += (blocks @ averages.mT).sum(0, dtype=torch.float64)[:, 0]
             products.norm[b] += average.double().square().sum()
     return products
