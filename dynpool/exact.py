@@ -223,9 +223,9 @@ class _Options:
 
     def sum(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, finely: bool) -> Tensor:
         """Σ_t weights[b, t] ψ(x[b, t]) in Acc, of float64 weights; finely, with what rounding takes from them."""
-        rounded = weights.to(accumulate_dtype(x.dtype))
         if not finely:
             return self.pool(x, weights[:, None], mean, std)
+        rounded = weights.to(accumulate_dtype(x.dtype))
         rows = torch.stack([rounded, (weights - rounded).to(rounded.dtype)], 1)
         return self.pool(x, rows, mean, std, rows=True).sum(self.plan.dim)
 
@@ -267,7 +267,7 @@ class _RankPool(torch.autograd.Function):
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         weights = solution.u @ M
-        rough, blurred = _lost(x, products, K, weights, solution.objective, lengths, options)
+        rough, blurred = _lost(x, mean, std, products, K, weights, solution.objective, lengths, options)
         # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
         limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         missed = (solution.gap > limit * solution.objective) & ~rough
@@ -334,6 +334,8 @@ def _in_blocks(frames: Tensor) -> Tensor:
 
 def _lost(
     x: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
     products: Gram,
     K: Tensor,
     weights: Tensor,
@@ -350,8 +352,8 @@ def _lost(
     if x.dtype == torch.float64:
         nothing = torch.zeros_like(lengths, dtype=torch.bool)
         return nothing, nothing
-    exact = x.dtype == torch.uint8 and options.plan.nonlinearity == "identity"  # products, in integers
-    values = max(1, x.numel() // weights.numel() / (1 if exact else _BLOCK))
+    integers = x.dtype == torch.uint8 and options.plan.nonlinearity == "identity" and mean is None and std is None
+    values = max(1, x.numel() // weights.numel() / (1 if integers else _BLOCK))
     terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
     factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean
