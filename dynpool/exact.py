@@ -6,15 +6,17 @@ gradient, which follows from the optimality conditions instead of from the solve
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import ops, solve
 from .pooling import (
@@ -29,6 +31,8 @@ from .pooling import (
 )
 from .reference import accumulate_dtype, normalize, psi
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
 _TILE = 1 << 20  # floats of the frames that are held at a time
@@ -52,6 +56,22 @@ class RankPoolInfo:
     weights: Tensor
 
 
+def _around_dynamo(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, called as it is in the middle of a compiled program: what Dynamo makes of it is slow, anew for each
+    T, and solved less well.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if ops.is_compiling():
+            function_itself: Callable[P, R] = torch.compiler.disable(function)
+            return function_itself(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_around_dynamo
 def rank_pool(
     x: Tensor,
     dim: int = 1,
@@ -98,10 +118,14 @@ def rank_pool(
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
 
+    `torch.compile` runs it as it is, between two graphs.
+
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
+        RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph.
     """
     dim = _check_frames(x, dim)
+    _check_values(x)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
     for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
@@ -126,6 +150,18 @@ def rank_pool(
     if not return_info:
         return d
     return d, RankPoolInfo(*(t[0] for t in info) if dim == 0 else info)
+
+
+def _check_values(x: Tensor) -> None:
+    if torch._C._are_functorch_transforms_active():
+        why = "cannot be transformed by torch.func; it takes batches, and torch.autograd its gradient"
+    elif x.is_meta or isinstance(x, FakeTensor):
+        why = "cannot be exported or traced, and needs tensors that have values"
+    elif ops.is_captured(x):
+        why = "cannot be captured in a CUDA graph"
+    else:
+        return
+    raise RuntimeError(f"rank_pool solves by steps that depend on the values of x: it {why}")
 
 
 def _solved_again(

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,7 +192,9 @@ def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Te
 
 
 def _hold(module: nn.Module, name: str, value: PerChannel | None) -> None:
-    """A tensor as buffer, a parameter as parameter, a sequence frozen as tuple, anything else as it is."""
+    """A tensor as buffer, a parameter as parameter, what is numpy's in Python's numbers, a sequence frozen as tuple."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         module.register_buffer(name, value)
     elif isinstance(value, Sequence):

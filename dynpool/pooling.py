@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from .reference import accumulate_dtype
 from .weights import Rows, longest_clip, rank_rows, rank_table
 
 Nonlinearity = Literal["identity", "sqrt"]
-PerChannel = float | Sequence[float] | Tensor
+PerChannel = float | Sequence[float] | npt.NDArray[Any] | Tensor
 
 _INPUT_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OUTPUT_DTYPES = _INPUT_DTYPES[1:]
@@ -427,6 +429,8 @@ def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
         if value.device.type == "cpu" and ops.is_plain(value):
             _check_statistic(name, value.tolist(), x)
         return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     numbers: Any = [value] if _is_number(value) else value
     if not isinstance(numbers, Sequence) or not numbers or not all(map(_is_number, numbers)):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {_describe(value)}")

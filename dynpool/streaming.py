@@ -16,7 +16,15 @@ from torch import Tensor
 
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool, pool_for
-from .pooling import _OUTPUT_DTYPES, Nonlinearity, PerChannel, _check_frames, temporal_pool
+from .pooling import (
+    _OUTPUT_DTYPES,
+    Nonlinearity,
+    PerChannel,
+    _check_frames,
+    _checked_int,
+    _statistic,
+    temporal_pool,
+)
 from .video import Frame, frame_tensor
 from .weights import rank_weights
 
@@ -68,7 +76,13 @@ class RankPoolStream:
             "std": std,
             "channel_dim": channel_dim,
         }
-        temporal_pool(torch.zeros(1, 3, 1, 1), torch.zeros(1), 0, nonlinearity=nonlinearity)  # an unknown ψ is refused
+        # What no frame could fit is refused now.
+        temporal_pool(torch.zeros(1, 3, 1, 1), torch.zeros(1), 0, nonlinearity=nonlinearity)
+        for name, value in (("mean", mean), ("std", std)):
+            device = value.device if isinstance(value, Tensor) else None
+            _statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
+        if channel_dim is not None:
+            _checked_int("channel_dim", channel_dim)
         self.reset()
 
     def __len__(self) -> int:

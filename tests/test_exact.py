@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 import dynpool
@@ -294,6 +295,33 @@ def test_gradcheck(device, objective, C, time_average):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 1e-11 is more than rounding always allows
         assert gradcheck(pool, (x, mean, std), eps=1e-6, atol=1e-4, rtol=1e-3)
+
+
+def test_a_compiled_program_goes_around_it():
+    def ranked(x):
+        return 2 * rank_pool(x * 1.0, tol=1e-6)
+
+    compiled = torch.compile(ranked, backend="eager")
+    for num_frames in (7, 11):
+        inputs = [clip(num_frames, 5)[None].requires_grad_() for _ in range(2)]
+        results = [run(x) for run, x in zip((ranked, compiled), inputs, strict=True)]
+        assert torch.equal(*results)
+        assert torch.equal(*(torch.autograd.grad(d.square().sum(), x)[0] for d, x in zip(results, inputs, strict=True)))
+
+
+def test_what_has_no_values_is_refused():
+    x = clip(7, 5)[None]
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    for call in (
+        lambda: rank_pool(x.to("meta")),
+        lambda: rank_pool(fake),
+        lambda: torch.vmap(rank_pool)(x[None]),
+        lambda: torch.func.grad(lambda x: rank_pool(x).sum())(x),
+        lambda: torch.export.export(dynpool.nn.RankPool(), (x,), strict=False),
+    ):
+        with pytest.raises(RuntimeError, match="rank_pool solves by steps that depend on the values of x"):
+            call()
 
 
 def test_a_second_derivative_is_refused():

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import DTYPES, FLOATING, frames
@@ -26,6 +27,9 @@ MODULES = {
     ),
     "ApproxRankPool(dim=1, mean=(0.5, 1.0, 2.0), std=(1, 2, 3), channel_dim=2)": ApproxRankPool(
         mean=[0.5, 1.0, 2.0], std=(1, 2, 3), channel_dim=2
+    ),
+    "ApproxRankPool(dim=1, mean=(0.5, 1.0, 2.0), std=0.25)": ApproxRankPool(
+        mean=np.array([0.5, 1, 2]), std=np.float32(0.25)
     ),
     "ApproxRankPool(dim=0, out_dtype=torch.float64)": ApproxRankPool(dim=0, out_dtype=torch.float64),
     "TemporalMaxPool(dim=1)": TemporalMaxPool(),

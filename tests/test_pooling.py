@@ -619,6 +619,12 @@ def test_numbers_may_be_numpys(backend):
         channel_dim=np.int8(2),
     )
     assert torch.equal(found, approx_rank_pool(x, 1, window=3, stride=2, mean=1, std=[2.0] * 3, channel_dim=2))
+    arrays = {"mean": np.float32([0.25, 0.5, 1]), "std": np.array(2)}
+    assert torch.equal(
+        approx_rank_pool(x, channel_dim=2, **arrays), approx_rank_pool(x, channel_dim=2, mean=[0.25, 0.5, 1], std=2)
+    )
+    with pytest.raises(TypeError, match="mean must be a number, a sequence of numbers or a Tensor"):
+        approx_rank_pool(x, mean=np.zeros((1, 3)))
 
 
 def test_weights_that_change_before_the_gradient(backend):

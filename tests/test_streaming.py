@@ -193,6 +193,9 @@ def test_bad_input():
         RankPoolStream().update("frame")
     with pytest.raises(TypeError):
         RankPoolStream().update(torch.zeros(3, dtype=torch.int64))
+    for name, wrong in (("mean", math.nan), ("std", 0), ("std", [1, -1, 1]), ("mean", "a"), ("channel_dim", "a")):
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            RankPoolStream(**{name: wrong})
     for options in ({"mean": [1.0, 2.0]}, {"std": 1.0, "channel_dim": 9}, {"mean": [0.0] * 3, "channel_dim": 0}):
         stream = RankPoolStream(**options)
         for _ in range(2):  # at the first frame, and no worse at the next
