@@ -788,16 +788,25 @@ def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard
     assert Counter(line["video"] for line in lines(out)[1:]).most_common(1)[0][1] == 1
 
 
-def test_sigterm_ends_a_run_cleanly(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="has no process groups")
+@pytest.mark.parametrize("when", ["workers start", "they work"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_signals_end_a_run_cleanly(tmp_path, number, when):
     dataset = make_dataset(tmp_path / "videos", *[f"{number}.mkv" for number in range(12)], frames=60)
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*PROGRAM, dataset, "-o", out, "--window", "3", "--workers", "1"], stderr=subprocess.PIPE, text=True
+        [*PROGRAM, dataset, "-o", out, "--window", "3", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert eventually(lambda: (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > 2)
-    process.terminate()
+    done = 0 if when == "workers start" else 2
+    assert eventually(lambda: (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > done)
+    if when == "workers start":
+        time.sleep(0.3)
+    os.killpg(process.pid, number)
     _, said = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert said == ""
     assert not list(out.glob(".dynpool*"))
 

@@ -5,6 +5,7 @@ Whatever ends a process, one item fails and the others are done.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import multiprocessing
@@ -32,6 +33,7 @@ _CANNOT_START = (
 _AHEAD = 2  # tasks a processor of a Ray cluster is given
 _LEAST_AHEAD = 64  # since it may grow for those that wait
 _GRACE = 5.0  # seconds to clean up
+_HOLDS_SIGNALS = hasattr(signal, "pthread_sigmask")  # not on Windows
 _leaving = threading.Event()
 
 
@@ -87,8 +89,9 @@ def _until_broken(
     running: dict[Future[Result], Item] = {}
     with _pool(count) as (pool, has_begun):
         try:
-            for item in itertools.islice(rest, count + 1 if count > 1 else 1):
-                _submit(pool, work, item, running)
+            with _interrupts_held():
+                for item in itertools.islice(rest, count + 1 if count > 1 else 1):
+                    _submit(pool, work, item, running)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     has_begun()
@@ -143,12 +146,33 @@ def _pool(count: int) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], bool]]
         theirs.close()
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes begun within it hear of Ctrl-C when they can leave without a word (`_begin`)."""
+    if not _HOLDS_SIGNALS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    told.send(None)
+    atexit.register(_leaving.set)
+    try:
+        told.send(None)
+    except OSError:  # closed already
+        os._exit(1)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
+    if _HOLDS_SIGNALS:
+        if signal.SIGINT in signal.sigpending():
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _leave(number: int, frame: Any) -> None:
