@@ -36,7 +36,9 @@ R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
 _TILE = 1 << 20  # floats of the frames that are held at a time
-_BLOCK = 64  # values of a frame whose products are summed in float32
+_BLOCK = 64  # values of a frame whose products are summed in float32,
+_LONGEST = 1024  # and of kernels at most
+_LEVELS = 256  # of bytes
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
 
@@ -111,9 +113,10 @@ def rank_pool(
         d, x without `dim`. One frame, or frames that are all alike, give zeros, since there is nothing to rank; under
         "svr", whose targets are numbers, a multiple of the frame.
 
-    Frames are multiplied and summed in float32, float64 ones in float64. Where roundings of float32 could move the
-    scores so much that d misses `tol`, as those of weights that are large and cancel ("svr" of videos, a large C, more
-    frames than values), the clip is solved again in float64, in some times the time, and eight bytes a value.
+    Frames are multiplied and summed in float32, float64 ones in float64. Where roundings might count, the scores of d
+    are computed, too, and a clip whose d misses `tol`, as by weights that are large and cancel ("svr" of videos, a
+    large C, more frames than values), is solved again in float64, in some times the time, and eight bytes a value. At
+    last d is rounded to its dtype, which at a large C may count by itself.
 
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
@@ -303,7 +306,14 @@ class _RankPool(torch.autograd.Function):
         tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         weights = solution.u @ M
-        rough, blurred = _lost(x, mean, std, products, K, weights, solution.objective, lengths, options)
+        suspect, blurred = _lost(x, products, K, weights, solution.objective, lengths, options)
+        d = options.sum(x, weights, mean, std, bool(blurred.any()))
+        rough = suspect
+        if bool(suspect.any()):
+            found = options.products(x.detach(), d, mean, std) @ M.T
+            norm = d.double().square().reshape(len(K), -1).sum(1)
+            value = solve.objective_of(norm, found, lengths, options.objective, options.C, options.epsilon)
+            rough = suspect & ~(value <= solution.objective * (1 + options.tol))  # or NaN
         # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
         limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
         missed = (solution.gap > limit * solution.objective) & ~rough
@@ -315,7 +325,6 @@ class _RankPool(torch.autograd.Function):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        d = options.sum(x, weights, mean, std, bool(blurred.any()))
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
@@ -370,8 +379,6 @@ def _in_blocks(frames: Tensor) -> Tensor:
 
 def _lost(
     x: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
     products: Gram,
     K: Tensor,
     weights: Tensor,
@@ -383,13 +390,13 @@ def _lost(
     weighted sum; and those of the weights, which `_Options.sum` need not lose.
 
     They change a score by what Σ_t weights_t ψ(I_t) loses times the largest ‖V‖, and the objective by the square of
-    that. A sum loses √D less than at most, since what its D values lose has any sign; products of blocks more.
+    that. What values lose has any sign, so that they lose less together, but for those that are alike, and for those
+    whose products a kernel adds up in float32.
     """
     if x.dtype == torch.float64:
         nothing = torch.zeros_like(lengths, dtype=torch.bool)
         return nothing, nothing
-    integers = x.dtype == torch.uint8 and options.plan.nonlinearity == "identity" and mean is None and std is None
-    values = max(1, x.numel() // weights.numel() / (1 if integers else _BLOCK))
+    values = min(max(1, x.numel() // max(1, weights.numel()) // _LONGEST), _LEVELS)
     terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
     factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean

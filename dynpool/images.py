@@ -20,7 +20,7 @@ from .planes import Pool, pool_for
 from .pooling import Nonlinearity, temporal_pool
 from .streaming import Endless, Windows
 from .video import Size, Video, check_count, check_reading, read_clip, resized
-from .weights import MAX_FRAMES, rank_weights
+from .weights import MAX_FRAMES, half_norm, rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
@@ -309,7 +309,7 @@ def make_images(video: Video, recipe: Recipe) -> Made:
 
 
 def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
-    return tuple(rank_weights(count, time_average=time_average, normalize=True).tolist())
+    return tuple(rank_weights(count, time_average=time_average, normalize=True, device="cpu").tolist())
 
 
 # The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
@@ -452,7 +452,7 @@ def _endless(feed: _Feed) -> Tensor:
     assert sums is not None
     if recipe.method == "mean":
         return _picture(feed, sums.mean(), 1.0)
-    scale = rank_weights(feed.count, time_average=recipe.time_average).abs().sum().item() / 2 or 1.0
+    scale = half_norm(feed.count, recipe.time_average) or 1.0
     return _picture(feed, sums.ranked() / scale, 0.0)
 
 

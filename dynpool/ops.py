@@ -892,7 +892,8 @@ def stretch(values: Tensor, least_span: float = 0.0, interleaved: bool = False) 
     if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
         return None
     *batch, channels, height, width = values.shape
-    images = torch.empty((*batch, height, width, channels) if interleaved else values.shape, dtype=torch.uint8)
+    shape = (*batch, height, width, channels) if interleaved else values.shape
+    images = torch.empty(shape, dtype=torch.uint8, device="cpu")
     pixels = height * width
     for first in range(0, values.numel(), channels * pixels):
         x, out = values.data_ptr() + 4 * first, images.data_ptr() + first
@@ -906,7 +907,7 @@ def stretch_sums(
 ) -> Tensor | None:
     """`stretch` of `make_rgb` of float32 sums, of which R, G, B are never in memory."""
     _, height, width = shape
-    image = torch.empty((height, width, 3) if interleaved else tuple(shape), dtype=torch.uint8)
+    image = torch.empty((height, width, 3) if interleaved else tuple(shape), dtype=torch.uint8, device="cpu")
     out = image.data_ptr()
     if not _extension().cpu.stretch_sums(layout, sums.data_ptr(), total, least_span, interleaved, out):
         return None

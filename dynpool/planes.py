@@ -146,7 +146,7 @@ class Pool(ABC):
 
     def empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A sum that is to be written by `add`, as one that is fresh."""
-        return torch.empty(self.shape, dtype=dtype)
+        return torch.empty(self.shape, dtype=dtype, device="cpu")
 
     @abstractmethod
     def add(
@@ -304,8 +304,8 @@ class RgbFrames(Pool):
         mix: Matrix | None = None,
         fresh: Sequence[bool] = (),
     ) -> None:
-        table = torch.tensor(weights, dtype=torch.float64)
-        table = table if mix is None else torch.tensor(mix, dtype=torch.float64) @ table
+        table = torch.tensor(weights, dtype=torch.float64, device="cpu")
+        table = table if mix is None else torch.tensor(mix, dtype=torch.float64, device="cpu") @ table
         batch = self._staging.move(frames)
         wide = batch.double() if rows[0].dtype == torch.float64 else batch
         if batch.is_cuda:  # a plain copy would wait for that of the frames
@@ -336,7 +336,8 @@ class _Staging:
         if not self._buffers:
             shape = (self._batch, *frames[0].shape)
             self._buffers = [
-                (torch.empty(shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()) for _ in range(2)
+                (torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True), torch.cuda.Event())
+                for _ in range(2)
             ]
         self._turn = 1 - self._turn
         buffer, copied = self._buffers[self._turn]

@@ -69,6 +69,18 @@ def _solve_by_kernel(
     return Solution(u, value, gap, iterations, active)
 
 
+def objective_of(norm: Tensor, scores: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float) -> Tensor:
+    """What `objective` is [B] of a d with ‖d‖² = norm [B] and these scores [B, T]."""
+    frames = torch.arange(scores.shape[1], device=scores.device)
+    if objective == "svr":
+        loss = ((frames + 1 - scores).abs() - epsilon).clamp(min=0).where(frames < lengths[:, None], 0)
+        return norm / 2 + C * loss.square().sum(1)
+    pairs = (frames[:, None] > frames) & (frames[:, None] < lengths[:, None, None])
+    hinge = (1 - scores[:, :, None] + scores[:, None]).clamp(min=0).where(pairs, 0)
+    loss = hinge.square() if objective == "ranksvm_squared" else hinge
+    return norm / 2 + _pair_penalty(lengths, C) * loss.sum((1, 2))
+
+
 def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: float, Vg: Tensor) -> Tensor:
     """n of the derivative ∂L/∂V_t = u_t (g - Σ_s n_s V_s) - n_t d, for g = ∂L/∂d and Vg = ⟨V_t, g⟩, [B, T].
 
@@ -85,12 +97,28 @@ def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: f
         weight = (2 * _pair_penalty(lengths, C))[:, None, None] * _laplacian(solution.active.to(K.dtype))
     else:
         weight = torch.diag_embed(2 * C * solution.active.to(K.dtype))
-    return torch.linalg.solve(identity + weight @ K, weight @ Vg[..., None])[..., 0]
+    return _solve_systems(_lu_factor(identity + weight @ K), weight @ Vg[..., None])[..., 0]
 
 
 def apply(K: Tensor, u: Tensor) -> Tensor:
     """K u. Not by bmm, whose threads take longer to wake than this takes."""
     return (K * u[:, None]).sum(2)
+
+
+def _lu_factor(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Of clips, on the CPU one by one: with several threads torch fails on batches of them, or never returns
+    (pytorch/pytorch#142815, of matrices from 150 rows on).
+    """
+    if not A.is_cpu or len(A) < 2:
+        lu, pivots, _ = torch.linalg.lu_factor_ex(A)
+        return lu, pivots
+    both = [torch.linalg.lu_factor_ex(a)[:2] for a in A]
+    return torch.stack([lu for lu, _ in both]), torch.stack([pivots for _, pivots in both])
+
+
+def _solve_systems(factors: tuple[Tensor, Tensor], b: Tensor) -> Tensor:
+    x: Tensor = torch.linalg.lu_solve(*factors, b)
+    return x
 
 
 # --- pairs of frames -----------------------------------------------------------------------------------------------
@@ -173,12 +201,12 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         infeasible = margin + kappa * b - 1 - low + high
         sigma = kappa + low / inner + high / slack
         weights = of_pairs(1 / sigma)
-        factors = torch.linalg.lu_factor_ex(eye + _laplacian(weights) @ K)[:2]  # singular: found out below
+        factors = _lu_factor(eye + _laplacian(weights) @ K)  # singular: found out below
 
         def direction(to_low: Tensor, to_high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """Newton's step towards low · b = to_low and high · (1 - b) = to_high."""
             h = -infeasible + (to_low / inner - low) - (to_high / slack - high)  # noqa: B023
-            du = torch.linalg.lu_solve(*factors, gather(of_pairs(weights * h))[..., None])  # noqa: B023
+            du = _solve_systems(factors, gather(of_pairs(weights * h))[..., None])  # noqa: B023
             db = of_pairs(weights * (h - differences(apply(K, du[..., 0]))))  # noqa: B023
             dlow = (to_low - low * db) / inner - low  # noqa: B023
             dhigh = (to_high + high * db) / slack - high  # noqa: B023
@@ -268,7 +296,7 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         A = active.to(K.dtype)
         target = ((t - s).sign() * -epsilon + t) * A
         system = eye + 2 * C * A[:, :, None] * K * A[:, None, :]
-        du = torch.linalg.solve(system, (2 * C * target)[..., None])[..., 0] * A - u
+        du = _solve_systems(_lu_factor(system), (2 * C * target)[..., None])[..., 0] * A - u
         ds = apply(K, du)
         step = running.to(K.dtype)
         for _ in range(30):

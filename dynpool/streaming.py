@@ -26,7 +26,7 @@ from .pooling import (
     temporal_pool,
 )
 from .video import Frame, frame_tensor
-from .weights import rank_weights
+from .weights import half_norm
 
 _CHUNK, _PART = 16, 4  # frames that are kept until they are pooled together, and that are made float64 at a time
 
@@ -77,9 +77,9 @@ class RankPoolStream:
             "channel_dim": channel_dim,
         }
         # What no frame could fit is refused now.
-        temporal_pool(torch.zeros(1, 3, 1, 1), torch.zeros(1), 0, nonlinearity=nonlinearity)
+        temporal_pool(torch.zeros(1, 3, 1, 1, device="cpu"), torch.zeros(1, device="cpu"), 0, nonlinearity=nonlinearity)
         for name, value in (("mean", mean), ("std", std)):
-            device = value.device if isinstance(value, Tensor) else None
+            device = value.device if isinstance(value, Tensor) else "cpu"
             _statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
         if channel_dim is not None:
             _checked_int("channel_dim", channel_dim)
@@ -143,7 +143,7 @@ class RankPoolStream:
         else:
             raise ValueError("a stream must have had a frame before its result, got none")
         if self.normalize_weights and len(self) > 1:
-            image /= rank_weights(len(self), time_average=self.time_average).abs().sum().item() / 2
+            image /= half_norm(len(self), self.time_average)
         return image.to(out_dtype or own)
 
     def _result(self) -> Tensor:
@@ -154,7 +154,7 @@ class RankPoolStream:
     def _start(self, image: Tensor) -> None:
         _check_frames(image[None], 0)
         with torch.inference_mode(False):  # the stream may go on outside of it
-            first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64))[0]
+            first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))[0]
             self._first = first.clone()
             self._frame = image.detach().clone()
             self._moved = torch.zeros(image.shape, dtype=torch.bool, device=image.device)
@@ -173,12 +173,12 @@ class RankPoolStream:
         if not self._waiting or self._chunk is None:
             return
         k, a = self._waiting, self._pooled
-        number = torch.arange(a + 1, a + k + 1, dtype=torch.float64)
-        ones = torch.ones(k, dtype=torch.float64)
+        number = torch.arange(a + 1, a + k + 1, dtype=torch.float64, device="cpu")
+        ones = torch.ones_like(number)
         rows = torch.stack([ones, number])
         if self.time_average:
             since = (1 / number).flip(0).cumsum(0).flip(0)  # Σ 1/q over q from the frame to the end
-            left = torch.arange(k, 0, -1, dtype=torch.float64)  # how many those are
+            left = number.flip(0) - a  # how many those are
             rows = torch.stack([ones, since, left])
         new = self._pool(self._chunk[:k], rows)
         for image, weight in zip(new, rows.sum(1).tolist(), strict=True):

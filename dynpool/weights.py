@@ -62,6 +62,11 @@ def rank_weights(
     return _normalized(_alpha(t, num_frames, time_average), normalize).to(dtype)
 
 
+def half_norm(num_frames: int, time_average: bool) -> float:
+    """‖α‖₁/2, by which `normalize` divides."""
+    return rank_weights(num_frames, time_average=time_average, device="cpu").abs().sum().item() / 2
+
+
 def window_starts(num_frames: int, window: int, stride: int) -> range:
     """First frames of the windows that `Tensor.unfold` takes: W = 1 + (T - window) // stride of them."""
     return range(0, num_frames - window + 1, stride)
@@ -112,7 +117,7 @@ def rank_rows(
 
 def rank_table(longest: int, *, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
     """α of clips of 0, 1, … `longest` frames, [longest + 1, longest], zero behind each clip's end."""
-    return _ragged_alpha(torch.arange(longest + 1), longest, time_average, normalize, dtype)
+    return _ragged_alpha(torch.arange(longest + 1, device="cpu"), longest, time_average, normalize, dtype)
 
 
 def longest_clip(offsets: Tensor) -> int:
@@ -169,11 +174,11 @@ def _window_bands(
         starts = [
             begin + first for begin, end in pairwise(bounds) for first in window_starts(end - begin, window, stride)
         ]
-        first = torch.tensor(starts, dtype=torch.int64, device=device)[None]
+        first = _moved(torch.tensor(starts, dtype=torch.int64, device="cpu"), device)[None]
         return torch.stack([first, torch.full_like(first, window)], -1)
     first = torch.arange(0, num_frames - window + 1, stride, device=device).unsqueeze(0)
     count = torch.full_like(first, window)
     if lengths is not None:
-        inside = first + window <= lengths.to(device).unsqueeze(1)
+        inside = first + window <= _moved(lengths, device).unsqueeze(1)
         first, count = first.expand_as(inside), count.where(inside, 0)
     return torch.stack([first, count], -1)

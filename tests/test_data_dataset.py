@@ -271,6 +271,17 @@ def test_batches_are_padded(listing):
     assert (batch["label"].tolist(), batch["name"], batch["index"].tolist()) == ([0, 0], ["run/0", "run/1"], [0, 1])
 
 
+@pytest.mark.parametrize("source", ["frames", "dynamic_images"])
+def test_another_default_device(listing, source):
+    dataset = plain(listing, source=source)
+    expected = collate([dataset[0], dataset[1]])
+    with torch.device("meta"):
+        batch = collate([dataset[0], dataset[1]])
+        assert collate([])["label"].tolist() == []
+    for name in ("video", "lengths", "label", "index"):
+        assert torch.equal(batch[name], expected[name])
+
+
 def random_dataset(listing, **options):
     sampling = Sampling(4, 3, max_windows=2, jitter=True, reverse=0.5)
     return VideoDataset(listing, sampling=sampling, size=16, resize=18, crop="random", flip=True, seed=5, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from dataclasses import replace
@@ -13,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynpool import approx_rank_pool, ops
+from dynpool import RankPoolStream, approx_rank_pool, ops
 from dynpool.decoder import Decoder
 from dynpool.files import VideoError
 from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
+from dynpool.video import read_clip
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);
 # (-2, 0, 2) by eq. (4), away from (-1, 0, 1).
@@ -49,6 +51,39 @@ def test_images_computed_by_hand(how, expected):
     image = dynamic_image(grey_video(PIXELS), method=method, nonlinearity=nonlinearity, time_average=time_average)
     assert image.dtype == torch.uint8
     assert image.tolist() == [[expected]] * 3
+
+
+def test_another_default_device(tmp_path):
+    """All of a video stays on the CPU: what is made on "meta" has no values."""
+    path = str(tmp_path / "clip.mkv")
+    clips.write(path, clips.random_frames(21))
+    calls = [
+        functools.partial(dynamic_image, path, method=method, nonlinearity=nonlinearity, **options)
+        for method in ("approx", "exact", "mean", "max")
+        for nonlinearity in ("sqrt", "identity")
+        for options in ({}, {"size": 8}, {"size": 8, "resize_first": True})
+    ]
+    windows = {"window": 5, "stride": 3}
+    calls += [functools.partial(dynamic_images, path, **windows, method=method) for method in ("approx", "mean", "max")]
+    for kind in (av_frames, lambda path: list(read_clip(path).frames)):
+        for time_average in (True, False):
+            calls.append(functools.partial(streamed, kind(path), time_average))
+    expected = [call() for call in calls]
+    with torch.device("meta"):
+        for call, image in zip(calls, expected, strict=True):
+            assert torch.equal(call(), image)
+
+
+def av_frames(path):
+    with clips.av.open(path) as container:
+        return list(container.decode(video=0))
+
+
+def streamed(frames, time_average):
+    stream = RankPoolStream(nonlinearity="sqrt", time_average=time_average, normalize_weights=True)
+    for frame in frames:
+        stream.update(frame)
+    return to_image(stream.result())
 
 
 def test_defaults_are_the_papers():

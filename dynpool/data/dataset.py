@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
@@ -179,13 +179,17 @@ def collate(items: Sequence[Item]) -> Batch:
     read = [(item, item["video"]) for item in items if item["video"] is not None]
     videos = [video for _, video in read]
     return Batch(
-        video=_padded(videos) if videos else torch.zeros(0, 1, 3, 1, 1, dtype=torch.uint8),
-        lengths=torch.tensor([len(video) for video in videos], dtype=torch.int64),
-        label=torch.tensor([item["label"] for item, _ in read], dtype=torch.int64),
-        index=torch.tensor([item["index"] for item, _ in read], dtype=torch.int64),
+        video=_padded(videos) if videos else torch.zeros(0, 1, 3, 1, 1, dtype=torch.uint8, device="cpu"),
+        lengths=_numbers(len(video) for video in videos),
+        label=_numbers(item["label"] for item, _ in read),
+        index=_numbers(item["index"] for item, _ in read),
         name=[item["name"] for item, _ in read],
         notices=[notice for item in items for notice in item["notices"]],
     )
+
+
+def _numbers(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
 
 
 def _padded(videos: Sequence[Tensor]) -> Tensor:
@@ -207,7 +211,7 @@ def _zeros(*shape: int) -> Tensor:
     if get_worker_info() is None:
         return torch.from_numpy(np.zeros(shape, np.uint8))
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).view(shape)
 
 
 class Notices:

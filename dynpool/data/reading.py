@@ -38,7 +38,7 @@ def read_frames(path: str, size: Size | None = None) -> Tensor:
 def taken(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
     """frames[indices], without a copy if that is all of them in order."""
     everything = len(indices) == len(frames) and np.array_equal(indices, np.arange(len(frames)))
-    return frames if everything else frames[torch.as_tensor(indices)]
+    return frames if everything else frames[torch.as_tensor(indices, device="cpu")]
 
 
 def read_chosen(path: str, choose: Callable[[int], Indices], size: Size | None) -> tuple[Tensor, Indices]:

@@ -103,7 +103,7 @@ class DynamicImages:
             return self._pool(path, sampling, backwards, chosen if sampling.chooses else None)
         offset = 0
         if sampling.jitter:
-            count = _kept(self.cache, ("count", path), lambda: torch.tensor(count_of(path)))
+            count = _kept(self.cache, ("count", path), lambda: torch.tensor(count_of(path), device="cpu"))
             offset = sampling.offset(int(count) - self.flow, drawn)
 
         def make() -> Tensor:
