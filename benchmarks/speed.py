@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--generate", action="store_true", help="made-up clips even where there are others")
     parser.add_argument("--json", type=Path, default=RESULTS / "speed.json")
     options = parser.parse_args()
+    if os.environ.get("DYNPOOL_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
+        parser.error("DYNPOOL_REQUIRE_CUDA=1, and torch sees no CUDA device")
     data = None if options.generate else options.data
     pairs = load(data, 3 if options.quick else 10)
     print(f"{len(pairs)} classes from {data.name if data else 'made-up clips'}; decoding is not timed")

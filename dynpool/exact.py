@@ -480,7 +480,8 @@ def gram(
             frames = psi(normalize(pixels[b, :length, part], m, s, along), nonlinearity)
             average = frames.mean(0)
             blocks, averages = (_in_blocks(t) for t in (frames - average, average[None]))
-            products.centred[b, :length, :length] += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
-            products.cross[b, :length] += (blocks @ averages.mT).sum(0, dtype=torch.float64)[:, 0]
+            with torch.autocast(x.device.type, enabled=False):
+                products.centred[b, :length, :length] += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
+                products.cross[b, :length] += (blocks @ averages.mT).sum(0, dtype=torch.float64)[:, 0]
             products.norm[b] += average.double().square().sum()
     return products

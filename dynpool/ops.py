@@ -222,6 +222,16 @@ def _by_reference(
 
 # --- calls made before ---------------------------------------------------------------------------------------------
 
+MOST_KEPT = 256  # before all are dropped; also in csrc/calls.h
+
+
+def finish_launches() -> None:
+    """Before what is kept is dropped: its memory goes back to the stream that made it, and others may still read it."""
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(index):
+                torch.cuda.synchronize(index)
+
 
 class _PythonCalls:
     """csrc/calls.h, which has the comments, for a torch that exports no table of functions."""
@@ -236,7 +246,7 @@ class _PythonCalls:
         return x.shape, x.stride(), x.dtype, x.device, options, tuple(map(type, options))
 
     def keep(self, x: Tensor, options: tuple[object, ...], *call: Any) -> None:
-        if len(self.known) >= 256:
+        if len(self.known) >= MOST_KEPT:
             self.known.clear()
         self.known[self._key(x, options)] = call
 
@@ -405,6 +415,8 @@ class Call:
             return _apply_pool(x, weights, None, None, self) if torch.is_grad_enabled() else run(x)
 
         self.run = run
+        if len(calls) >= MOST_KEPT:
+            finish_launches()
         calls.keep(x, options, like_y, launch, current, index, differentiable)
 
     def backward(

@@ -187,7 +187,6 @@ _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}
 _captured: dict[tuple[object, ...], Any] = {}  # of the last three, what CUDA graphs use
-_MOST_KEPT = 256  # of each
 _LARGEST_TABLE = 1024  # frames of the longest clip: 4 MB of float32
 
 
@@ -272,7 +271,8 @@ def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Te
 
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
-    if len(cache) >= _MOST_KEPT:
+    if len(cache) >= ops.MOST_KEPT:
+        ops.finish_launches()
         cache.clear()
     cache[key] = value
 

@@ -525,6 +525,9 @@ def test_gram_by_kernel(backend, dtype, num_frames, normalized, nonlinearity, mo
         scale = expected.full().abs().amax()
         for ours, theirs in zip(actual, expected, strict=True):
             assert (ours - theirs).abs().amax() <= 64 * torch.finfo(acc).eps * scale
+    with torch.autocast(x.device.type, torch.bfloat16):
+        cast = gram(x, mean, std, 1, channel_dim, nonlinearity, lengths)
+    assert (cast.centred - actual.centred).abs().amax() <= 64 * torch.finfo(acc).eps * scale
     if backend.name == "reference":  # torch's products depend on the number of threads
         return
     threads = torch.get_num_threads()

@@ -774,6 +774,27 @@ def test_calls_that_were_kept(backend, layout, options, new_calls, monkeypatch):
         assert dx.shape == x.shape
 
 
+@pytest.mark.parametrize("new_calls", [ops.new_calls, ops._PythonCalls])
+def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
+    """Kernels on any stream of any device in use may still read it."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: index)  # nothing on the first
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for name in ("_row_cache", "_number_cache"):
+        monkeypatch.setattr(pooling, name, {})
+    calls = new_calls()
+    monkeypatch.setattr(pooling, "_calls", calls)
+    for num_frames in range(1, 257):
+        approx_rank_pool(torch.zeros(1, num_frames, 1))
+    assert waited == []
+    approx_rank_pool(torch.zeros(1, 257, 1))
+    assert waited == [1, 2] * (1 + (len(calls) > 0))  # without kernels only weights are kept
+    assert len(pooling._row_cache) == 1
+    assert len(calls) <= 1
+
+
 @pytest.mark.parametrize("options", [{"dim": 1.0}, {"window": 1.0}, {"window": 1, "stride": True}], ids=str)
 def test_kept_calls_are_not_taken_for_others(backend, options):
     """1.0 and True equal 1, and are refused all the same."""
