@@ -16,6 +16,7 @@ inline namespace DYNPOOL_ISA {
 namespace {
 
 constexpr int kFrames = 16;  // frames summed between a load and a store of the accumulators
+constexpr int64_t kPart = 256;  // pixels of a tile at a time, where rows share frames
 
 // Pixels of a tile: mean and 1/std of each element, filled only where a kernel asks for them, or ψ(z) by table.
 template <class Acc>
@@ -97,13 +98,14 @@ void accumulate(Acc* acc, const Frames& x, const Acc* a, int64_t count, const Ti
   if constexpr (looks_up<std::decay_t<decltype(*x[0])>, psi>)
     if (pixels.table) return accumulate_by_table(acc, x, a, count, *pixels.table, n);
   int64_t t = 0;
-  for (; t + kFrames <= count; t += kFrames)
-    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n,
-                                std::make_integer_sequence<int, kFrames>());
-  for (; t + 2 <= count; t += 2)
-    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, std::make_integer_sequence<int, 2>());
-  for (; t < count; ++t)
-    add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, std::make_integer_sequence<int, 1>());
+  const auto add = [&](auto frames) {
+    for (; t + static_cast<int64_t>(frames.size()) <= count; t += frames.size())
+      add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, frames);
+  };
+  add(std::make_integer_sequence<int, kFrames>());
+  add(std::make_integer_sequence<int, kFrames / 2>());  // windows are often of ten
+  add(std::make_integer_sequence<int, 2>());
+  add(std::make_integer_sequence<int, 1>());
 }
 
 // Frames of a tile side by side; in the order that suits frames whose neighbours are the next frame's pixels, too.
@@ -146,33 +148,55 @@ void accumulate_band(Acc* acc, const TileFrames<X>& frames, Band band, const Acc
   }
 }
 
-// Rows that share frames: ψ of kFrames frames at a time, then every row that weighs them.
+// ψ(z[i]) of a frame.
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+void fill_psi(Acc* __restrict psi_frame, const X* __restrict x, const TilePixels<Acc>& pixels, int64_t n) {
+  if constexpr (looks_up<X, psi>)
+    if (pixels.table) return look_frame_up(psi_frame, x, *pixels.table, n);
+  int64_t done = 0;
+  if constexpr (has_vectors<X, psi> && !normalized) {
+    for (; done + kVector <= n; done += kVector) {
+      const Floats values = psi_vector<psi>(x + done);
+      memcpy(psi_frame + done, &values, sizeof(values));
+    }
+  }
+#pragma GCC ivdep
+  for (int64_t i = done; i < n; ++i) psi_frame[i] = apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+}
+
+// Rows that share frames: ψ of kFrames frames at a time, of as many pixels as the nearest cache holds, then every row that
+// weighs them.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, const TemporalPoolParams& p, int64_t clip,
                      const TilePixels<Acc>& pixels) {
   const Acc* weights = static_cast<const Acc*>(p.weights) + clip * p.W * p.K;
-  const Acc one = 1;
-  const int64_t length = pixels.table ? (frames.n + kBlock - 1) / kBlock * kBlock : frames.n;
+  const int64_t part = normalized && !pixels.table ? kTile : kPart;  // means are those of a whole tile
   for (int64_t t = 0; t < p.T; t += kFrames) {
     const int64_t end = t + kFrames < p.T ? t + kFrames : p.T;
-    bool ready = false;
-    for (int64_t w = 0; w < p.W; ++w) {
-      const Band band = band_of(p, clip, w);
-      const int64_t from = band.first > t ? band.first : t;
-      const int64_t to = band.first + band.count < end ? band.first + band.count : end;
-      if (from >= to) continue;
-      if (!ready) {
-        int64_t stride;
-        const X* x = frames.block(t, end - t, &stride);
-        for (int64_t u = 0; u < end - t; ++u) {
-          Acc* z = psi_frames + u * kTile;
-          clear(z, frames.n);
-          accumulate<psi, normalized>(z, Strided<X>{x + u * stride, stride}, &one, 1, pixels, frames.n);
+    const X* x = nullptr;
+    int64_t stride = 0;
+    for (int64_t begin = 0; begin < frames.n; begin += part) {
+      const int64_t n = frames.n - begin < part ? frames.n - begin : part;
+      bool ready = false;
+      for (int64_t w = 0; w < p.W; ++w) {
+        const Band band = band_of(p, clip, w);
+        const int64_t from = band.first > t ? band.first : t;
+        const int64_t to = band.first + band.count < end ? band.first + band.count : end;
+        if (from >= to) continue;
+        if (!x) x = frames.block(t, end - t, &stride);
+        Acc* sum = acc + w * kTile + begin;
+        const Acc* a = weights + w * p.K + from - band.first;
+        if constexpr (psi == Nonlinearity::identity) {
+          accumulate<psi, false>(sum, Strided<X>{x + (from - t) * stride + begin, stride}, a, to - from, pixels, n);
+        } else {
+          for (int64_t u = 0; !ready && u < end - t; ++u)
+            fill_psi<psi, normalized>(psi_frames + u * part, x + u * stride + begin, pixels, n);
+          ready = true;
+          const int64_t length = pixels.table ? (n + kBlock - 1) / kBlock * kBlock : n;
+          accumulate<Nonlinearity::identity, false>(sum, Strided<Acc>{psi_frames + (from - t) * part, part}, a, to - from,
+                                                    pixels, length);
         }
-        ready = true;
       }
-      accumulate<Nonlinearity::identity, false>(acc + w * kTile, Strided<Acc>{psi_frames + (from - t) * kTile, kTile},
-                                                weights + w * p.K + from - band.first, to - from, pixels, length);
     }
   }
 }
@@ -336,8 +360,24 @@ void differentiate(X* __restrict out, const X* __restrict x, Acc a, const Acc* _
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 Acc dot(const Acc* g, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
   Acc sum = 0;
+  int64_t done = 0;
+  if constexpr (has_vectors<X, psi> && !normalized) {
+    constexpr int64_t kSums = 4;  // or each addition waits for the one before
+    Floats sums[kSums] = {};
+    for (; done + kSums * kVector <= n; done += kSums * kVector) {
+      for (int64_t k = 0; k < kSums; ++k) {
+        Floats factor;
+        memcpy(&factor, g + done + k * kVector, sizeof(factor));
+        sums[k] += factor * psi_vector<psi>(x + done + k * kVector);
+      }
+    }
+    const Floats all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float lanes[kVector];
+    memcpy(lanes, &all, sizeof(lanes));
+    for (const float lane : lanes) sum += lane;
+  }
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += g[i] * apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+  for (int64_t i = done; i < n; ++i) sum += g[i] * apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
   return sum;
 }
 

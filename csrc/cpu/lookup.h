@@ -60,30 +60,52 @@ struct ByteTable {
 
 __mmask64 first_bytes(int64_t n) { return n >= kBlock ? ~__mmask64(0) : (__mmask64(1) << n) - 1; }
 
+// ψ of 64 pixels at a time, in lane order.
+struct FloatTable {
+  const ByteTable byte0, byte1, byte2, byte3;
+
+  explicit FloatTable(const LookupTable& table)
+      : byte0(table.bytes[0]), byte1(table.bytes[1]), byte2(table.bytes[2]), byte3(table.bytes[3]) {}
+
+  // f(k, ψ of pixels 16 k … in lane order)
+  template <class F>
+  void operator()(__m512i pixels, const F& f) const {
+    const __mmask64 upper = _mm512_movepi8_mask(pixels);
+    const __m512i b0 = byte0(pixels, upper), b1 = byte1(pixels, upper);
+    const __m512i b2 = byte2(pixels, upper), b3 = byte3(pixels, upper);
+    const __m512i low01 = _mm512_unpacklo_epi8(b0, b1), high01 = _mm512_unpackhi_epi8(b0, b1);
+    const __m512i low23 = _mm512_unpacklo_epi8(b2, b3), high23 = _mm512_unpackhi_epi8(b2, b3);
+    f(0, _mm512_castsi512_ps(_mm512_unpacklo_epi16(low01, low23)));
+    f(1, _mm512_castsi512_ps(_mm512_unpackhi_epi16(low01, low23)));
+    f(2, _mm512_castsi512_ps(_mm512_unpacklo_epi16(high01, high23)));
+    f(3, _mm512_castsi512_ps(_mm512_unpackhi_epi16(high01, high23)));
+  }
+};
+
 // acc[i] += Σ_{u < count} a[u] ψ(z[u, i]), acc in lane order, in whole blocks. The weights of a pass are registers.
 template <int count, class Frames>
 void add_frames_by_table(float* acc, const Frames& x, const float* a, const LookupTable& table, int64_t n) {
-  const ByteTable byte0(table.bytes[0]), byte1(table.bytes[1]), byte2(table.bytes[2]), byte3(table.bytes[3]);
+  const FloatTable values_of(table);
   for (int64_t i = 0; i < n; i += kBlock) {
     const __mmask64 mask = first_bytes(n - i);
     __m512 sum[4];
     for (int k = 0; k < 4; ++k) sum[k] = _mm512_loadu_ps(acc + i + 16 * k);
 #pragma GCC unroll 8
     for (int u = 0; u < count; ++u) {
-      const __m512i pixels = _mm512_maskz_loadu_epi8(mask, x[u] + i);
-      const __mmask64 upper = _mm512_movepi8_mask(pixels);
-      const __m512i b0 = byte0(pixels, upper), b1 = byte1(pixels, upper);
-      const __m512i b2 = byte2(pixels, upper), b3 = byte3(pixels, upper);
-      const __m512i low01 = _mm512_unpacklo_epi8(b0, b1), high01 = _mm512_unpackhi_epi8(b0, b1);
-      const __m512i low23 = _mm512_unpacklo_epi8(b2, b3), high23 = _mm512_unpackhi_epi8(b2, b3);
       const __m512 weight = _mm512_set1_ps(a[u]);
-      sum[0] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_unpacklo_epi16(low01, low23)), sum[0]);
-      sum[1] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_unpackhi_epi16(low01, low23)), sum[1]);
-      sum[2] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_unpacklo_epi16(high01, high23)), sum[2]);
-      sum[3] = _mm512_fmadd_ps(weight, _mm512_castsi512_ps(_mm512_unpackhi_epi16(high01, high23)), sum[3]);
+      values_of(_mm512_maskz_loadu_epi8(mask, x[u] + i),
+                [&](int k, __m512 values) { sum[k] = _mm512_fmadd_ps(weight, values, sum[k]); });
     }
     for (int k = 0; k < 4; ++k) _mm512_storeu_ps(acc + i + 16 * k, sum[k]);
   }
+}
+
+// out[i] = ψ(z[i]), in lane order, in whole blocks.
+inline void look_frame_up(float* out, const uint8_t* x, const LookupTable& table, int64_t n) {
+  const FloatTable values_of(table);
+  for (int64_t i = 0; i < n; i += kBlock)
+    values_of(_mm512_maskz_loadu_epi8(first_bytes(n - i), x + i),
+              [&](int k, __m512 values) { _mm512_storeu_ps(out + i + 16 * k, values); });
 }
 
 // acc[i] += Σ_{t < count} a[t] ψ(z[t, i]), acc in lane order.
