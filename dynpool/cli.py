@@ -22,7 +22,7 @@ from . import options
 from ._version import __version__
 from .decoder import damaged_parts
 from .extract.command import extract
-from .files import VideoError, failure
+from .files import VideoError, failure, is_url
 from .images import Pictures, Recipe
 from .terminal import complain, ended_by, progress, say
 from .training import commands
@@ -167,6 +167,8 @@ def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
         raise options.UsageError(
             f"--output {output} must be a folder, or an image's name with .png: PNG is what is written"
         )
+    if is_url(output):
+        raise options.UsageError(f"--output {output} must be a folder or file on this machine")
     if suffix == ".png":
         if len(videos) > 1 or windows:
             raise options.UsageError(f"--output {output} names one image, but there will be several: give a folder")

@@ -177,6 +177,9 @@ class Decoder:
         if count:
             return
         first = f": {damaged_parts(self.damaged)}, the first: {reason_of(self.damage[0])}" if self.damage else ""
+        piped = isinstance(self._file, Borrowed) and not self._file.seekable()
+        if piped and self._container.format.name.startswith("mov"):
+            first += "; MP4 and MOV can come by a pipe only if their index stands before the frames"
         which = "no frame" if self._chosen.start == 0 else f"no frame from frame {self._chosen.start} on"
         raise VideoError(self.source, f"{which} can be decoded{first}")
 

@@ -113,6 +113,11 @@ def fsspec_for(url: str) -> Any:
         raise ImportError(f"reading {url} needs fsspec: pip install fsspec") from error
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a URL; pathlib leaves one of its slashes."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", os.fspath(path)) is not None
+
+
 def file_state(path: str | os.PathLike[str]) -> str:
     """Size and time of change: of a file that changed they are others."""
     state = os.stat(path)

@@ -21,8 +21,8 @@ def psi(x: Tensor, nonlinearity: str) -> Tensor:
     """ψ of normalised values: the identity, or the signed root sign(v)·√|v| with derivative 0 at 0."""
     if nonlinearity == "identity":
         return x
-    nonzero = x != 0
-    return (x.sign() * x.abs().where(nonzero, 1).sqrt()).where(nonzero, 0)
+    nonzero, sign = x != 0, x.detach().sign()  # times x, not its abs: the derivative of that ends torch 2.6
+    return (sign * (sign * x).where(nonzero, 1).sqrt()).where(nonzero, 0)
 
 
 def normalize(x: Tensor, mean: Tensor | None, std: Tensor | None, channel_dim: int | None) -> Tensor:

@@ -227,6 +227,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):
         (["--device", "abacus"], "--device must be one that torch can use here, got 'abacus'"),
         (["--window", "4", "-o", "one.png"], "--output one.png names one image"),
         (["other.mkv", "-o", "one.png"], "--output one.png names one image"),
+        (["-o", "s3://bucket/images"], "--output s3:/bucket/images must be a folder or file on this machine"),
         (["-o", "clip.mkv"], "--output clip.mkv cannot be made a folder"),
         (["-o", "clip.mkv/below"], "--output clip.mkv/below cannot be made a folder"),
         (["-o", "one.JPG"], "--output one.JPG must be a folder, or an image's name with .png: PNG is what is written"),
@@ -323,6 +324,13 @@ def test_standard_input(clip, here):
     piped = subprocess.run(program, input=clip.read_bytes()[:40], capture_output=True, cwd=here, check=False)
     assert piped.returncode == 1
     assert b"-: FAILED: " in piped.stderr
+    noise = clips.random_frames(30, 120, 160)
+    mp4 = clips.encoded(
+        noise, codec="mpeg4", pix_fmt="yuv420p", format="mp4", qmin="1", qmax="2"
+    )  # its index at the end
+    piped = subprocess.run(program, input=mp4, capture_output=True, cwd=here, check=False)
+    assert piped.returncode == 1
+    assert b"MP4 and MOV can come by a pipe only if their index stands before the frames" in piped.stderr
 
 
 def test_chosen_frames_and_folders_of_images(clip, here):

@@ -744,6 +744,40 @@ def test_processes_end_when_they_are_not_wanted(tmp_path):
     assert place.with_suffix(".left").exists()  # what it was at was cleaned up
 
 
+class Swallows:
+    """Exceptions, as Python does in `__del__`."""
+
+    def __del__(self):
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            time.sleep(0.05)
+
+
+def kills_itself_or_swallows(item: int) -> int:
+    if item == 0:
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    swallows = Swallows()
+    del swallows
+    return item
+
+
+def test_a_worker_that_does_not_hear_is_ended(tmp_path):
+    """When another one was killed, as by the system that has no memory left."""
+    program = (
+        "from test_extract import kills_itself_or_swallows\n"
+        "from dynpool.extract.workers import in_processes\n"
+        "if __name__ == '__main__':\n"
+        "    print(sorted(in_processes(kills_itself_or_swallows, range(3), 2, lambda _: 'died')))\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    assert done.stdout == "[(0, 'died'), (1, 1), (2, 2)]\n"
+
+
 def test_processes_end_with_the_one_that_began_them(tmp_path):
     place = tmp_path / "asleep"
     program = (
@@ -794,12 +828,14 @@ def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard
 def test_signals_end_a_run_cleanly(tmp_path, number, when):
     dataset = make_dataset(tmp_path / "videos", *[f"{number}.mkv" for number in range(12)], frames=60)
     out = tmp_path / "out"
+    hears = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may not
     process = subprocess.Popen(
         [*PROGRAM, dataset, "-o", out, "--window", "3", "--workers", "2"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, hears)
     done = 0 if when == "workers start" else 2
     assert eventually(lambda: (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > done)
     if when == "workers start":
@@ -842,6 +878,7 @@ def test_the_command_says_what_it_did(dataset, out, processes):
 def test_what_the_command_refuses(dataset, out, tmp_path):
     (tmp_path / "file").touch()
     for arguments, message in (
+        ([dataset, "-o", "s3://bucket/images"], "out must be a folder on this machine, got 's3:/bucket/images'"),
         ([tmp_path / "nowhere", "-o", out], "source must be a folder or URL with videos"),
         ([dataset, "-o", out, "--stride", 2], "--stride 2 has no meaning without --window"),
         ([dataset, "-o", out, "--shard-size", 0], "Invalid value for '--shard-size'"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .._version import __version__
 from ..decoder import cores
+from ..files import is_url
 from ..images import Recipe
 from ..video import check_count
 from .finding import Found, chosen, find
@@ -230,7 +231,7 @@ def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_
         raise ValueError(f"jpeg must be a quality from 1 to 100, got {jpeg!r}")
     if shard_size is not None:
         check_count("shard_size", shard_size)
-    if "://" in os.fspath(out):
+    if is_url(out):
         raise ValueError(f"out must be a folder on this machine, got {os.fspath(out)!r}")
 
 

@@ -162,7 +162,8 @@ def _interrupts_held() -> Iterator[None]:
 def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _leave)
     atexit.register(_leaving.set)
     try:
         told.send(None)
@@ -170,7 +171,7 @@ def _begin(told: Connection) -> None:
         os._exit(1)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
     if _HOLDS_SIGNALS:
-        if signal.SIGINT in signal.sigpending():
+        if signal.SIGINT in signal.sigpending() and signal.getsignal(signal.SIGINT) == _leave:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -178,6 +179,9 @@ def _begin(told: Connection) -> None:
 def _leave(number: int, frame: Any) -> None:
     if not _leaving.is_set():  # or it is cleaning up already
         _leaving.set()
+        end = threading.Timer(_GRACE, os._exit, (1,))  # Python may swallow what is raised here, as in __del__
+        end.daemon = True
+        end.start()
         raise SystemExit(128 + number)
 
 

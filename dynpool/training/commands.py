@@ -182,7 +182,7 @@ def fuse(
 def compare(
     first: Annotated[Path, typer.Argument(help="Score file, features (.npz), or folder of score files.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
-    most: Annotated[int, typer.Option(metavar="N", help="Classes to show on each side.")] = 10,
+    most: Annotated[int, typer.Option(metavar="N", min=1, help="Classes to show on each side.")] = 10,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="All classes as CSV.")] = None,
 ) -> None:
     """Compare two streams class by class: where the second gains, and where it loses.
