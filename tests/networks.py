@@ -148,7 +148,7 @@ def _scores(model: VideoModel, clip: Tensor) -> Tensor:
 
 def _static(model: VideoModel, clip: Tensor, which: str, every: int) -> Tensor:
     frames = clip[len(clip) // 2][None] if which == "middle" else clip[::every]
-    return torch.stack([_run(model, _normalized(model, frame), "static") for frame in frames]).mean(0)
+    return torch.stack([_run(model, normalized(model, frame), "static") for frame in frames]).mean(0)
 
 
 def _dynamic(model: VideoModel, clip: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _dynamic(model: VideoModel, clip: Tensor) -> Tensor:
     rows = list(clip)
     if layer is None and config.pool != "none":
         rows = [_pooled(config, torch.stack(part), True) for part in windows(rows, config.window, config.stride)]
-    rows = [_normalized(model, row) for row in rows]
+    rows = [normalized(model, row) for row in rows]
     if layer is not None:
         rows = [_run(model, row, "dynamic", stop=layer) for row in rows]
         rows = [_pooled(config, torch.stack(part), False) for part in windows(rows, config.window, config.stride)]
@@ -167,8 +167,9 @@ def _dynamic(model: VideoModel, clip: Tensor) -> Tensor:
     return _run(model, seen.amax(0) if config.video_pool == "max" else seen.mean(0), "dynamic", start=model.video_layer)
 
 
-def _normalized(model: VideoModel, image: Tensor) -> Tensor:
-    return (image - model.mean) / model.std
+def normalized(model: VideoModel, image: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (model.mean, model.std))
+    return (image - mean) / std
 
 
 def _run(model: VideoModel, x: Tensor, stream: str, start: str | None = None, stop: str | None = None) -> Tensor:

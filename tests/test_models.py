@@ -1,16 +1,20 @@
 """Video networks compute what they should, clip by clip and window by window, and padding has no say in it."""
 
 import copy
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from networks import CLASSES, SIZE, attentive, expected, residual, tiny, tiny_model, videos
+from networks import CLASSES, SIZE, attentive, expected, normalized, residual, tiny, tiny_model, videos
 from torch import nn
 
 from dynpool import dynamic_image, to_image
 from dynpool.models import Backbone, ModelConfig, build
+from dynpool.models.frames import FramePool
 from dynpool.models.layers import Forked
+from dynpool.models.rows import Rows
 
 NAN = float("nan")
 
@@ -148,6 +152,16 @@ def test_both_streams_have_attention_of_their_own(branch, gradients):
     torch.testing.assert_close(scores, expected(model, video, [7, 4, 1]), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("frames", [14, 15, 16])
+@pytest.mark.parametrize("branch", ["patches", "encoder"])
+def test_a_mask_as_large_as_the_batch_has_no_rows(branch, frames):
+    """16 tokens, for which attention has a mask [16, 16]; `frames` rows of the static stream and one of the other."""
+    config = ModelConfig("two_stream", CLASSES, "custom", size=SIZE, branch=branch)
+    model = different(build(config, backbone=attentive())).double().eval()
+    video = videos(frames)
+    torch.testing.assert_close(model(video), expected(model, video, [frames]), rtol=1e-9, atol=1e-10)
+
+
 def test_a_forked_layer_answers_for_itself_but_not_for_its_weights():
     layer = build(
         ModelConfig("two_stream", CLASSES, "custom", size=SIZE, branch="patches"), backbone=attentive()
@@ -160,11 +174,24 @@ def test_a_forked_layer_answers_for_itself_but_not_for_its_weights():
         layer.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("backbone", "branch", "layer", "whole"),
+    [
+        (tiny, "relu2", "fc1.static", "fc1"),
+        (attentive, "patches", "encoder.layers.0.static.linear1", "encoder.layers.0"),
+    ],
+)
+def test_features_of_half_a_forked_layer(backbone, branch, layer, whole):
+    model = build(ModelConfig("two_stream", CLASSES, "custom", size=SIZE, branch=branch), backbone=backbone())
+    with pytest.raises(ValueError, match=f"layer must be that of both streams, '{whole}', .* got '{layer}'"):
+        model.features(videos(3, dtype=torch.uint8), layer=layer)
+
+
 def test_features_of_any_layer_are_pooled_over_the_video():
     model = tiny_model(pool="none").double().eval()
     video = videos(4, 3, fill=NAN)
     features = model.features(video, [4, 3], "relu1")
-    images = (video[1, :3] - model.mean) / model.std
+    images = torch.stack([normalized(model, frame) for frame in video[1, :3]])
     assert features.shape == (2, 5 * 8 * 8)
     maps = model.backbone.conv1(images).clamp(min=0)
     torch.testing.assert_close(features[1], maps.flatten(1).amax(0), rtol=1e-12, atol=1e-12)
@@ -227,6 +254,21 @@ def test_a_model_takes_a_copy_of_its_backbone():
     assert model(videos(3, dtype=torch.uint8)).shape == (1, 8)
 
 
+def test_a_classifier_without_offsets_stays_so():
+    backbone = tiny()
+    backbone.fc2 = nn.Linear(11, CLASSES, bias=False)
+    head = build(ModelConfig("dynamic", 8, "custom"), backbone=backbone).backbone.fc2
+    assert (head.out_features, head.bias) == (8, None)
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+def test_any_dropout_takes_the_probability(kind):
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(768, 8), kind(0.1), nn.Linear(8, CLASSES))
+    model = build(ModelConfig("dynamic", CLASSES, "custom", dropout=0.75), backbone=backbone)
+    assert model.backbone[2].p == 0.75
+    assert not model.backbone[3]._forward_pre_hooks
+
+
 def test_the_classifier_stays_where_its_classes_do():
     backbone = tiny()
     model = build(ModelConfig("dynamic", CLASSES, "custom"), backbone=backbone)
@@ -236,8 +278,15 @@ def test_the_classifier_stays_where_its_classes_do():
 def test_a_backbone_says_what_its_input_is():
     base = Backbone(tiny(), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), size=SIZE, head="fc1")
     model = build(ModelConfig("dynamic", 6, "custom", std=(2, 2, 2)), backbone=base)
-    assert model.mean.flatten().tolist() == [1, 2, 3]
-    assert model.std.flatten().tolist() == [2, 2, 2]
+    assert (model.mean, model.std) == ((1, 2, 3), (2, 2, 2))
+    with pytest.raises(ValueError, match=r"std must have as many numbers as mean, 3, got \[2.0\]"):
+        build(ModelConfig("dynamic", 6, "custom", std=(2,)), backbone=base)
+    with pytest.raises(TypeError, match=r"mean must be a sequence of numbers, one a channel, got 127.5"):
+        Backbone(tiny(), mean=127.5)
+    with pytest.raises(
+        TypeError, match=r"backbone must be a module or a Backbone, got 'resnet': a name goes into Model"
+    ):
+        build(ModelConfig("dynamic", 6, "custom"), backbone="resnet")
     assert (model.size, model.head, model.backbone.fc1.out_features) == (SIZE, "fc1", 6)
 
 
@@ -300,7 +349,8 @@ def test_four_clips_are_learned(options):
     ("video", "lengths", "error", "message"),
     [
         (torch.zeros(2, 3, 3, 16, 16, dtype=torch.int64), None, TypeError, "uint8 or floating Tensor, got torch.int64"),
-        ([1], None, TypeError, "video must be a uint8"),
+        ([1], None, TypeError, "video must be a uint8 or floating Tensor, got list"),
+        (np.zeros((2, 3, 3, 16, 16), np.uint8), None, TypeError, "uint8 or floating Tensor, got ndarray"),
         (torch.zeros(3, 3, 16, 16), None, ValueError, r"shape \[B, T, 3, H, W\], got \[3, 3, 16, 16\]"),
         (torch.zeros(1, 2, 1, 16, 16), None, ValueError, r"got \[1, 2, 1, 16, 16\]"),
         (torch.zeros(1, 0, 3, 16, 16), None, ValueError, "T = 0"),
@@ -312,6 +362,22 @@ def test_four_clips_are_learned(options):
 def test_bad_videos(video, lengths, error, message):
     with pytest.raises(error, match=message):
         tiny_model()(video, lengths)
+
+
+def test_after_an_error_the_backbone_goes_by_itself():
+    model = tiny_model("two_stream", branch="relu1").eval()
+    images = torch.rand(4, 3, SIZE, SIZE)
+    want = model.backbone(images)
+
+    def fails(module, args):
+        raise ArithmeticError
+
+    for what in (model, model.features):
+        handle = model.backbone.fc1.register_forward_pre_hook(fails)
+        with pytest.raises(ArithmeticError):
+            what(videos(4, dtype=torch.uint8))
+        handle.remove()
+        assert torch.equal(model.backbone(images), want)
 
 
 class Remembers(nn.Module):
@@ -433,7 +499,11 @@ class Pair(nn.Module):
         (Odd, {"window": 3}, "video_layer must be given: Odd has no spatial pooling layer"),
         (lambda: nn.Conv2d(3, 4, 3), {}, "must have a linear layer"),
         (lambda: Backbone(tiny(), head="conv1"), {}, "head must be a linear layer, got 'conv1', a Conv2d"),
-        (tiny, {"checkpointing": True}, "needs a backbone with blocks"),
+        (
+            tiny,
+            {"checkpointing": True},
+            "needs a backbone with blocks of layers, and Sequential has none without 'fc2'",
+        ),
         (tiny, {"weights": "default"}, "load the module's own beforehand"),
         (lambda: None, {}, "'custom' stands for a module"),
     ],
@@ -444,3 +514,56 @@ def test_bad_backbones(backbone, options, message):
             ModelConfig(**{"kind": "dynamic", "num_classes": 4, "backbone": "custom", "size": 16, **options}),
             backbone=backbone(),
         )
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def gathered(pool: FramePool, rows: torch.Tensor, frames: Rows) -> torch.Tensor:
+    """Windows whose frames are copied, each pooled by itself."""
+    windows = frames.windows(pool.window, pool.stride)
+    positions = torch.arange(windows.size)[:, None] * pool.stride + torch.arange(pool.window)
+    clips = frames.select(rows, positions[None], windows).unflatten(0, (-1, pool.window))
+    return pool._pool(clips, None).to(rows.dtype)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (2, 3), (5, 5), (4, 1)])
+@pytest.mark.parametrize("options", [{}, {"layer": "a"}, {"layer": "a", "rescale": "difference"}], ids=str)
+def test_windows_are_those_of_copied_frames(options, window, stride, packed):
+    pool = FramePool(ModelConfig("dynamic", CLASSES, window=window, stride=stride, **options))
+    for size in range(1, 12):
+        for counts in (None, torch.tensor([size, max(1, size - 2), 1])):
+            video = torch.rand(3, size, 2, 5, 3) * 200
+            if counts is not None:
+                video[~Rows(3, size, counts).present(video.device)] = NAN
+            frames = Rows(3, size, counts, packed)
+            rows = frames.pack(video)
+            got, windows = pool(rows, frames)
+            want = gathered(pool, rows, frames)
+            if windows.dense:
+                present = windows.present(got.device).flatten()
+                got, want = got[present], want[present]
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_maps_are_not_all_copied_in_full(dtype):
+    pool = FramePool(ModelConfig("dynamic", CLASSES, layer="a"))
+    maps = torch.rand(100, 5, 3, 3).to(dtype)
+    want = pool(maps.float(), Rows(4, 25))[0]
+    with torch.profiler.profile(record_shapes=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        got = pool(maps, Rows(4, 25))[0]
+    torch.testing.assert_close(got, want.to(dtype))
+    copies = [e.input_shapes[0] for e in profile.events() if e.name == "aten::copy_"]
+    assert max(map(math.prod, copies)) <= 8 * 45
+
+
+def test_windows_copy_no_frames():
+    """But those of the last window: 10 frames of 100, where windows hold 910."""
+    pool = FramePool(ModelConfig("dynamic", CLASSES, window=10, stride=1))
+    video = torch.randint(0, 256, (1, 100, 3, 8, 8), dtype=torch.uint8)
+    with torch.profiler.profile(record_shapes=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        pool.video(video, Rows(1, 100))
+    copies = [e.input_shapes for e in profile.events() if e.name == "aten::index_select"]
+    assert [shapes[2] for shapes in copies if shapes[0][0] == 100] == [[10]]

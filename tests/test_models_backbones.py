@@ -2,6 +2,7 @@
 
 import importlib
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def test_small_caffenets():
     assert CaffeNet(5, size=67)(torch.rand(2, 3, 67, 67)).shape == (2, 5)
     with pytest.raises(ValueError, match="size must be at least 67, got 66"):
         CaffeNet(size=66)
+    with pytest.raises(ValueError, match=r"images must have shape \[N, 3, 67, 67\], got \[2, 3, 67, 227\]"):
+        CaffeNet(5, size=67)(torch.rand(2, 3, 67, 227))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,19 @@ def test_branches_are_layers(name):
     assert len(at) >= 5
     assert at == sorted(at)
     assert all(order.count(branch) == 1 for branch in backbone.branches)
+
+
+@pytest.mark.parametrize("size", [None, 64])
+def test_torchvision_says_what_its_network_saw(monkeypatch, size):
+    seen = SimpleNamespace(mean=[0.5, 0.25, 0.5], std=[0.5, 0.5, 0.25], crop_size=[299])
+    library = SimpleNamespace(
+        list_models=lambda module: ["inception_v3"],
+        get_model=lambda name, weights: tiny(),
+        get_model_weights=lambda name: SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: seen)),
+    )
+    monkeypatch.setattr(importlib, "import_module", {"torchvision.models": library}.__getitem__)
+    base = load_backbone("torchvision:inception_v3", size=size)
+    assert (base.mean, base.std, base.size) == ((127.5, 63.75, 127.5), (127.5, 127.5, 63.75), size or 299)
 
 
 def test_timm_by_name():
@@ -232,6 +248,24 @@ class Code:
         return print, ("this must not run",)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({0: torch.zeros(1)}, "cannot be read as weights: it holds no state dict"),
+        ({"fc2.weight": torch.tensor(1.0)}, r"do not fit Sequential: .*fc2\.weight"),
+        (
+            {"fc1.weight": torch.zeros(11, 28, dtype=torch.complex64)},
+            "cannot be read as weights: 'fc1.weight' is complex",
+        ),
+    ],
+    ids=["number as name", "number as matrix", "complex"],
+)
+def test_weights_that_are_none(tmp_path, changed, message):
+    torch.save({**tiny().state_dict(), **changed}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=rf"weights\.pth {message}"):
+        load_into(tiny(), "fc2", tmp_path / "weights.pth")
+
+
 def test_bad_files(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.pth"):
         load_into(tiny(), "fc2", tmp_path / "nothing.pth")
@@ -287,6 +321,25 @@ def test_features_of_a_frozen_image_network(layer):
             break
     want = x.flatten(1).amax(0)
     torch.testing.assert_close(found.values[1], want, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_a_compiled_network():
+    network = tiny().eval()
+    want = extract_features(network, batches(), "fc1").values
+    assert torch.equal(extract_features(torch.compile(network, backend="eager"), batches(), "fc1").values, want)
+    model = tiny_model(layer="relu1").eval()
+    want = extract_features(model, batches()).values
+    assert torch.equal(extract_features(torch.compile(model, backend="eager"), batches()).values, want)
+
+
+@pytest.mark.parametrize("what", ["label", "name"])
+def test_batches_of_which_some_say_less(what):
+    first, second = batches()
+    del second[what]
+    with pytest.raises(ValueError, match=f"batches must all have {what} or none, got 2 of 3 videos with it"):
+        extract_features(tiny(), [first, second])
+    del first[what]
+    assert len(extract_features(tiny(), [first, second]).values) == 3
 
 
 def test_features_of_a_layer_inside_a_block():

@@ -27,6 +27,7 @@ EXPORTED = {
     "dynamic images": {"window": 3, "stride": 2},
     "dynamic images given": {"pool": "none"},
     "mean image": {"pool": "mean"},
+    "middle frame": {"pool": "middle"},
     "dynamic map": {"layer": "relu2"},
     "dynamic maps": {"layer": "relu1", "window": 3, "stride": 2},
     "static, middle": {"kind": "static", "frames": "middle"},
@@ -74,11 +75,21 @@ def test_what_a_backbone_said_of_its_input_comes_back(tmp_path, kind):
     assert torch.equal(again(video), model(video))
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_half_weights_leave_the_numbers_of_the_input(tmp_path, half):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    base = Backbone(tiny(), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), size=SIZE)
+    model = build(ModelConfig("dynamic", 6, "custom"), backbone=base)
+    save(model.bfloat16() if half else model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors", backbone=tiny())
+    assert (again.mean, again.std) == (base.mean, base.std)
+
+
 def test_a_model_by_name_needs_nothing_but_its_file(tmp_path):
     pytest.importorskip("safetensors", reason="needs safetensors")
     weights = tmp_path / "pretrained.pth"
     torch.save(CaffeNet(5, size=67).state_dict(), weights)
-    config = ModelConfig("dynamic", 3, "caffenet", weights=str(weights), layer="pool1", size=67)
+    config = ModelConfig("dynamic", 3, "caffenet", weights=weights, layer="pool1", size=67)
     model = build(config).eval()
     save(model, tmp_path / "model.safetensors")
     weights.unlink()
@@ -86,6 +97,34 @@ def test_a_model_by_name_needs_nothing_but_its_file(tmp_path):
     assert again.config == config
     state = again.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "two_stream"])
+def test_compiled_models_are_saved_and_exported(tmp_path, kind):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    model = tiny_model(kind).eval()
+    compiled = torch.compile(model, backend="eager")
+    save(compiled, tmp_path / "model.safetensors")
+    export_pt2(compiled, tmp_path / "model.pt2", num_frames=4, dynamic=False)
+    video = videos(4, 4, dtype=torch.uint8)
+    assert torch.equal(load(tmp_path / "model.safetensors", backbone=tiny())(video), model(video))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(video), model(video), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", [save, lambda model, path: export_pt2(model, path, num_frames=4)], ids=["save", "pt2"])
+def test_what_is_no_model(tmp_path, what):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    with pytest.raises(TypeError, match="model must be one that build made, got Sequential"):
+        what(tiny(), tmp_path / "model.pt2")
+    assert os.listdir(tmp_path) == []
+
+
+def test_options_of_numpy_are_saved(tmp_path):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    model = tiny_model(pool="exact", classes=np.int64(3), C=np.float32(0.5), dropout=np.float32(0.5))
+    save(model, tmp_path / "model.safetensors")
+    assert read_config(tmp_path / "model.safetensors") == model.config
 
 
 def test_nothing_is_half_written(tmp_path, monkeypatch):
@@ -136,12 +175,30 @@ def test_files_that_hold_no_model(tmp_path):
         load(tmp_path / "tiny.safetensors", backbone=wider)
 
 
+@pytest.mark.parametrize("key", ["dynpool.model", "dynpool.input"])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "null", "3", '{"kind": 3, "num_classes": 2}', '{"mean": [1]}'])
+def test_damaged_metadata(tmp_path, key, text):
+    library = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    path, model = tmp_path / "tiny.safetensors", tiny_model()
+    about = {"dynpool.model": json.dumps(model.config.to_dict())}
+    about["dynpool.input"] = json.dumps({"mean": [1, 2, 3], "std": [1, 2, 3], "size": SIZE, "head": "fc2"})
+    library.save_model(model, str(path), about)
+    assert load(path, backbone=tiny()).mean == (1, 2, 3)
+    library.save_model(model, str(path), {**about, key: text})
+    with pytest.raises(
+        ValueError, match=rf"tiny\.safetensors holds no model of dynpool: '{key}' in its metadata is dam"
+    ):
+        load(path, backbone=tiny())
+
+
 # --- torch.export --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "lengths"),
-    [(options, [9, 5, 4]) for options in EXPORTED.values()] + [({}, None), ({"layer": "relu1", "window": 3}, None)],
+    [(options, [9, 5, 4]) for options in EXPORTED.values()]
+    + [({}, None), ({"layer": "relu1", "window": 3}, None)]
+    + [({"pool": "middle"}, None), ({"pool": "middle", "layer": "relu1"}, None)],
     ids=str,
 )
 def test_exported_programs_take_other_batches(options, lengths):
@@ -155,6 +212,24 @@ def test_exported_programs_take_other_batches(options, lengths):
     video = videos(9, 9, 9, dtype=torch.uint8)
     given = () if lengths is None else (torch.tensor(lengths),)
     torch.testing.assert_close(program.module()(video, *given), model(video, lengths), rtol=1e-5, atol=1e-5)
+
+
+def test_export_leaves_frozen_layers_in_evaluation():
+    model = tiny_model().train()
+    model.backbone.norm2.eval()
+    modes = [module.training for module in model.modules()]
+    export(model, num_frames=4)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_programs_take_as_many_channels_as_the_backbone():
+    backbone = nn.Sequential(nn.Conv2d(2, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    base = Backbone(backbone, mean=(10, 20), std=(100, 200), size=SIZE)
+    for kind in ("dynamic", "two_stream"):
+        model = build(ModelConfig(kind, 3, "custom"), backbone=base).eval()
+        video = videos(5, 5, dtype=torch.uint8)[:, :, :2]
+        program = export(model, num_frames=4)
+        torch.testing.assert_close(program.module()(video), model(video), rtol=1e-5, atol=1e-5)
 
 
 def test_exported_programs_go_through_files(tmp_path):
@@ -189,6 +264,10 @@ def test_what_cannot_be_exported(tmp_path):
         export(tiny_model(pool="exact"), num_frames=5)
     with pytest.raises(ValueError, match="num_frames must be at least 4, got 3"):
         export(tiny_model(window=3), num_frames=3)
+    with pytest.raises(TypeError, match="num_frames must be an integer, got '4'"):
+        export(tiny_model(), num_frames="4")
+    with pytest.raises(TypeError, match=r"size must be an integer, got \(16, 16\)"):
+        export(tiny_model(), num_frames=4, size=(16, 16))
 
 
 # --- ONNX ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,7 @@ def test_rest_and_clipping():
     ("frames", "options", "error", "message"),
     [
         (torch.zeros(3, 3, 32, 32), {}, TypeError, "frames must be a uint8 Tensor, got torch.float32"),
+        (np.zeros((3, 3, 32, 32), np.uint8), {}, TypeError, "frames must be a uint8 Tensor, got ndarray"),
         (torch.zeros(3, 1, 32, 32, dtype=torch.uint8), {}, ValueError, r"shape \[T, 3, H, W\]"),
         (torch.zeros(3, 3, 8, 32, dtype=torch.uint8), {}, ValueError, "at least 16"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), {}, ValueError, "frames must be at least 2"),

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import dynpool.nn
 from dynpool import approx_rank_pool
-from dynpool.nn import ApproxRankPool, TemporalMaxPool
+from dynpool.nn import ApproxRankPool, RankPool, TemporalMaxPool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -50,6 +50,20 @@ def test_repr_is_the_call(text):
 def test_repr_tells_tensors_by_shape():
     module = ApproxRankPool(mean=torch.zeros(3), std=nn.Parameter(torch.ones(())))
     assert repr(module) == "ApproxRankPool(dim=1, mean=Tensor[3], std=Parameter[])"
+
+
+def test_repr_shows_numbers_of_numpy_as_python_s():
+    module = ApproxRankPool(np.int64(1), window=np.int64(3), mean=[np.float32(1), np.float64(2)], std=np.array(0.25))
+    assert repr(module) == "ApproxRankPool(dim=1, mean=(1.0, 2.0), std=0.25, window=3)"
+    assert repr(ApproxRankPool(window=np.array([3, 4]))) == "ApproxRankPool(dim=1, window=[3, 4])"
+    assert repr(RankPool(C=np.float64(3))) == "RankPool(dim=1, C=3.0)"
+    assert repr(TemporalMaxPool(np.int64(2))) == "TemporalMaxPool(dim=2)"
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_text_is_no_mean(name):
+    with pytest.raises(TypeError, match=f"{name} must be a number, a sequence of numbers or a Tensor, got 'abc'"):
+        ApproxRankPool(**{name: "abc"})
 
 
 OPTIONS = [
@@ -266,6 +280,40 @@ def test_max_keeps_no_frames(device):
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             TemporalMaxPool()(x, lengths)
         assert max(saved) < x.numel() // 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_max_without_gradients_is_that_with_them(device, dtype):
+    x = frames((3, 5, 7), dtype, device)
+    if x.is_floating_point():
+        x[0, 2, 3], x[1, 4, 1] = NAN, -INF
+    for lengths in (None, [5, 3, 1]):
+        y = TemporalMaxPool()(x.requires_grad_(x.is_floating_point()), lengths)
+        with torch.no_grad():
+            assert torch.equal(TemporalMaxPool()(x, lengths).nan_to_num(7), y.nan_to_num(7))
+        assert y[0, 3].isnan() == x.is_floating_point()
+
+
+def test_max_without_gradients_looks_for_no_index(device):
+    x = frames((3, 5, 7), device=device)
+    with TorchProfile() as seen:
+        TemporalMaxPool()(x, [5, 3, 1])
+        with torch.no_grad():
+            TemporalMaxPool()(x.clone().requires_grad_())
+    assert (seen.count("aten::amax"), seen.count("aten::max")) == (2, 0)
+
+
+class TorchProfile(list):
+    """Names of the operations that run."""
+
+    def __enter__(self):
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        self.profile.__enter__()
+        return self
+
+    def __exit__(self, *raised):
+        self.profile.__exit__(*raised)
+        self.extend(event.name for event in self.profile.events())
 
 
 def test_max_under_transforms(device):

@@ -12,6 +12,7 @@ from torch import nn
 
 from . import weights as weight_files
 from .caffenet import CaffeNet
+from .config import per_channel
 from .layers import last_linear
 
 CUSTOM = "custom"
@@ -36,6 +37,12 @@ class Backbone:
     head: str | None = None
     branches: tuple[str, ...] = ()
     name: str = CUSTOM
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, per_channel(name, getattr(self, name)))
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"std must have as many numbers as mean, {len(self.mean)}, got {list(self.std)}")
 
     @property
     def classifier(self) -> str:
@@ -115,7 +122,9 @@ def _torchvision(name: str, pretrained: bool, size: int | None, branches: tuple[
     if name not in library.list_models(module=library):
         raise ValueError(f"torchvision has no classifier named {name!r}")
     module = _downloaded(lambda: library.get_model(name, weights="DEFAULT" if pretrained else None), name, pretrained)
-    return Backbone(module, size=size or 224, branches=branches, name=f"torchvision:{name}")
+    seen = library.get_model_weights(name).DEFAULT.transforms()  # by the network in training
+    mean, std = (tuple(255 * value for value in values) for values in (seen.mean, seen.std))
+    return Backbone(module, mean, std, size or seen.crop_size[0], branches=branches, name=f"torchvision:{name}")
 
 
 def _timm(name: str, pretrained: bool, size: int | None) -> Backbone:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
 from dataclasses import replace as changed
 from typing import Any
 
@@ -16,6 +15,7 @@ from .checkpointing import checkpoint_blocks
 from .config import ModelConfig, forks, pools_at
 from .layers import (
     Run,
+    around,
     evaluating,
     fork_after,
     last_pooling,
@@ -30,6 +30,14 @@ from .network import Route, TwoNetworks, VideoNetwork
 VideoModel = VideoNetwork | TwoNetworks
 
 
+def video_model(model: Any) -> VideoModel:
+    """A model of `build`, as it is or under torch.compile."""
+    found = getattr(model, "_orig_mod", model)
+    if not isinstance(found, VideoModel):
+        raise TypeError(f"model must be one that build made, got {type(found).__name__}")
+    return found
+
+
 def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, pretrained: bool = True) -> VideoModel:
     """The model of a configuration.
 
@@ -41,6 +49,7 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
         pretrained: False leaves config.weights out, for a model whose weights are loaded next.
 
     Raises:
+        TypeError: the backbone is no module.
         ValueError: a layer is not there, or cannot be pooled at; the backbone does not take the images, or returns no
             scores; the weights do not fit.
         ImportError: the backbone's library is not there; the message says what to install.
@@ -66,6 +75,10 @@ def _backbone(config: ModelConfig, given: nn.Module | Backbone | None, pretraine
         if config.weights is not None and pretrained:
             raise ValueError(f"weights = {config.weights!r} is for backbones by name: load the module's own beforehand")
         base = copy.deepcopy(given) if isinstance(given, Backbone) else Backbone(copy.deepcopy(given))
+    if not isinstance(base.module, nn.Module):
+        raise TypeError(
+            f"backbone must be a module or a Backbone, got {base.module!r}: a name goes into ModelConfig(backbone=…)"
+        )
     own = {name: getattr(config, name) for name in ("mean", "std", "size") if getattr(config, name) is not None}
     return changed(base, **own)
 
@@ -83,7 +96,7 @@ def _network(config: ModelConfig, base: Backbone) -> VideoNetwork:
         _check_layer(module, runs, "branch" if forks(config) else "layer", layer)
     video_layer = _video_layer(module, runs, config.video_layer, layer) if windows else None
     if forks(config) and layer is not None:
-        fork_after(module, layer, runs, route)
+        fork_after(module, layer, runs, _trial(base, 3), route)
     if config.checkpointing:
         checkpoint_blocks(module, {name for name in (layer, video_layer, head) if name is not None})
     model = VideoNetwork(
@@ -108,15 +121,16 @@ def _classify(module: nn.Module, head: str, num_classes: int) -> None:
         raise ValueError(f"head must be a linear layer, got {head!r}, a {type(layer).__name__}")
     if layer.out_features == num_classes:
         return
-    new = nn.Linear(layer.in_features, num_classes)
+    new = nn.Linear(layer.in_features, num_classes, layer.bias is not None)
     nn.init.normal_(new.weight, std=0.01)
-    nn.init.zeros_(new.bias)
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
     replace(module, head, new.to(layer.weight))
 
 
 def _drop(module: nn.Module, head: str, probability: float) -> None:
     """Set the probability of the dropout layers; where there are none, as in a ResNet, drop what enters the head."""
-    layers = [m for m in module.modules() if isinstance(m, nn.Dropout | nn.Dropout1d | nn.Dropout2d)]
+    layers = [m for m in module.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
     for layer in layers:
         layer.p = probability
     if not layers:
@@ -127,10 +141,10 @@ def _dropped(probability: float, layer: nn.Module, args: tuple[Tensor]) -> tuple
     return (nn.functional.dropout(args[0], probability, layer.training),)
 
 
-def _trial(base: Backbone) -> list[Run]:
-    """Two grey images through the backbone."""
+def _trial(base: Backbone, count: int = 2) -> list[Run]:
+    """Grey images through the backbone."""
     try:
-        runs = trial_run(base.module, _grey(base.module, len(base.mean), base.size))
+        runs = trial_run(base.module, _grey(base.module, len(base.mean), base.size, count))
     except Exception as error:  # whatever a network raises
         size = f"{base.size} × {base.size}"
         raise ValueError(f"backbone cannot take images of {size} (size of the configuration): {error}") from error
@@ -138,10 +152,10 @@ def _trial(base: Backbone) -> list[Run]:
     return runs
 
 
-def _grey(module: nn.Module, channels: int, size: int) -> Tensor:
-    """Two images for a backbone."""
+def _grey(module: nn.Module, channels: int, size: int, count: int = 2) -> Tensor:
+    """Images for a backbone."""
     parameter = next(module.parameters())
-    return torch.zeros(2, channels, size, size, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros(count, channels, size, size, dtype=parameter.dtype, device=parameter.device)
 
 
 def _check_layer(module: nn.Module, runs: list[Run], argument: str, name: str) -> Run:
@@ -197,16 +211,10 @@ def _unpoolable(model: VideoNetwork) -> str:
     for option, name in ((argument, pools_at(model.config)), ("video_layer", model.video_layer)):
         if name is None or lets_rows_go(model.backbone, name, images):
             continue
-        blocks = (block for block in _around(name) if lets_rows_go(model.backbone, block, images))
+        blocks = (block for block in around(name) if lets_rows_go(model.backbone, block, images))
         block = next((f"; {option} = {block!r}, which holds it, can be" for block in blocks), "")
         return f"backbone cannot be pooled at {option} = {name!r}, {_KEPT}{block}"
     return "backbone cannot be pooled inside"
-
-
-def _around(name: str) -> Iterator[str]:
-    """Names of the layers that hold a named layer, from inside out."""
-    while name := name.rpartition(".")[0]:
-        yield name
 
 
 _KEPT = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class CaffeNet(nn.Sequential):
@@ -17,9 +17,11 @@ class CaffeNet(nn.Sequential):
 
     def __init__(self, num_classes: int = 1000, size: int = 227) -> None:
         super().__init__()
-        side = self._convolutions(size)
+        side = _side(size)
         if side < 1:
             raise ValueError(f"size must be at least 67, got {size}")
+        self.size = size
+        self._convolutions()
         self.add_module("flatten", nn.Flatten())
         for number, inputs in ((6, 256 * side * side), (7, 4096)):
             self.add_module(f"fc{number}", nn.Linear(inputs, 4096))
@@ -28,8 +30,15 @@ class CaffeNet(nn.Sequential):
         self.add_module("fc8", nn.Linear(4096, num_classes))
         self._initialize()
 
-    def _convolutions(self, size: int) -> int:
-        """Adds conv1 to pool5 and returns the side of their maps."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [N, num_classes]."""
+        if images.dim() != 4 or any(_side(side) != _side(self.size) for side in images.shape[2:]):
+            raise ValueError(f"images must have shape [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
+        scores: Tensor = super().forward(images)
+        return scores
+
+    def _convolutions(self) -> None:
+        """Adds conv1 to pool5."""
         #        in, out, kernel, stride, padding, groups; pooled and normalised?
         layers = [
             ((3, 96, 11, 4, 0, 1), True, True),
@@ -42,13 +51,10 @@ class CaffeNet(nn.Sequential):
             convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
             self.add_module(f"conv{number}", convolution)
             self.add_module(f"relu{number}", nn.ReLU(inplace=True))
-            size = (size + 2 * padding - kernel) // stride + 1
             if pooled:
                 self.add_module(f"pool{number}", nn.MaxPool2d(3, 2))
-                size = (size - 3) // 2 + 1
             if normalized:
                 self.add_module(f"norm{number}", nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75))
-        return size
 
     def _initialize(self) -> None:
         spread = {"fc6": 0.005, "fc7": 0.005}
@@ -58,3 +64,11 @@ class CaffeNet(nn.Sequential):
                 nn.init.normal_(layer.weight, std=spread.get(name, 0.01))
                 assert layer.bias is not None
                 nn.init.constant_(layer.bias, offset.get(name, 0.0))
+
+
+def _side(size: int) -> int:
+    """Of the maps of pool5, for images of that size."""
+    side = (size - 11) // 4 + 1
+    for _ in range(3):
+        side = (side - 3) // 2 + 1
+    return side

@@ -26,7 +26,8 @@ def checkpoint_blocks(backbone: nn.Module, kept: set[str]) -> None:
     blocks = list(_blocks(backbone, "", kept))
     if not blocks:
         raise ValueError(
-            f"checkpointing needs a backbone with blocks of layers, and {type(backbone).__name__} has none"
+            f"checkpointing needs a backbone with blocks of layers, and {type(backbone).__name__} has none without "
+            f"{' or '.join(map(repr, sorted(kept)))}"
         )
     wrapping = importlib.import_module(
         "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
@@ -38,16 +39,19 @@ def checkpoint_blocks(backbone: nn.Module, kept: set[str]) -> None:
 def _blocks(module: nn.Module, prefix: str, kept: set[str]) -> Iterator[str]:
     for child, layer in module.named_children():
         name = prefix + child
-        if not any(True for _ in layer.children()) or name in kept or isinstance(layer, Forked):
+        if not _has_layers(layer) or name in kept:
             continue
-        holds = any(k.startswith(f"{name}.") for k in kept) or any(isinstance(m, Forked) for m in layer.modules())
-        of_blocks = isinstance(layer, nn.Sequential | nn.ModuleList) and any(
-            any(True for _ in inner.children()) for inner in layer.children()
-        )
+        holds = any(k.startswith(f"{name}.") for k in kept)
+        of_blocks = isinstance(layer, nn.Sequential | nn.ModuleList) and any(map(_has_layers, layer.children()))
         if holds or of_blocks or isinstance(layer, nn.ModuleList):
             yield from _blocks(layer, f"{name}.", kept)
         else:
             yield name
+
+
+def _has_layers(layer: nn.Module) -> bool:
+    layer = layer.static if isinstance(layer, Forked) else layer
+    return any(True for _ in layer.children())
 
 
 def _checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -58,18 +62,25 @@ def _checkpointed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Around forward and around its repetition."""
-    return nullcontext(), _without_statistics(block)
+    routes = {m.route for m in block.modules() if isinstance(m, Forked)}
+    return nullcontext(), _again(block, [(route, route.size, route.static) for route in routes])
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norms see the same batch a second time, and shall not count it twice."""
+def _again(block: nn.Module, routes: list[tuple[Any, int | None, int]]) -> Iterator[None]:
+    """The same rows belong to the streams, and batch norms, which see the same batch a second time, do not count it
+    twice.
+    """
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     state = [(m.momentum, m.num_batches_tracked) for m in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
+    for route, size, static in routes:
+        route.size, route.static = size, static
     try:
         yield
     finally:
         for norm, (momentum, count) in zip(norms, state, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
+        for route, _, _ in routes:
+            route.clear()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from ..exact import OBJECTIVES, Objective
@@ -28,8 +32,8 @@ class ModelConfig:
         num_classes: scores a video gets.
         backbone: a name that `backbones` lists, "torchvision:NAME" or "timm:NAME"; "custom" for one passed to `build`.
         weights: None for random ones, "default" (or "imagenet") for those of the backbone's library or package, or the
-            path of a safetensors file or of a state dict that torch.load(weights_only=True) reads. It may also be of a
-            whole model with that backbone: model.safetensors or a checkpoint of another run.
+            path (kept as a string) of a safetensors file or of a state dict that torch.load(weights_only=True) reads.
+            It may also be of a whole model with that backbone: model.safetensors or a checkpoint of another run.
         pool: of the frames, "approx" by default; "exact" is eq. (1), slower. "none": the video's T axis holds images
             that are pooled already, windows of a video, and nothing is left to pool but the windows. Static networks
             pool no frames: "none".
@@ -89,9 +93,10 @@ class ModelConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # YAML and JSON have lists
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _PLAIN and not (value is None and field.default is None):
+                object.__setattr__(self, field.name, _PLAIN[field.name](field.name, value))
         _check_choice("kind", self.kind, get_args(Kind))
         if self.pool is None:
             object.__setattr__(self, "pool", "none" if self.kind == "static" else "approx")
@@ -117,6 +122,64 @@ class ModelConfig:
         return cls(**values)
 
 
+# --- plain values ----------------------------------------------------------------------------------------------------
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {value!r}")
+    return str(value)
+
+
+def _path(name: str, value: Any) -> str:
+    return _text(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def _positive_integer(name: str, value: object) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def per_channel(name: str, values: Any) -> tuple[float, ...]:
+    """`mean` or `std` of an input, checked."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of numbers, one a channel, got {values!r}")
+    numbers = tuple(_number(f"{name} of a channel", v.item() if hasattr(v, "item") else v) for v in values)
+    if not numbers:
+        raise ValueError(f"{name} must have a number a channel, got none")
+    if name == "std" and not min(numbers) > 0:
+        raise ValueError(f"std must be positive, got {list(numbers)}")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be finite, got {list(numbers)}")
+    return numbers
+
+
+_PLAIN: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(("backbone", "layer", "branch", "video_layer"), _text),
+    "weights": _path,
+    **dict.fromkeys(("time_average", "checkpointing"), _truth),
+    **dict.fromkeys(("num_classes", "every", "window", "stride", "size"), _positive_integer),
+    **dict.fromkeys(("C", "dropout"), _number),
+    **dict.fromkeys(("mean", "std"), per_channel),
+}
+
+
+# --- what fits together ----------------------------------------------------------------------------------------------
+
+
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
@@ -129,14 +192,10 @@ def _check_values(config: ModelConfig) -> None:
     _check_choice("rescale", config.rescale, (None, *get_args(Rescale)))
     _check_choice("objective", config.objective, OBJECTIVES)
     _check_choice("frames", config.frames, get_args(Frames))
-    for name in ("num_classes", "every", "window", "stride", "size"):
-        value = getattr(config, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {config.dropout!r}")
-    if config.std is not None and min(config.std) <= 0:
-        raise ValueError(f"std must be positive, got {list(config.std)}")
+    if not 0 < config.C < math.inf:
+        raise ValueError(f"C must be positive and finite, got {config.C!r}")
 
 
 def _check_pooling(config: ModelConfig) -> None:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .building import VideoModel
+from ..pooling import _checked_int
+from .building import VideoModel, video_model
+from .layers import evaluating
 from .storage import METADATA_KEY, PROGRAM_SUFFIX, temporary_beside
 
 
@@ -22,7 +24,8 @@ def export(
     """A model's scores as a torch.export program of video uint8 [B, T, 3, H, W] and, if asked for, lengths int64 [B].
 
     Args:
-        model: any but those with exact rank pooling, whose solver looks at values. It is exported as in evaluation.
+        model: any that `build` made, but those with exact rank pooling, whose solver looks at values. It is exported as
+            in evaluation.
         num_frames: T of the example that is traced. It must be more than 1, the window, the stride and `every`; so must
             any other T that a `dynamic` program is given.
         size: H = W; None: the backbone's. It is fixed in the program.
@@ -34,17 +37,15 @@ def export(
     calls dynpool's operation: import dynpool before `torch.export.load`.
 
     Raises:
+        TypeError: the model is not one that `build` made, as it is or under torch.compile; or a number is no integer.
         ValueError: the model has exact rank pooling, or too few frames.
     """
+    model = video_model(model)
     _check(model, num_frames)
-    training = model.training
     example = _example(model, num_frames, size, lengths)
     shapes = _shapes(model, lengths) if dynamic else None
-    try:
-        with torch.no_grad():
-            return torch.export.export(model.eval(), example, dynamic_shapes=shapes, strict=False)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
 
 
 def export_pt2(
@@ -103,20 +104,20 @@ def export_onnx(
 
 
 def _config_of(model: VideoModel) -> str:
-    return json.dumps(model.config.to_dict())
+    return json.dumps(video_model(model).config.to_dict())
 
 
 def _check(model: VideoModel, num_frames: int) -> None:
     if model.config.pool == "exact":
         raise ValueError("model must pool approximately: the solver of pool = 'exact' cannot be exported")
     least = _least_frames(model)
-    if num_frames < least:
+    if _checked_int("num_frames", num_frames) < least:
         raise ValueError(f"num_frames must be at least {least}, got {num_frames}")
 
 
 def _example(model: VideoModel, num_frames: int, size: int | None, lengths: bool) -> tuple[Tensor, ...]:
-    side, device = model.size if size is None else size, next(model.parameters()).device
-    video = torch.zeros(2, num_frames, 3, side, side, dtype=torch.uint8, device=device)
+    side, device = _checked_int("size", model.size if size is None else size), next(model.parameters()).device
+    video = torch.zeros(2, num_frames, len(model.mean), side, side, dtype=torch.uint8, device=device)
     return (video, torch.full((2,), num_frames, device=device)) if lengths else (video,)
 
 

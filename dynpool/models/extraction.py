@@ -43,8 +43,10 @@ def extract_features(
         device: where to compute; None: where the model is. The model is moved there.
 
     Raises:
-        ValueError: there is no such layer, it puts out no maps, or there are no batches.
+        ValueError: there is no such layer, it puts out no maps, or there are no batches, or some of them have label or
+            name and others have not.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     network = model if isinstance(model, VideoNetwork | TwoNetworks) else _of_images(model)
     device = next(network.parameters()).device if device is None else torch.device(device)
     network.to(device)
@@ -58,7 +60,11 @@ def extract_features(
                 labels.append(torch.as_tensor(batch["label"]).cpu())
     if not values:
         raise ValueError("batches must not be empty")
-    return Features(torch.cat(values), torch.cat(labels) if labels else None, names)
+    found = Features(torch.cat(values), torch.cat(labels) if labels else None, names)
+    for what, count in (("label", sum(map(len, labels))), ("name", len(names))):
+        if count not in (0, len(found.values)):
+            raise ValueError(f"batches must all have {what} or none, got {count} of {len(found.values)} videos with it")
+    return found
 
 
 def _of_images(backbone: Backbone | nn.Module) -> VideoNetwork:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pooling import _describe
+
 Preset = Literal["ultrafast", "fast", "medium"]
 
 
@@ -30,7 +32,7 @@ def optical_flow(frames: Tensor, *, bound: float = 20.0, preset: Preset = "mediu
         TypeError, ValueError: an argument does not fit.
     """
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        raise TypeError(f"frames must be a uint8 Tensor, got {getattr(frames, 'dtype', type(frames).__name__)}")
+        raise TypeError(f"frames must be a uint8 Tensor, got {_describe(frames)}")
     if frames.dim() != 4 or frames.shape[1] != 3 or min(frames.shape[2:]) < 16:
         raise ValueError(f"frames must have shape [T, 3, H, W], H and W at least 16, got {list(frames.shape)}")
     if len(frames) < 2:

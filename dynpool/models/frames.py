@@ -55,8 +55,39 @@ class FramePool:
         device = rows.device if frames.counts is None else frames.counts.device
         starts = torch.arange(windows.size, device=device) * self.stride
         positions = starts[:, None] + torch.arange(self.window, device=device)
-        clips = frames.select(rows, positions[None], windows).unflatten(0, (-1, self.window))
-        return self._pool(clips, None), windows
+
+        def of_windows(values: Tensor) -> Tensor:
+            return frames.select(values, positions[None], windows).unflatten(0, (-1, positions.shape[1]))
+
+        # torch.export would see another program where but one window lies in the video.
+        exported = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+        if self.method != "approx" or exported:
+            return self._pool(of_windows(rows), None), windows
+        pooled = self._ranked_windows(rows, frames, windows)
+        size = _size(of_windows(_norms(rows, 1)), None) if self.rescale == "rms" else None
+        return self._rescaled(pooled, size), windows
+
+    def _ranked_windows(self, rows: Tensor, frames: Rows, windows: Rows) -> Tensor:
+        """Those that lie in a clip in one pass over its frames; the last, which may not, of frames that are copied."""
+        assert self.window is not None
+        assert self.stride is not None
+        if windows.counts is None:
+            last = torch.full((1, 1), windows.size - 1, device=rows.device)
+        else:
+            last = windows.counts[:, None] - 1
+        positions = last * self.stride + torch.arange(self.window, device=last.device)
+        tails = frames.select(rows, positions, Rows(frames.clips, self.window)).unflatten(0, (-1, self.window))
+        tails = self._ranked(tails, None)
+        if frames.size <= self.window:
+            return tails
+        # Windows that reach into the padding are made too, and not chosen; with NaN there they would spoil gradients.
+        whole = frames.dense and not rows.is_floating_point()
+        clips = rows.unflatten(0, (frames.clips, frames.size)) if whole else frames.unpack(rows)
+        pooled = self._ranked(clips, None, self.window, self.stride)
+        both = Rows(frames.clips, pooled.shape[1] + 1)
+        place = torch.arange(windows.size, device=last.device)
+        place = place[None].where(place < last, pooled.shape[1])
+        return both.select(torch.cat([pooled, tails[:, None]], 1).flatten(0, 1), place, windows)
 
     def _pool(self, clips: Tensor, counts: Tensor | None) -> Tensor:
         """[B, T, ...] -> [B, ...] in the accumulate dtype."""
@@ -66,9 +97,12 @@ class FramePool:
             return _middle(clips, counts).to(accumulate_dtype(clips.dtype))
         if self.method == "mean":
             return _mean(clips, counts)
-        return self._rescaled(self._ranked(clips, counts), clips, counts)
+        pooled = self._ranked(clips, counts)
+        return self._rescaled(pooled, _size(_norms(clips, 2), counts) if self.rescale == "rms" else None)
 
-    def _ranked(self, clips: Tensor, counts: Tensor | None) -> Tensor:
+    def _ranked(
+        self, clips: Tensor, counts: Tensor | None, window: int | None = None, stride: int | None = None
+    ) -> Tensor:
         dtype = accumulate_dtype(clips.dtype)
         if self.method == "exact":
             d: Tensor = rank_pool(
@@ -85,17 +119,19 @@ class FramePool:
             clips,
             time_average=self.time_average,
             nonlinearity=self.nonlinearity,
+            window=window,
+            stride=stride,
             lengths=counts,
             normalize_weights=True,
             out_dtype=dtype,
         )
 
-    def _rescaled(self, pooled: Tensor, clips: Tensor, counts: Tensor | None) -> Tensor:
+    def _rescaled(self, pooled: Tensor, size: Tensor | None) -> Tensor:
         still = _STILL if self.method == "approx" else 0.0
         if self.rescale == "minmax":
             return _to_picture(pooled, still * _LARGEST[self.nonlinearity])
-        if self.rescale == "rms":
-            return _to_size_of(pooled, clips, counts, still)
+        if size is not None:
+            return _to_size(pooled, size, still)
         if self.at_input:
             return _MID_GREY * (1 + pooled / _LARGEST[self.nonlinearity])
         return pooled
@@ -103,8 +139,6 @@ class FramePool:
 
 def _middle(clips: Tensor, counts: Tensor | None) -> Tensor:
     batch, size = clips.shape[:2]
-    if counts is None:
-        return clips[:, size // 2]
     frames = Rows(batch, size, counts, packed=False)
     return frames.select(clips.flatten(0, 1), frames.middle(), Rows(batch, 1))
 
@@ -126,13 +160,24 @@ def _to_picture(pooled: Tensor, least: float) -> Tensor:
     return _MID_GREY + (pooled - (low + high) / 2) * _ratio(2 * _MID_GREY, span)
 
 
-def _to_size_of(pooled: Tensor, clips: Tensor, counts: Tensor | None, least: float) -> Tensor:
-    """`pooled` scaled to the root mean square of the clip's maps; one smaller than `least` of that, as if it had it."""
-    dtype = pooled.dtype
+def _norms(maps: Tensor, dims: int) -> Tensor:
+    """Of maps in dimensions behind the first `dims`, which remain."""
+    dtype = accumulate_dtype(maps.dtype)
+    if maps.dtype == dtype or not maps.is_cpu or torch.compiler.is_compiling():
+        return torch.linalg.vector_norm(maps, dim=tuple(range(dims, maps.dim())), dtype=dtype)
+    some = maps.flatten(0, dims - 1).split(8)  # of which, and not of all, the CPU's norm makes a copy in float32
+    return torch.cat([_norms(part.to(dtype), 1) for part in some]).unflatten(0, maps.shape[:dims])
+
+
+def _size(norms: Tensor, counts: Tensor | None) -> Tensor:
+    """Root mean square of the norms [B, T] of each clip's maps, [B]."""
+    present = Rows(norms.shape[0], norms.shape[1], counts).present(norms.device)
+    return torch.linalg.vector_norm(norms.where(present, 0), dim=1) / present.sum(1).to(norms.dtype).sqrt()
+
+
+def _to_size(pooled: Tensor, size: Tensor, least: float) -> Tensor:
+    """`pooled` scaled to the norms `size`; one smaller than `least` of that, as if it had it."""
     rest = tuple(range(1, pooled.dim()))
-    norms = torch.linalg.vector_norm(clips, dim=tuple(range(2, clips.dim())), dtype=dtype)  # [B, T]
-    present = Rows(clips.shape[0], clips.shape[1], counts).present(clips.device)
-    size = torch.linalg.vector_norm(norms.where(present, 0), dim=1) / present.sum(1).to(dtype).sqrt()
     size = size.view(-1, *(1,) * len(rest))
     own = torch.linalg.vector_norm(pooled, dim=rest, keepdim=True) if rest else pooled.abs()
     return pooled * _ratio(size, torch.maximum(own, least * size))

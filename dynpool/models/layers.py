@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 _POOLING = (
     nn.MaxPool2d,
@@ -34,12 +34,25 @@ class Run:
     module: nn.Module
     started: int
     ended: int
+    sizes: dict[tuple[int | str, int], int]  # of its inputs in dimension 0: `_places`
     output: Any
+
+
+def named_layers(backbone: nn.Module) -> dict[str, nn.Module]:
+    """All layers by the names that they have without checkpointing."""
+    modules = backbone.named_modules()
+    return {f"{name}.".replace("_checkpoint_wrapped_module.", "")[:-1]: module for name, module in modules}
+
+
+def around(name: str) -> Iterator[str]:
+    """Names of the layers that hold a named layer, from inside out."""
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 def named_layer(backbone: nn.Module, name: str, argument: str = "layer") -> nn.Module:
     """The layer of that name; a name that is not there raises ValueError, which lists some that are."""
-    layers = dict(backbone.named_modules())
+    layers = named_layers(backbone)
     if not name or name not in layers:
         near = [n for n in layers if n and n.startswith(name.rpartition(".")[0])]
         shown = ", ".join(near[:40]) + (", …" if len(near) > 40 else "")
@@ -57,7 +70,7 @@ def trial_run(backbone: nn.Module, images: Tensor) -> list[Run]:
     with _hooked(backbone) as handles:
         for name, module in backbone.named_modules():
             handles.append(module.register_forward_pre_hook(_starter(started, name, clock), prepend=True))
-            handles.append(module.register_forward_hook(_ender(runs, started, name, clock)))
+            handles.append(module.register_forward_hook(_ender(runs, started, name, clock), with_kwargs=True))
         with evaluating(backbone), torch.no_grad():
             backbone(images)
     return runs
@@ -71,8 +84,9 @@ def _starter(started: dict[str, int], name: str, clock: Iterator[int]) -> Callab
 
 
 def _ender(runs: list[Run], started: dict[str, int], name: str, clock: Iterator[int]) -> Callable[..., None]:
-    def end(module: nn.Module, args: Any, output: Any) -> None:
-        runs.append(Run(name, module, started[name], next(clock), output))
+    def end(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        sizes = {place: value.shape[0] for place, value in _places(args, kwargs) if _is_batch(value)}
+        runs.append(Run(name, module, started[name], next(clock), sizes, output))
 
     return end
 
@@ -151,12 +165,14 @@ class Forked(nn.Module):
     """A layer of which the two streams of a batch have one each: of its `route.size` rows the first `route.static` see
     `static`, the others `dynamic`.
 
-    Inputs and outputs may be nested; what has no rows, as masks, goes to both. Other attributes are those of `static`,
-    but for the weights, which are there twice: who reads them would leave `dynamic` out.
+    Inputs and outputs may be nested. What has no rows, as masks, goes to both: inputs at the places `fixed`, and those
+    of another size than the rows. Other attributes are those of `static`, but for the weights, which are there twice:
+    who reads them would leave `dynamic` out.
     """
 
-    def __init__(self, layer: nn.Module, route: Any) -> None:
+    def __init__(self, layer: nn.Module, route: Any, fixed: set[tuple[int | str, int]]) -> None:
         super().__init__()
+        self.fixed = fixed
         self.static = layer
         self.dynamic = copy.deepcopy(layer)
         self.route = route
@@ -164,11 +180,14 @@ class Forked(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.route.size is None:  # the backbone was called by itself
             return self.dynamic(*args, **kwargs)
-        inputs, n = (args, kwargs), self.route.static
-        self._check(inputs)
-        first, first_options = self._part(inputs, slice(None, n))
-        second, second_options = self._part(inputs, slice(n, None))
-        return tree_map(_joined, self.static(*first, **first_options), self.dynamic(*second, **second_options))
+        self._check(args, kwargs)
+        streams = ((self.static, slice(None, self.route.static)), (self.dynamic, slice(self.route.static, None)))
+        outputs = []
+        for layer, rows in streams:
+            own = [self._part(key, value, rows) for key, value in enumerate(args)]
+            options = {key: self._part(key, value, rows) for key, value in kwargs.items()}
+            outputs.append(layer(*own, **options))
+        return tree_map(_joined, *outputs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -181,28 +200,43 @@ class Forked(nn.Module):
             raise AttributeError(f"a layer of two streams has {name!r} twice: static.{name} and dynamic.{name}")
         return value
 
-    def _check(self, inputs: Any) -> None:
-        tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
-        if not any(self._has_rows(value) for value in tensors):
-            shapes = ", ".join(str(list(value.shape)) for value in tensors)
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not any(self._has_rows(place, value) for place, value in _places(args, kwargs)):
+            shapes = ", ".join(str(list(v.shape)) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor))
             raise ValueError(
                 f"behind a branch, {type(self.static).__name__} must see rows [N, ...] = [{self.route.size}, ...], got "
                 f"{shapes} (attention: batch_first=True)"
             )
 
-    def _has_rows(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.route.size
+    def _has_rows(self, place: tuple[int | str, int], value: Any) -> bool:
+        return place not in self.fixed and _is_batch(value) and value.shape[0] == self.route.size
 
-    def _part(self, inputs: Any, rows: slice) -> Any:
-        return tree_map(lambda value: value[rows] if self._has_rows(value) else value, inputs)
+    def _part(self, key: int | str, value: Any, rows: slice) -> Any:
+        leaves, structure = tree_flatten(value)
+        parts = [leaf[rows] if self._has_rows((key, i), leaf) else leaf for i, leaf in enumerate(leaves)]
+        return tree_unflatten(parts, structure)
+
+
+def _is_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _places(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[tuple[int | str, int], Any]]:
+    """What a layer is called with, by the number or name of the argument and the place in it."""
+    arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for key, value in arguments:
+        for i, leaf in enumerate(tree_leaves(value)):
+            yield (key, i), leaf
 
 
 def _joined(first: Any, second: Any) -> Any:
     return torch.cat([first, second]) if isinstance(first, Tensor) else first
 
 
-def fork_after(backbone: nn.Module, name: str, runs: list[Run], route: Any) -> None:
-    """Fork every layer with state of its own that runs only after the layer `name`."""
+def fork_after(backbone: nn.Module, name: str, runs: list[Run], others: list[Run], route: Any) -> None:
+    """Fork every layer with state of its own that runs only after the layer `name`; inputs whose size is the same in
+    runs of another number of images have no rows.
+    """
     branch = next(run.ended for run in runs if run.name == name)
     before = {run.module for run in runs if run.started < branch}
     for run in sorted(runs, key=lambda run: run.started):  # a layer before the layers in it
@@ -210,4 +244,14 @@ def fork_after(backbone: nn.Module, name: str, runs: list[Run], route: Any) -> N
         if run.module in before or not (holds or isinstance(run.module, _FUSED)):
             continue
         before.update(run.module.modules())  # once, and nothing in it again
-        replace(backbone, run.name, Forked(run.module, route))
+        sizes, others_sizes = _sizes(runs, run.name), _sizes(others, run.name)
+        fixed = {place for place, seen in sizes.items() if others_sizes.get(place) == seen}
+        replace(backbone, run.name, Forked(run.module, route, fixed))
+
+
+def _sizes(runs: list[Run], name: str) -> dict[tuple[int | str, int], set[int]]:
+    """Of a layer's inputs in all its calls."""
+    sizes: dict[tuple[int | str, int], set[int]] = {}
+    for place, size in (item for run in runs if run.name == name for item in run.sizes.items()):
+        sizes.setdefault(place, set()).add(size)
+    return sizes

@@ -7,16 +7,16 @@ what the rows are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..pooling import _check_lengths
+from ..pooling import _cached_numbers, _check_lengths, _describe
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
-from .layers import named_layer, scores_of
+from .layers import Forked, around, named_layer, named_layers, scores_of
 from .rows import Rows
 
 
@@ -34,6 +34,7 @@ class Route:
         self.static_rows: Rows | None = None
         self.rows: Rows | None = None
         self.seen: tuple[Tensor, Rows | None, Rows | None, int] | None = None
+        self.passed: list[str | None] = []  # layers at which rows were pooled
 
 
 class VideoNetwork(nn.Module):
@@ -46,19 +47,21 @@ class VideoNetwork(nn.Module):
 
     Raises:
         TypeError, ValueError: from forward: an argument does not fit.
+        RuntimeError: from forward: a layer at which rows are pooled did not run.
 
     Attributes:
         config: the `ModelConfig`.
         backbone: the image network, its last linear layer made for num_classes.
         head: name of that layer.
+        mean, std: of the backbone's input, in pixel units 0 … 255, one number a channel.
         size: height and width of the images that the backbone is made for.
+
+    Layers may be replaced by others under the same names, as `nn.SyncBatchNorm.convert_sync_batchnorm` does; before
+    torch.compile(fullgraph=True), call the model once then.
 
     One pass at a time: threads (nn.DataParallel) cannot share a model; processes (DistributedDataParallel) can. With
     `lengths`, torch.compile(fullgraph=True) takes models in evaluation; in training the number of rows depends on them.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -78,22 +81,22 @@ class VideoNetwork(nn.Module):
         self.size = size
         self.video_layer = video_layer
         self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.mean, self.std = tuple(mean), tuple(std)  # numbers, which model.bfloat16() does not round
         self._route = route or Route()
         self._pool = FramePool(config)
         named_layer(backbone, head, "head")  # neither it nor the video layer may be part of a layer that was forked
-        if (layer := pools_at(config)) is not None:
-            named_layer(backbone, layer).register_forward_hook(self._pool_frames)
         if video_layer is not None:
-            named_layer(backbone, video_layer, "video_layer").register_forward_hook(self._pool_windows)
+            named_layer(backbone, video_layer, "video_layer")
+        self._hook()
 
     def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Scores [B, num_classes]."""
-        rows = scores_of(self._run(video, lengths))
         route = self._route
-        scores = self._streams(rows, route.static_rows, route.rows, route.static)
-        route.clear()
+        try:
+            rows = scores_of(self._run(video, lengths))
+            scores = self._streams(rows, route.static_rows, route.rows, route.static)
+        finally:
+            route.clear()
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
 
     def features(
@@ -106,16 +109,19 @@ class VideoNetwork(nn.Module):
         two-stream network gives the features of its static stream, then those of its dynamic stream.
         """
         module = named_layer(self.backbone, self.head if layer is None else layer)
+        layers = named_layers(self.backbone)
+        if inside := [name for name in around(layer or "") if isinstance(layers[name], Forked)]:
+            raise ValueError(f"layer must be that of both streams, {inside[-1]!r}, not one inside it, got {layer!r}")
         if layer is None:
             handle = module.register_forward_pre_hook(lambda module, args: self._see(args[0]))
         else:
             handle = module.register_forward_hook(lambda module, args, output: self._see(output, layer))
         try:
             self._run(video, lengths)
+            seen = self._route.seen
         finally:
             handle.remove()
-        seen = self._route.seen
-        self._route.clear()
+            self._route.clear()
         if seen is None:
             raise ValueError(f"layer {layer!r} did not run")
         return torch.cat(self._streams(*seen), 1)
@@ -125,15 +131,46 @@ class VideoNetwork(nn.Module):
     def _run(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Any:
         """What the backbone returns."""
         self._route.clear()
-        images = self._images(video, self._frames(video, lengths))
-        dtypes = [p.dtype for p in self.backbone.parameters() if p.is_floating_point()] or [images.dtype]
-        return self.backbone(((images - self.mean) / self.std).to(dtypes[0]).contiguous())  # for forwards with `view`
+        if not torch.compiler.is_dynamo_compiling():
+            self._hook()
+        output = self.backbone(self._normalized(self._images(video, self._frames(video, lengths))))
+        for name, _ in self._hooks():
+            if name not in self._route.passed:
+                raise RuntimeError(f"layer {name!r}, where rows are pooled, did not run, or was replaced")
+        return output
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """What the backbone takes: in its weights' dtype and memory format, whatever the video's is, for forwards with
+        `view`.
+        """
+        mean, std = (_cached_numbers(numbers, images).view(-1, 1, 1) for numbers in (self.mean, self.std))
+        weights = [p for p in self.backbone.parameters() if p.is_floating_point()]
+        maps = [p for p in weights if p.dim() == 4 and not p.is_contiguous()]
+        last = bool(maps) and maps[0].is_contiguous(memory_format=torch.channels_last)
+        normalized = ((images - mean) / std).to(weights[0].dtype if weights else images.dtype)
+        return normalized.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+    def _hooks(self) -> list[tuple[str, Callable[..., Tensor]]]:
+        """What is done behind which layers."""
+        at = ((pools_at(self.config), self._pool_frames), (self.video_layer, self._pool_windows))
+        return [(name, hook) for name, hook in at if name is not None]
+
+    def _hook(self) -> None:
+        """Hooks on the layers of these names, which may have been replaced since the last pass."""
+        for name, hook in self._hooks():
+            layer = self.backbone.get_submodule(name)
+            if hook in layer._forward_hooks.values():
+                continue
+            for module in self.backbone.modules():  # the layer of before may be inside the new one
+                for key in [key for key, other in module._forward_hooks.items() if other == hook]:
+                    del module._forward_hooks[key]
+            layer.register_forward_hook(hook)
 
     def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:
         """What the T axis of the video holds, after a look at it."""
         channels = len(self.mean)
         if not isinstance(video, Tensor) or not (video.dtype == torch.uint8 or video.is_floating_point()):
-            raise TypeError(f"video must be a uint8 or floating Tensor, got {getattr(video, 'dtype', type(video))}")
+            raise TypeError(f"video must be a uint8 or floating Tensor, got {_describe(video)}")
         if video.dim() != 5 or video.shape[2] != channels:
             raise ValueError(f"video must have shape [B, T, {channels}, H, W], got {list(video.shape)}")
         if video.shape[1] == 0:
@@ -172,6 +209,7 @@ class VideoNetwork(nn.Module):
         frames = self._route.rows
         if frames is None:  # the backbone was called by itself
             return output
+        self._route.passed.append(pools_at(self.config))
         dynamic, self._route.rows = self._pool(output, frames)
         return self._behind_static(self._static_rows(output, frames), dynamic) if forks(self.config) else dynamic
 
@@ -180,6 +218,7 @@ class VideoNetwork(nn.Module):
         windows, n = self._route.rows, self._route.static
         if windows is None:
             return output
+        self._route.passed.append(self.video_layer)
         self._route.rows = Rows(windows.clips, 1)
         pooled = windows.max(output[n:]) if self.config.video_pool == "max" else windows.mean(output[n:])
         return self._behind_static(output[:n], pooled.to(output.dtype)) if n else pooled
@@ -217,7 +256,7 @@ class TwoNetworks(nn.Module):
     def __init__(self, config: ModelConfig, static: VideoNetwork, dynamic: VideoNetwork) -> None:
         super().__init__()
         self.config = config
-        self.size = dynamic.size
+        self.mean, self.std, self.size = dynamic.mean, dynamic.std, dynamic.size
         self.static = static
         self.dynamic = dynamic
 

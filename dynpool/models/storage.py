@@ -14,13 +14,14 @@ from typing import Any
 from torch import nn
 
 from .backbones import Backbone
-from .building import VideoModel, build
+from .building import VideoModel, build, video_model
 from .config import ModelConfig
 from .network import TwoNetworks
 from .weights import lines_of, safetensors_torch
 
 METADATA_KEY = "dynpool.model"
 _INPUT_KEY = "dynpool.input"  # what a backbone that was passed as an object says of its input, beside the configuration
+_INPUT = ("mean", "std", "size", "head")
 PROGRAM_SUFFIX = ".pt2"
 _PROGRAM_EXTRAS = ("extra", "extra_files")  # folders in the archives of torch.export.save; the second until torch 2.7
 
@@ -29,10 +30,11 @@ def save(model: VideoModel, path: str | Path) -> None:
     """Write a model's weights and configuration to a safetensors file, whole or not at all.
 
     Raises:
+        TypeError: the model is not one that `build` made, as it is or under torch.compile.
         ImportError: safetensors is not there.
         OSError: the file cannot be written.
     """
-    library = safetensors_torch()
+    model, library = video_model(model), safetensors_torch()
     with temporary_beside(Path(path)) as temporary:
         about = {METADATA_KEY: model.config.to_dict(), _INPUT_KEY: _input_of(model)}
         temporary.touch()
@@ -55,9 +57,11 @@ def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> V
         ValueError: it holds no model of dynpool, or not one of this backbone.
         ImportError: the backbone's library or safetensors is not there.
     """
-    config = ModelConfig.from_dict(_metadata(path, METADATA_KEY))
+    config = _config(path, _of_weights)
     if isinstance(backbone, nn.Module):
-        backbone = Backbone(backbone, **_metadata(path, _INPUT_KEY))
+        about = _metadata(path, _INPUT_KEY)
+        with _damaged(path, _INPUT_KEY):
+            backbone = Backbone(backbone, **{name: about[name] for name in _INPUT})
     model = build(config, backbone=backbone, pretrained=False)
     try:
         safetensors_torch().load_model(model, str(path))
@@ -75,13 +79,18 @@ def read_config(path: str | Path) -> ModelConfig:
         ImportError: safetensors is not there, and the file is one.
     """
     read = _of_program if Path(path).suffix == PROGRAM_SUFFIX else _of_weights
-    return ModelConfig.from_dict(_metadata(path, METADATA_KEY, read))
+    return _config(path, read)
+
+
+def _config(path: str | Path, read: Callable[[str | Path], Mapping[str, str | bytes]]) -> ModelConfig:
+    values = _metadata(path, METADATA_KEY, read)
+    with _damaged(path, METADATA_KEY):
+        return ModelConfig.from_dict(values)
 
 
 def _input_of(model: VideoModel) -> dict[str, Any]:
     network = model.dynamic if isinstance(model, TwoNetworks) else model
-    mean, std = (values.flatten().tolist() for values in (network.mean, network.std))
-    return {"mean": mean, "std": std, "size": network.size, "head": network.head}
+    return {name: getattr(network, name) for name in _INPUT}
 
 
 def _of_weights(path: str | Path) -> Mapping[str, str | bytes]:
@@ -112,8 +121,17 @@ def _metadata(
     metadata = read(path)
     if key not in metadata:
         raise ValueError(f"{path} holds no model of dynpool: its metadata has no {key!r}")
-    values: dict[str, Any] = json.loads(metadata[key])
-    return values
+    with _damaged(path, key):
+        return dict(json.loads(metadata[key]))
+
+
+@contextmanager
+def _damaged(path: str | Path, key: str) -> Iterator[None]:
+    """Errors in what is read there are those of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no model of dynpool: {key!r} in its metadata is damaged: {error}") from error
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def load_into(module: nn.Module, head: str, path: str | Path) -> None:
     state = _unwrapped(read(path), module.state_dict())
     layer = module.get_submodule(head)
     weight = state.get(f"{head}.weight")
-    if isinstance(layer, nn.Linear) and weight is not None and weight.shape[0] != layer.out_features:
+    if isinstance(layer, nn.Linear) and weight is not None and weight.dim() and weight.shape[0] != layer.out_features:
         replace(module, head, nn.Linear(layer.in_features, weight.shape[0], layer.bias is not None))
     try:
         module.load_state_dict(state)
@@ -49,7 +49,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights must be a file, 'default' or None: there is no file {path}")
     try:
-        return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        state = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+        if odd := next((name for name, value in state.items() if value.is_complex()), None):
+            raise ValueError(f"{odd!r} is complex")
+        return state
     except Exception as error:  # each reader has exceptions of its own
         if isinstance(error, ImportError):
             raise
@@ -63,7 +66,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickled(path: Path) -> dict[str, Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
         raise ValueError("it holds no state dict")
     return state
 
