@@ -34,7 +34,7 @@ _AHEAD = 2  # tasks a processor of a Ray cluster is given
 _LEAST_AHEAD = 64  # since it may grow for those that wait
 _GRACE = 5.0  # seconds to clean up
 _HOLDS_SIGNALS = hasattr(signal, "pthread_sigmask")  # not on Windows
-_leaving = threading.Event()
+_has_worked, _leaving = threading.Event(), threading.Event()
 
 
 class CannotStart(RuntimeError):
@@ -171,12 +171,12 @@ def _begin(told: Connection) -> None:
         os._exit(1)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
     if _HOLDS_SIGNALS:
-        if signal.SIGINT in signal.sigpending() and signal.getsignal(signal.SIGINT) == _leave:
-            os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _leave(number: int, frame: Any) -> None:
+    if not _has_worked.is_set():
+        os._exit(1)  # there is nothing to clean up, and what is raised in an initializer is printed
     if not _leaving.is_set():  # or it is cleaning up already
         _leaving.set()
         end = threading.Timer(_GRACE, os._exit, (1,))  # Python may swallow what is raised here, as in __del__
@@ -196,6 +196,7 @@ def _wait_for(told: Connection) -> None:
 
 def _leaving_when_told(work: Work[Item, Result], item: Item) -> Result:
     try:
+        _has_worked.set()
         return work(item)
     except SystemExit:
         os._exit(1)  # the pool would take it for the result, and go on with the next
