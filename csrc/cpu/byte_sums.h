@@ -103,8 +103,12 @@ struct DigitSums {
 struct Quad {
   __m512i bytes[4];
 
-  Quad(const uint8_t* const* x, int64_t i, __mmask64 mask) {
-    const auto load = [&](int t) { return _mm512_maskz_loadu_epi8(mask, x[t] + i); };
+  // `ahead`: bytes from them to what is asked for, or 0.
+  Quad(const uint8_t* const* x, int64_t i, __mmask64 mask, int64_t ahead) {
+    const auto load = [&](int t) {
+      if (ahead) __builtin_prefetch(x[t] + i + ahead);
+      return _mm512_maskz_loadu_epi8(mask, x[t] + i);
+    };
     const __m512i x0 = load(0), x1 = load(1), x2 = load(2), x3 = load(3);
     const __m512i low01 = _mm512_unpacklo_epi8(x0, x1), high01 = _mm512_unpackhi_epi8(x0, x1);
     const __m512i low23 = _mm512_unpacklo_epi8(x2, x3), high23 = _mm512_unpackhi_epi8(x2, x3);
@@ -169,14 +173,15 @@ float scale_of(const DigitWeights& weights) {
 // out[i] += Σ_t a[t] ψ(x[t][begin + i]) for i < n, or, where out is fresh, out[i] = …. There is an x of every frame of a
 // quad.
 template <Nonlinearity psi>
-void sum_bytes(float* out, bool fresh, const uint8_t* const* x, int64_t begin, const DigitWeights& weights, int64_t n) {
+void sum_bytes(float* out, bool fresh, const uint8_t* const* x, int64_t begin, const DigitWeights& weights, int64_t n,
+               int64_t ahead) {
   const DigitsOf<psi> digits_of;
   const float scale = scale_of<psi>(weights);
   for (int64_t i = 0; i < n; i += kBlock) {
     const __mmask64 mask = first_bytes(n - i);
     DigitSums sums;
     const auto add_quad = [&](int64_t t, int least) {
-      const Quad quad(x + t, begin + i, mask);
+      const Quad quad(x + t, begin + i, mask, ahead);
       for (int k = 0; k < 4; ++k) add_digits<psi>(sums, k, digits_of(quad.bytes[k]), weights, t, least);
     };
     int64_t t = weights.first();
@@ -189,7 +194,7 @@ void sum_bytes(float* out, bool fresh, const uint8_t* const* x, int64_t begin, c
 // The same of many rows, for which pixels are looked up once. What is fresh is said of each row, or of none.
 template <Nonlinearity psi>
 void sum_bytes_of_rows(float* const* out, const int* fresh, const uint8_t* const* x, int64_t begin,
-                       const std::vector<DigitWeights>& rows, int64_t n) {
+                       const std::vector<DigitWeights>& rows, int64_t n, int64_t ahead) {
   const DigitsOf<psi> digits_of;
   int64_t first = kMaxFrames, end = 0;
   for (const DigitWeights& weights : rows) {
@@ -199,7 +204,7 @@ void sum_bytes_of_rows(float* const* out, const int* fresh, const uint8_t* const
   for (int64_t i = 0; i < n; i += kBlock) {
     Digits digits[kMaxFrames / kQuad][4];
     for (int64_t t = first; t < end; t += kQuad) {
-      const Quad quad(x + t, begin + i, first_bytes(n - i));
+      const Quad quad(x + t, begin + i, first_bytes(n - i), ahead);
       for (int k = 0; k < 4; ++k) digits[t / kQuad][k] = digits_of(quad.bytes[k]);
     }
     for (size_t r = 0; r < rows.size(); ++r) {

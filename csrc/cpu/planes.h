@@ -28,6 +28,7 @@ struct Runs {
   const uint8_t* x[kMaxFrames];
   int64_t count, pitch, n;  // runs; whole blocks from one to the next; bytes of one
   int64_t offset[3 * kMostLines];
+  int64_t ahead = 0;  // bytes to what will be read next, if that is to be asked for
 
   int64_t bytes() const { return (count - 1) * pitch + n; }
 };
@@ -58,9 +59,9 @@ class PlanesPool {
       for (int64_t i = 0; i < runs.count; ++i) {
         for (int64_t k = 0; k < p_.K; ++k) out_[k] = static_cast<float*>(p_.sums[k]) + runs.offset[i];
         if (p_.K == 1)
-          sum_bytes<psi>(out_[0], p_.fresh && p_.fresh[0], runs.x, i * runs.pitch, digits_[0], runs.n);
+          sum_bytes<psi>(out_[0], p_.fresh && p_.fresh[0], runs.x, i * runs.pitch, digits_[0], runs.n, runs.ahead);
         else
-          sum_bytes_of_rows<psi>(out_.data(), p_.fresh, runs.x, i * runs.pitch, digits_, runs.n);
+          sum_bytes_of_rows<psi>(out_.data(), p_.fresh, runs.x, i * runs.pitch, digits_, runs.n, runs.ahead);
       }
       return;
     }
@@ -121,16 +122,22 @@ void pool_raw(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& poo
     const int64_t from = begin > line ? begin - line : 0;
     const int64_t to = end - line < plane.height ? end - line : plane.height;
     const int64_t span = span_of(plane.width, kSpan);
+    const int64_t* const strides = p.strides + i;
+    // Short lines end before the hardware sees a stream.
+    const int64_t ahead = plane.width <= kSpan ? strides[0] : 0;
+    const uint8_t* lines[kMaxFrames];
+    for (int64_t t = 0; t < p.count; ++t) {
+      const int64_t j = t * p.num_planes;
+      lines[t] = p.planes[j + i] + from * strides[j];
+    }
     for (int64_t row = from; row < to; ++row) {
       for (int64_t x0 = 0; x0 < plane.width; x0 += span) {
         const int64_t n = plane.width - x0 < span ? plane.width - x0 : span;
-        Runs runs{{}, 1, span, n, {offset + row * plane.width + x0}};
-        for (int64_t t = 0; t < p.count; ++t) {
-          const int64_t j = t * p.num_planes + i;
-          runs.x[t] = p.planes[j] + row * p.strides[j] + x0;
-        }
+        Runs runs{{}, 1, span, n, {offset + row * plane.width + x0}, ahead};
+        for (int64_t t = 0; t < p.count; ++t) runs.x[t] = lines[t] + x0;
         pool.add(runs);
       }
+      for (int64_t t = 0; t < p.count; ++t) lines[t] += strides[t * p.num_planes];
     }
     line += plane.height;
     offset += plane.width * plane.height;
