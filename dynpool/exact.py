@@ -323,7 +323,7 @@ class _RankPool(torch.autograd.Function):
                 f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {limit:g} in "
                 f"{int(solution.iterations.max())} iterations; relative duality gap {worst:.1e}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0

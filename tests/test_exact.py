@@ -193,8 +193,9 @@ def test_gap_is_a_bound():
 
 
 def test_an_end_before_the_tolerance_warns():
-    with pytest.warns(RuntimeWarning, match=r"1 of 1 clips did not reach tol = 1e-09 in 2 iterations"):
+    with pytest.warns(RuntimeWarning, match=r"1 of 1 clips did not reach tol = 1e-09 in 2 iterations") as told:
         rank_pool(clip(20, 5), 0, tol=1e-9, max_iter=2)
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

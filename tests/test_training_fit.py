@@ -502,6 +502,22 @@ def test_a_run_is_found_from_any_folder(root, tmp_path, monkeypatch):
     assert evaluate(tmp_path, backbone=tiny.network(), device="cpu").scores.values.shape == (4, 2)
 
 
+def test_two_processes_do_not_train_in_one_folder(root, tmp_path):
+    pytest.importorskip("fcntl", reason="nothing keeps runs apart on Windows")
+    config = tiny.config(root, "trainer.epochs=1")
+    (tmp_path / ".lock").touch()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", hold, tmp_path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FileExistsError, match="is being trained in by another process"):
+            fit(config, tmp_path, backbone=tiny.network())
+        assert sorted(os.listdir(tmp_path)) == [".lock"]
+        other.communicate("\n")
+    assert fit(config, tmp_path, backbone=tiny.network()).is_file()
+
+
 def test_only_the_first_process_looks_for_a_run(root, tmp_path, monkeypatch):
     """Others may come when the first has written its configuration; here, by srun."""
     (tmp_path / "config.yaml").write_text("{}")

@@ -348,6 +348,9 @@ def test_the_command_fuse(files):
     for weights in ("nan,1", "inf,1"):
         wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--weights", weights, code=2)
         assert wrong == f"dynpool fuse: --weights must be numbers, W,W,..., got '{weights}'\n"
+    for C in ("0", "nan"):
+        wrong = run("fuse", files / "rgb.scores", files / "motion.scores", "--svm-c", C, code=2)
+        assert wrong == f"dynpool fuse: --svm-c must be a positive number, got {float(C)}\n"
     about = asdict(RGB.about) | {"skipped": "many"}
     (files / "odd.scores").write_text(f"# {json.dumps(about)}\nvideo,label,a\n")
     wrong = run("fuse", files / "rgb.scores", files / "odd.scores", code=2)

@@ -165,6 +165,8 @@ def fuse(
         from .scores import write
 
         shares = None if weights is None else _numbers(weights)
+        if not 0 < C < math.inf:
+            raise ValueError(f"--svm-c must be a positive number, got {C}")
         read = [_streams(path, C) for path in streams]
         _check_splits(streams, read)
         console = _console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -30,8 +31,13 @@ from .module import VideoClassifier
 from .progress import EpochBar, EpochLines
 from .values import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
+
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
-CHECKPOINT, BEST = "last.ckpt", "best.ckpt"
+CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
 _KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops")  # in checkpoints: what Lightning goes on from
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
@@ -71,7 +77,7 @@ def fit(
         The path of model.safetensors.
 
     Raises:
-        FileExistsError: `out` holds a run already, and resume is false.
+        FileExistsError: `out` holds a run already, and resume is false; or another process trains in it.
         ConfigError: what was stopped is of other classes or another network, or its checkpoint is damaged; there is
             but one class; or Lightning refuses an option.
         ValueError: training diverged.
@@ -98,16 +104,38 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
     if resume:
         _check_continues(folder, train.classes, module)
-    if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
+    found = str(checkpoint) if resume and checkpoint.exists() else None
+    if not trainer.is_global_zero:
+        return _trained(trainer, module, Videos(config, train, validation), found, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
         write(config, folder / CONFIG)
         _write_lines(folder / CLASSES, train.classes)
         if train.missing:
             _write_lines(folder / MISSING, train.missing)
-    found = str(checkpoint) if resume and checkpoint.exists() else None
+        return _trained(trainer, module, Videos(config, train, validation), found, folder)
+
+
+def _trained(trainer: L.Trainer, module: VideoClassifier, videos: Videos, found: str | None, folder: Path) -> Path:
     with _quiet(), _stopping(folder):
-        trainer.fit(module, Videos(config, train, validation), ckpt_path=found)
+        trainer.fit(module, videos, ckpt_path=found)
     return _finish(trainer, module, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder, by a lock that loaders, which outlive a kill, do not inherit."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # others: of file systems that have no locks
+                reason = f"{folder} is being trained in by another process: wait for it, or choose another folder"
+                raise FileExistsError(reason) from None
+        yield
 
 
 def known_classes(folder: Path) -> tuple[str, ...] | None:
