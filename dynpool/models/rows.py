@@ -109,4 +109,4 @@ class Rows:
 
     def middle(self) -> Tensor:
         """Position of the middle row of each clip, [B or 1, 1]."""
-        return torch.tensor([[self.size // 2]]) if self.counts is None else self.counts[:, None] // 2
+        return torch.full((1, 1), self.size // 2) if self.counts is None else self.counts[:, None] // 2
