@@ -86,7 +86,8 @@ def image(
 
     It is written as a PNG file of the video's name: clip.png for clip.mp4, or clip_0000.png, clip_0001.png, ... for
     windows; for a folder of images, its name. Files of these names are replaced, when all windows of the video are
-    done. A video or folder that cannot be read is reported; the others are still done, and the exit code is 1.
+    done; higher numbers, of an earlier run, are told, not removed. A video or folder that cannot be read is reported;
+    the others are still done, and the exit code is 1.
 
     Examples:
 
@@ -257,13 +258,16 @@ def _process(job: Job, recipe: Recipe) -> str:
         raise VideoError("-", "standard input is closed")
     video = sys.stdin.buffer if job.video == "-" else job.video
     pictures = Pictures(video, replace(recipe, interleaved=True))
-    paths, (width, height) = write_pictures(pictures, job, windows=recipe.window is not None)
+    windows = recipe.window is not None
+    paths, (width, height) = write_pictures(pictures, job, windows)
     seconds = time.perf_counter() - start
     num_frames, damage = pictures.account
     written = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name} ({len(paths)} images)"
     damaged = f", {damaged_parts(damage)}" if damage else ""
     rate = f"{num_frames / seconds:.0f} frames/s"
-    return f"{job.video} -> {written}: {num_frames} frames, {width}x{height}, {rate}{damaged}"
+    behind = job.path(len(paths))
+    older = f"; {behind.name} and what follows it is older" if windows and behind.exists() else ""
+    return f"{job.video} -> {written}: {num_frames} frames, {width}x{height}, {rate}{damaged}{older}"
 
 
 def _check_folder(video: str) -> None:

@@ -447,6 +447,14 @@ def test_images_are_written_as_their_windows_end(clip, here, monkeypatch):
     assert len(made) == len(files(here / "images")) == 6
 
 
+def test_windows_of_an_earlier_run_are_told(clip, here):
+    assert "older" not in run("image", clip, "--window", 4, "--stride", 4, "-o", "images").stdout
+    assert len(os.listdir("images")) > 1
+    told = run("image", clip, "--window", 100, "-o", "images").stdout
+    assert told.endswith("; clip_0001.png and what follows it is older\n")
+    assert "older" not in run("image", clip, "-o", "images").stdout
+
+
 def test_windows_of_a_video_that_fails_midway_leave_nothing(clip, here, monkeypatch):
     save, saved = Image.Image.save, []
 
