@@ -1,4 +1,4 @@
-// Python module: addresses, sizes and strides in, nothing out. Tensors are allocated by dynpool/ops.py.
+// Python module: addresses, sizes and strides in, nothing out. Tensors are allocated by dynpool/ops.py and binary.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -201,7 +201,7 @@ class Scratch {
 // `bind` gives a function of (x, y, …) for calls whose other arguments stay: to convert all of them would take longer than
 // to launch a small kernel.
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
-  m.doc() = "Kernels of dynpool, for dynpool/ops.py alone.";
+  m.doc() = "Kernels of dynpool, for dynpool/ops.py and binary.py alone.";
   py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
   py::class_<dynpool::Calls, std::shared_ptr<dynpool::Calls>>(m, "Calls", py::module_local(), py::dynamic_attr())
       .def(py::init<py::capsule, std::vector<py::object>, std::vector<py::object>, py::object, py::object, py::object>())

@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from . import ops
+from . import binary
 from ._version import __version__
 
 
@@ -17,7 +17,7 @@ def build_info() -> dict[str, object]:
     ("avx512", "avx2", "baseline", or None); cpu_threads; cuda_architectures (compute capabilities compiled, such as
     "90", empty without CUDA); cuda_devices (names of the devices that torch sees).
     """
-    kernels = ops.extension
+    kernels = binary.extension
     cuda = getattr(kernels, "cuda", None)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {

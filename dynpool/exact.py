@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import ops, solve
+from . import binary, context, ops, solve
 from .pooling import (
     _INPUT_DTYPES,
     Nonlinearity,
@@ -65,7 +65,7 @@ def _around_dynamo(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if ops.is_compiling():
+        if context.is_compiling():
             function_itself: Callable[P, R] = torch.compiler.disable(function)
             return function_itself(*args, **kwargs)
         return function(*args, **kwargs)
@@ -156,11 +156,11 @@ def rank_pool(
 
 
 def _check_values(x: Tensor) -> None:
-    if torch._C._are_functorch_transforms_active():
+    if context.is_transforming():
         why = "cannot be transformed by torch.func; it takes batches, and torch.autograd its gradient"
     elif x.is_meta or isinstance(x, FakeTensor):
         why = "cannot be exported or traced, and needs tensors that have values"
-    elif ops.is_captured(x):
+    elif context.is_captured(x):
         why = "cannot be captured in a CUDA graph"
     else:
         return
@@ -454,7 +454,7 @@ def gram(
     if dim == 0:
         x, dim = x[None], 1
         channel_dim = None if channel_dim is None else channel_dim + 1
-    if (by_kernel := ops.gram(x, mean, std, dim, channel_dim, nonlinearity, lengths)) is not None:
+    if (by_kernel := binary.gram(x, mean, std, dim, channel_dim, nonlinearity, lengths)) is not None:
         return Gram(*by_kernel)
     strides = x.stride()
     rest = sorted((d for d in range(1, x.dim()) if d != dim), key=lambda d: -strides[d])

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from . import ops
+from . import binary
 from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
@@ -188,7 +188,7 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
         raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
     _check_choice("mode", mode, get_args(ImageMode))
     dims = (-3, -2, -1) if mode == "minmax" else (-2, -1)
-    if mode == "minmax" and (images := ops.stretch(pooled.detach())) is not None:
+    if mode == "minmax" and (images := binary.stretch(pooled.detach())) is not None:
         return images
     values = pooled.detach() if pooled.dtype == torch.float32 else pooled.detach().double()
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)

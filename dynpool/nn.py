@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import ops
+from . import context
 from .exact import Objective, rank_pool
 from .pooling import Nonlinearity, PerChannel, _batch_size, _check_frames, _check_lengths, approx_rank_pool
 
@@ -179,7 +179,7 @@ class TemporalMaxPool(nn.Module):
         """Maximum of x along `dim`."""
         dim = _check_frames(x, self.dim)
         x = x if lengths is None else _without_padding(x, dim, lengths)
-        if ops.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
+        if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
             return x.amax(dim)  # several times as fast as with the index that a derivative needs
         return x.max(dim).values
 

@@ -1,4 +1,4 @@
-"""The operation as torch sees it: the only file that calls the kernels.
+"""The operation as torch sees it: autograd, functorch and torch.library over the kernels of binary.py.
 
 One call takes one of four ways, the cheapest that serves it:
     compiling or exporting, fake tensors  torch.library ops, which Dynamo and AOTAutograd understand
@@ -11,13 +11,7 @@ reference.py.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, List, NamedTuple  # noqa: UP035
 
 import torch
@@ -25,151 +19,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
-from . import reference
-
-extension: ModuleType | None = None  # the compiled module
-try:
-    extension = importlib.import_module("._C", __package__)
-except ImportError as error:
-    warnings.warn(
-        f"dynpool runs without its compiled kernels ({error}): everything works, through plain torch and slower. "
-        "To build them, install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir dynpool "
-        "(in a source tree: pip install -e .)",
-        stacklevel=2,
-    )
-
-_DTYPE_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
-_ORDINARY = (Tensor, torch.nn.Parameter)
-_POOLED = {*_ORDINARY, type(None)}  # whose memory kernels may read
-_OBJECTIVE_CODES = {"ranksvm": 0, "ranksvm_squared": 1, "svr": 2}
-_NONLINEARITY_CODES = {"identity": 0, "sqrt": 1}
-MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_pool.h, and T
-
-
-# --- kernels -------------------------------------------------------------------------------------------------------
-
-_used_several_threads = False
-
-
-def _num_threads(index: int = 0) -> int:
-    global _used_several_threads
-    threads = torch.get_num_threads()
-    _used_several_threads = _used_several_threads or threads > 1
-    return threads
-
-
-def _after_fork() -> None:
-    """OpenMP's threads are not in a forked process, which would wait for them for good: torch's own, too."""
-    if _used_several_threads:
-        torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-class Kernels(NamedTuple):
-    """Launchers of one device type. All end in `*place(device), current(index of the device)`."""
-
-    layout: type[Any]
-    temporal_pool: Callable[..., None]
-    bind: Callable[..., Callable[[int, int, int], None]]  # temporal_pool of (x, y, current) alone
-    temporal_pool_backward: Callable[..., None]
-    gram: Callable[..., None]
-    gram_takes_average: bool  # or finds it in passing
-    solve: Callable[..., None]
-    place: Callable[[torch.device], tuple[Any, ...]]
-    current: Callable[[int], int]  # the stream, or the number of threads
-
-    def where(self, device: torch.device) -> tuple[Any, ...]:
-        return *self.place(device), self.current(device.index or 0)
-
-
-def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
-    if module is None:
-        return None
-    cpu = module.cpu
-    pools = (cpu.temporal_pool, cpu.bind, cpu.temporal_pool_backward)
-    return Kernels(module.Layout, *pools, cpu.gram, False, cpu.solve, lambda device: (), _num_threads)
-
-
-def _cuda_kernels(module: ModuleType | None, current_stream: Callable[[int], int]) -> Kernels | None:
-    if module is None or not hasattr(module, "cuda"):
-        return None
-    cuda = module.cuda
-    pools = (cuda.temporal_pool, cuda.bind, cuda.temporal_pool_backward)
-    return Kernels(module.Layout, *pools, cuda.gram, True, cuda.solve, _on_device, current_stream)
-
-
-@functools.cache
-def _on_device(device: torch.device) -> tuple[int, Callable[[int], Tensor]]:
-    """Its index, and what allocates bytes there."""
-    return device.index or 0, torch.empty(0, dtype=torch.uint8, device=device).new_empty
-
-
-def emulated_kernels(path: str) -> Kernels:
-    """The CUDA kernels compiled as C++ (CMake option DYNPOOL_EMULATION), for tests on CPU tensors."""
-    spec = importlib.util.spec_from_file_location("_C_emulated", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no extension module at {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kernels = _cuda_kernels(module, lambda index: 0)
-    assert kernels is not None
-    return kernels
-
-
-_KERNELS = {
-    "cpu": _cpu_kernels(extension),
-    "cuda": _cuda_kernels(extension, torch._C._cuda_getCurrentRawStream)
-    if torch.backends.cuda.is_built() and not torch.version.hip
-    else None,
-}
-
-
-def kernels_for(device: torch.device) -> Kernels | None:
-    """The kernels of a device, or None where reference.py has to serve."""
-    return _KERNELS.get(device.type)
-
+from . import binary, context, reference
+from .binary import DTYPE_CODES, MAX_DIMS, NONLINEARITY_CODES, Kernels, address, contiguous
 
 # --- the call ------------------------------------------------------------------------------------------------------
-
-# Every call asks these, so that they are at hand, and without a Python frame of torch's around them.
-is_compiling = torch.compiler.is_compiling
-_is_tracing = torch._C._is_tracing  # by torch.jit
-_transforms = torch._C._are_functorch_transforms_active
-_num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
-_is_capturing = torch._C._cuda_isCurrentStreamCapturing
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether x is an ordinary tensor in an ordinary call: its values may be looked at, and results kept."""
-    return (
-        type(x) in _ORDINARY
-        and not is_compiling()
-        and not _transforms()
-        and not _num_modes()
-        and not _is_tracing()
-        and (x.is_cpu or not (x.is_meta or is_captured(x)))
-    )
-
-
-def is_captured(x: Tensor) -> bool:
-    """Whether a CUDA graph captures the call: nothing may wait for the device, and new tensors belong to the graph.
-
-    Fake CUDA tensors need no device, and Dynamo cannot trace the question.
-    """
-    return x.is_cuda and not is_compiling() and not isinstance(x, FakeTensor) and _is_capturing()
-
-
-def is_ordinary(x: Tensor) -> bool:
-    """Whether what was kept may be used: `is_plain`, or captured."""
-    return is_plain(x) or (type(x) in _ORDINARY and is_captured(x))
-
-
-def is_direct(x: Tensor) -> bool:
-    """Whether a call on x goes straight to a kernel, if its device has any: `is_plain`, and no forward-mode."""
-    return is_plain(x) and forward_ad._current_level < 0
 
 
 class Plan(NamedTuple):
@@ -189,23 +42,23 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
     bands, dim, channel_dim, nonlinearity, out_dtype, squeeze, overlap = plan
     if forward_ad._current_level >= 0:  # of forward_ad or any jvp: a kernel would lose its tangents silently
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    elif torch.compiler.is_compiling():
-        if torch._C._are_functorch_transforms_active():
+    elif context.is_compiling():
+        if context.is_transforming():
             y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
         else:
             y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
-    elif torch._C._are_functorch_transforms_active():
-        if _num_modes():  # whose graph would lack what kernels do
+    elif context.is_transforming():
+        if context.num_modes():  # whose graph would lack what kernels do
             y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
         else:
             y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
-    elif isinstance(x, FakeTensor) or _num_modes():
+    elif isinstance(x, FakeTensor) or context.num_modes():
         y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
-    elif kernels_for(x.device) is None or not {type(x), type(weights), type(mean), type(std)} <= _POOLED:
+    elif binary.kernels_for(x.device) is None or not {type(x), type(weights), type(mean), type(std)} <= binary.POOLED:
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
         x, weights = x.resolve_neg(), weights.resolve_neg()  # kernels take memory at its word
-        return Call(x, weights.shape, plan)(x, weights, _contiguous(mean), _contiguous(std))
+        return Call(x, weights.shape, plan)(x, weights, contiguous(mean), contiguous(std))
     return y.squeeze(dim) if squeeze else y
 
 
@@ -251,7 +104,7 @@ class _PythonCalls:
         self.known[self._key(x, options)] = call
 
     def run(self, x: Tensor, *options: object) -> Tensor | None:
-        if not is_direct(x) or x.layout != torch.strided or x.is_neg():
+        if not context.is_direct(x) or x.layout != torch.strided or x.is_neg():
             return None
         try:
             call = self.known.get(self._key(x, options))
@@ -270,12 +123,14 @@ class _PythonCalls:
 
 def new_calls() -> Any:
     """Calls with constant weights and neither mean nor std, found again by the frames' layout and their options."""
-    if extension is None:
+    if binary.extension is None:
         return _PythonCalls()
     table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    busy = (_transforms, _num_modes, _is_tracing)  # and forward_ad, as `is_direct` has it
+    busy = (context.is_transforming, context.num_modes, context.is_tracing)  # and forward_ad, as `is_direct` has it
     try:
-        calls = extension.Calls(table, _ORDINARY, busy, forward_ad, _is_capturing, torch.empty_like)
+        calls = binary.extension.Calls(
+            table, context.ORDINARY, busy, forward_ad, context.is_capturing, torch.empty_like
+        )
     except (TypeError, ValueError):  # no table, or a newer one
         return _PythonCalls()
     calls.run = calls.run_function()
@@ -309,14 +164,6 @@ def _new(like: Tensor, sizes: Sequence[int], strides: Sequence[int] | None, dtyp
     return like.new_empty_strided(sizes, strides, dtype=dtype)
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return t if t is None else t.contiguous().resolve_neg()
-
-
 class Call:
     """The kernels for one layout of frames: worked out once, run as often as such frames come.
 
@@ -333,7 +180,7 @@ class Call:
             del self.y_sizes[plan.dim]
             if self.y_strides is not None:
                 del self.y_strides[plan.dim]
-        self.bands = _address(plan.bands)
+        self.bands = address(plan.bands)
         self.rows_shape = rows_shape
         self.layouts: dict[tuple[int, ...], Any] = {}  # by the strides of ∂L/∂y, as far as backward has met them
         self.layouts_without_x: dict[tuple[int, ...], Any] = {}
@@ -341,7 +188,7 @@ class Call:
         self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
 
         like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
-        self.kernels = kernels_for(x.device)
+        self.kernels = binary.kernels_for(x.device)
         self.forward_layout = self.layout(self.kernels, self.strides, like_y.stride(), ())
 
     def layout(
@@ -352,18 +199,18 @@ class Call:
             return None
         dim, channel_dim = self.plan.dim, self.plan.channel_dim
         return kernels.layout(
-            _DTYPE_CODES[self.dtype],
+            DTYPE_CODES[self.dtype],
             self.shape,
             x_strides,
             dim,
-            _DTYPE_CODES[self.plan.out_dtype],
+            DTYPE_CODES[self.plan.out_dtype],
             (*y_strides[:dim], 0, *y_strides[dim:]) if self.plan.squeeze else y_strides,
             dx_strides,
             *self.rows_shape,
             self.plan.overlap,
             1 if channel_dim is None else self.shape[channel_dim],
             -1 if channel_dim is None else channel_dim,
-            _NONLINEARITY_CODES[self.plan.nonlinearity],
+            NONLINEARITY_CODES[self.plan.nonlinearity],
         )
 
     def __call__(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
@@ -389,8 +236,8 @@ class Call:
             x.data_ptr(),
             weights.data_ptr(),
             self.bands,
-            _address(mean),
-            _address(std),
+            address(mean),
+            address(std),
             y.data_ptr(),
             *kernels.where(self.device),
         )
@@ -450,16 +297,16 @@ class Call:
         dstd = torch.empty_like(std) if needs[3] and std is not None else None
         kernels.temporal_pool_backward(
             layout,
-            _address(x),
+            address(x),
             weights.data_ptr(),
             self.bands,
-            _address(mean),
-            _address(std),
+            address(mean),
+            address(std),
             grad.data_ptr(),
-            _address(dx),
-            _address(dweights),
-            _address(dmean),
-            _address(dstd),
+            address(dx),
+            address(dweights),
+            address(dmean),
+            address(dstd),
             *kernels.where(self.device),
         )
         return [t for t in (dx, dweights, dmean, dstd) if t is not None]
@@ -471,66 +318,15 @@ class Call:
 
 def _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
-    x, weights, mean, std = x.resolve_neg(), _contiguous(weights), _contiguous(mean), _contiguous(std)
-    plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
+    x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
+    plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
     return Call(x, weights.shape, plan).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
-    x, weights, mean, std = x.resolve_neg(), _contiguous(weights), _contiguous(mean), _contiguous(std)
-    plan = Plan(_contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
+    x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
+    plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
     return Call(x, weights.shape, plan).backward(grad, x, weights, mean, std, needs)
-
-
-def gram(
-    x: Tensor,
-    mean: Tensor | None,
-    std: Tensor | None,
-    dim: int,
-    channel_dim: int | None,
-    nonlinearity: str,
-    lengths: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`exact.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
-    kernels = kernels_for(x.device)
-    if kernels is None or not is_plain(x) or not {type(mean), type(std)} <= _POOLED or x.dim() > MAX_DIMS:
-        return None
-    x = x.resolve_neg()
-    clips, num_frames = x.shape[0], x.shape[dim]
-    bands = average = None
-    if lengths is not None:
-        bands = torch.stack([torch.zeros_like(lengths), lengths], -1).contiguous()
-    acc = reference.accumulate_dtype(x.dtype)
-    if kernels.gram_takes_average:
-        average = torch.empty_like(x.select(dim, 0), dtype=acc).unsqueeze(dim)
-    layout = kernels.layout(
-        _DTYPE_CODES[x.dtype],
-        x.shape,
-        x.stride(),
-        dim,
-        _DTYPE_CODES[acc],
-        x.stride() if average is None else average.stride(),  # without an output, as x: its dimensions stay merged
-        (),
-        clips,
-        1,
-        num_frames,
-        0,  # overlap
-        1 if channel_dim is None else x.shape[channel_dim],
-        -1 if channel_dim is None else channel_dim,
-        _NONLINEARITY_CODES[nonlinearity],
-    )
-    mean, std = _contiguous(mean), _contiguous(std)
-    inputs, where = (_address(bands), _address(mean), _address(std)), kernels.where(x.device)
-    if average is not None:
-        counts = x.new_full((clips,), num_frames, dtype=acc) if lengths is None else lengths.to(acc)
-        weights = (1 / counts)[:, None].expand(clips, num_frames).contiguous()
-        kernels.temporal_pool(layout, x.data_ptr(), weights.data_ptr(), *inputs, average.data_ptr(), *where)
-    K = x.new_empty(clips, num_frames, num_frames, dtype=torch.float64)
-    cross = x.new_empty(clips, num_frames, dtype=torch.float64)
-    norm = x.new_empty(clips, dtype=torch.float64)
-    outputs = (K.data_ptr(), cross.data_ptr(), norm.data_ptr())
-    kernels.gram(layout, x.data_ptr(), _address(average), *inputs, *outputs, *where)
-    return K, cross, norm
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
@@ -591,7 +387,7 @@ def _traced(grad: Tensor) -> bool:
     """Whether a gradient is more than numbers: a tangent, or vectors batched by `grad(is_grads_batched=True)`."""
     return (
         forward_ad._current_level >= 0
-        or type(grad) not in _ORDINARY
+        or type(grad) not in context.ORDINARY
         or torch._C._functorch.is_legacy_batchedtensor(grad)
     )
 
@@ -599,7 +395,7 @@ def _traced(grad: Tensor) -> bool:
 def _differentiable_backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
     if _traced(grad):
         return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
-    if torch._C._are_functorch_transforms_active():
+    if context.is_transforming():
         return _TransformableBackward.apply(grad, x, weights, mean, std, bands, *rest)
     return _PoolBackward.apply(grad, x, weights, mean, std, bands, *rest)
 
@@ -805,127 +601,3 @@ _temporal_pool_op.register_autograd(_op_backward, setup_context=_op_setup)
 _temporal_pool_backward_op.register_autograd(_op_second_backward, setup_context=_op_backward_setup)
 _temporal_pool_op.register_vmap(_op_vmap)
 _temporal_pool_backward_op.register_vmap(_op_backward_vmap)
-
-
-def solve(
-    objective: str, K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float, max_iter: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None] | None:
-    """u [B, T], value, gap, iterations [B] and, unless "svr", b [B, T, T] of csrc/solver.h; None without a kernel."""
-    kernels = kernels_for(K.device)
-    if kernels is None or not is_plain(K):
-        return None
-    B, T = K.shape[:2]
-    K, lengths = K.contiguous(), lengths.contiguous()
-    u, value, gap, iterations = K.new_empty(B, T), K.new_empty(B), K.new_empty(B), lengths.new_empty(B)
-    scratch = K.new_empty(B * T * (T + 8))
-    b = pairs = None
-    if objective != "svr":
-        b, pairs = torch.empty_like(K), lengths.new_empty(B * T * (T - 1) // 2, dtype=torch.int32)
-    outputs = (u.data_ptr(), value.data_ptr(), gap.data_ptr(), iterations.data_ptr())
-    kernels.solve(
-        _OBJECTIVE_CODES[objective],
-        B,
-        T,
-        lengths.data_ptr(),
-        K.data_ptr(),
-        C,
-        epsilon,
-        tol,
-        max_iter,
-        *outputs,
-        _address(b),
-        _address(pairs),
-        scratch.data_ptr(),
-        *kernels.where(K.device),
-    )
-    return u, value, gap, iterations, b
-
-
-# --- frames of a decoder --------------------------------------------------------------------------------------------
-
-
-def has_planes() -> bool:
-    """Whether decoded frames can be pooled without RGB frames."""
-    return extension is not None
-
-
-def planes_layout(widths: Sequence[int], heights: Sequence[int]) -> Any:
-    """Planes of bytes, which are pooled as they are."""
-    return _extension().cpu.Planes(widths, heights)
-
-
-def colour_layout(
-    width: int, height: int, depth: int, shift_x: int, shift_y: int, step: int, black: int, factors: Sequence[float]
-) -> Any:
-    """Planes of Y, U and V, which become R, G and B (csrc/planes.h)."""
-    return _extension().cpu.Planes(width, height, depth, shift_x, shift_y, step, black, list(factors))
-
-
-def pool_planes(
-    layout: Any,
-    planes: Sequence[int],
-    strides: Sequence[int],
-    nonlinearity: str,
-    weights: Sequence[Sequence[float]],
-    mix: Sequence[Sequence[float]] | None,
-    rows: Sequence[Tensor],
-    fresh: Sequence[bool] = (),
-) -> None:
-    """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, where fresh[k] rows[k] = …; or, with mix, in float64
-    rows[r] += Σ_k mix[r][k] Σ_t …
-    """
-    flat = [weight for row in weights for weight in row]
-    mixed = [factor for row in mix or () for factor in row]
-    dtype = torch.float32 if mix is None else torch.float64
-    sums = [row.data_ptr() for row in rows if row.dtype == dtype]  # too few are refused; too narrow would be overrun
-    psi = _NONLINEARITY_CODES[nonlinearity]
-    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, fresh, 0, _num_threads())
-
-
-def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
-    """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
-    threads = _num_threads()
-    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], [], largest.data_ptr(), threads)
-
-
-def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> Tensor:
-    """R, G, B of `shape` of weighted sums of a colour layout's bytes Y, U, V, whose weights add up to `total`."""
-    rgb = sums.new_empty(shape)
-    _extension().cpu.make_rgb(layout, sums.data_ptr(), sums.dtype == torch.float64, total, rgb.data_ptr())
-    return rgb
-
-
-def stretch(values: Tensor, least_span: float = 0.0, interleaved: bool = False) -> Tensor | None:
-    """Each image [C, H, W] of the last dimensions scaled from [min, max] to 0 … 255, as uint8; with `interleaved`, of
-    three channels, in the memory layout [H, W, C]. None where it is for torch: on other devices, in other dtypes, or
-    where a difference is not finite; and where max - min ≤ least_span.
-    """
-    ordinary = type(values) is Tensor and not _transforms() and values.is_cpu and values.dtype == torch.float32
-    if extension is None or not ordinary or not values.numel() or not values.is_contiguous():
-        return None
-    *batch, channels, height, width = values.shape
-    shape = (*batch, height, width, channels) if interleaved else values.shape
-    images = torch.empty(shape, dtype=torch.uint8, device="cpu")
-    pixels = height * width
-    for first in range(0, values.numel(), channels * pixels):
-        x, out = values.data_ptr() + 4 * first, images.data_ptr() + first
-        if not extension.cpu.stretch(x, channels, pixels, least_span, interleaved, out):
-            return None
-    return images.movedim(-1, -3) if interleaved else images
-
-
-def stretch_sums(
-    layout: Any, sums: Tensor, total: float, shape: Sequence[int], least_span: float, interleaved: bool
-) -> Tensor | None:
-    """`stretch` of `make_rgb` of float32 sums, of which R, G, B are never in memory."""
-    _, height, width = shape
-    image = torch.empty((height, width, 3) if interleaved else tuple(shape), dtype=torch.uint8, device="cpu")
-    out = image.data_ptr()
-    if not _extension().cpu.stretch_sums(layout, sums.data_ptr(), total, least_span, interleaved, out):
-        return None
-    return image.movedim(-1, -3) if interleaved else image
-
-
-def _extension() -> ModuleType:
-    assert extension is not None
-    return extension

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import ops
+from . import binary
 from .decoder import SWSCALES_BT601, Pixels, RgbConverter, Turn, lines_of, reformatted
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, resized
@@ -170,8 +170,8 @@ class Pool(ABC):
         """The upright RGB image [3, H, W] of a sum whose weights add up to `total`, or of a maximum."""
 
     def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
-        """The image of a sum, as `ops.stretch` makes a picture of it, or None."""
-        return ops.stretch(self.image(row, total).float(), least_span, interleaved)
+        """The image of a sum, as `binary.stretch` makes a picture of it, or None."""
+        return binary.stretch(self.image(row, total).float(), least_span, interleaved)
 
 
 class _Kernel(Pool):
@@ -200,10 +200,10 @@ class _Kernel(Pool):
         mix: Matrix | None = None,
         fresh: Sequence[bool] = (),
     ) -> None:
-        ops.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows, fresh)
+        binary.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows, fresh)
 
     def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
-        ops.take_largest(self._layout, *self._planes(frames), largest)
+        binary.take_largest(self._layout, *self._planes(frames), largest)
 
 
 class ColourPlanes(_Kernel):
@@ -238,7 +238,7 @@ class RawPlanes(_Kernel):
         super().__init__(form, nonlinearity, turn)
         self._sizes = _plane_sizes(form)
         self._address_of = tuple((index, 0) for index in range(len(self._sizes)))
-        self._layout = ops.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
+        self._layout = binary.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -252,12 +252,12 @@ class RawPlanes(_Kernel):
             size, rgb = _PACKED[self.form.name]
             packed = row.view(self.form.height, self.form.width, size)[..., list(rgb)].permute(2, 0, 1)
             return self._turn.image(packed)
-        return self._turn.image(ops.make_rgb(_colours(self.form), row, total, self._image_shape))
+        return self._turn.image(binary.make_rgb(_colours(self.form), row, total, self._image_shape))
 
     def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
         if self.form.name in _PACKED or any(self._turn) or row.dtype != torch.float32:
             return super().picture(row, total, least_span, interleaved)
-        return ops.stretch_sums(_colours(self.form), row, total, self._image_shape, least_span, interleaved)
+        return binary.stretch_sums(_colours(self.form), row, total, self._image_shape, least_span, interleaved)
 
     @property
     def _image_shape(self) -> tuple[int, ...]:
@@ -350,7 +350,7 @@ class _Staging:
 
 def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None, colours: bool) -> Pool:
     """The pool for a video that begins with this frame. `colours`: frames must be RGB before they are pooled."""
-    if size is not None or device.type != "cpu" or not ops.has_planes():
+    if size is not None or device.type != "cpu" or not binary.has_planes():
         return RgbFrames(frame, nonlinearity, device, size)
     form, turn = Format.of(frame), Turn.of(frame)
     if form.name not in _YUV or form.colorspace not in _LUMA:
@@ -372,4 +372,6 @@ def _plane_sizes(form: Format) -> list[tuple[int, int]]:
 def _colours(form: Format) -> Any:
     """The layout of Y, U, V that a kernel makes R, G, B of."""
     depth, shift_x, shift_y, step = _YUV[form.name]
-    return ops.colour_layout(form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors())
+    return binary.colour_layout(
+        form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors()
+    )

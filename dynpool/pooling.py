@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import ops
+from . import binary, context, ops
 from .reference import accumulate_dtype
 from .weights import Rows, longest_clip, rank_rows, rank_table
 
@@ -125,7 +125,7 @@ def approx_rank_pool(
     to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out; nor are
     those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
     """
-    repeatable = mean is None and std is None and lengths is None and offsets is None and not ops.is_compiling()
+    repeatable = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()
     if repeatable:
         y: Tensor | None = _calls.run(x, dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
         if y is not None:
@@ -137,7 +137,7 @@ def approx_rank_pool(
     window, stride = _checked_window(window, stride, num_frames, offsets)
     if lengths is not None and offsets is not None:
         raise ValueError("lengths and offsets exclude each other: a batch is either padded or packed")
-    if ops.is_captured(x):
+    if context.is_captured(x):
         _check_captured(lengths, offsets)
     if lengths is not None:
         lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), num_frames, window)
@@ -147,8 +147,8 @@ def approx_rank_pool(
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
-    repeatable = repeatable and x.dim() <= ops.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
-    if repeatable and ops.is_direct(x) and ops.kernels_for(x.device) is not None:
+    repeatable = repeatable and x.dim() <= binary.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
+    if repeatable and context.is_direct(x) and binary.kernels_for(x.device) is not None:
         ops.Call(x, rows.weights.shape, plan).keep(_calls, x, options, rows.weights)
     return _pool(x, rows.weights, mean, std, plan)
 
@@ -173,7 +173,7 @@ def _plan(
 
 
 def _pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: ops.Plan) -> Tensor:
-    if x.dim() > ops.MAX_DIMS:
+    if x.dim() > binary.MAX_DIMS:
         x = x.contiguous()
     weights = weights.to(accumulate_dtype(x.dtype)).contiguous()
     return ops.temporal_pool(x, weights, mean, std, plan)
@@ -202,11 +202,11 @@ def _cached_rank_rows(
 ) -> Rows:
     """`rank_rows` for x, from a cache where the arguments alone determine plain tensors that outlive the call."""
     dtype = accumulate_dtype(x.dtype)
-    cacheable = lengths is None and offsets is None and ops.is_ordinary(x)
+    cacheable = lengths is None and offsets is None and context.is_ordinary(x)
     key = (num_frames, time_average, normalize, window, stride, dtype, x.device)
     if cacheable and (rows := _recall(_row_cache, key, x)) is not None:
         return rows
-    keeps = cacheable and not ops.is_captured(x)
+    keeps = cacheable and not context.is_captured(x)
     with torch.inference_mode(False) if keeps else torch.no_grad():
         rows = rank_rows(
             num_frames,
@@ -232,7 +232,7 @@ def _cached_table(
     x: Tensor, lengths: Tensor | None, offsets: Tensor | None, num_frames: int, time_average: bool, normalize: bool
 ) -> Tensor | None:
     """`rank_table` for clips of these lengths; None where it would be too large, or could not be kept."""
-    if (lengths is None and offsets is None) or not ops.is_ordinary(x):
+    if (lengths is None and offsets is None) or not context.is_ordinary(x):
         return None
     longest = num_frames if offsets is None else longest_clip(offsets)
     size = max(64, 1 << (longest - 1).bit_length())  # so that few serve all
@@ -240,7 +240,7 @@ def _cached_table(
         return None
     dtype = accumulate_dtype(x.dtype)
     key = (size, time_average, normalize, dtype, x.device)
-    if (kept := _recall(_table_cache, key, x)) is not None or ops.is_captured(x):
+    if (kept := _recall(_table_cache, key, x)) is not None or context.is_captured(x):
         return kept
     with torch.inference_mode(False):
         table = rank_table(size, time_average=time_average, normalize=normalize, dtype=dtype).to(x.device)
@@ -253,10 +253,10 @@ def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
     written there, not copied: a CUDA graph captures no copy.
     """
     key = (numbers, accumulate_dtype(x.dtype), x.device)
-    ordinary = ops.is_ordinary(x)
+    ordinary = context.is_ordinary(x)
     if ordinary and (kept := _recall(_number_cache, key, x)) is not None:
         return kept
-    if not ordinary or ops.is_captured(x):
+    if not ordinary or context.is_captured(x):
         return torch.stack([torch.full((), number, dtype=key[1], device=x.device) for number in numbers])
     with torch.inference_mode(False):
         tensor = torch.tensor(numbers, dtype=key[1], device=x.device)
@@ -267,7 +267,7 @@ def _cached_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
 def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Tensor) -> Any:
     """What was kept, or None; for good if a CUDA graph is captured, which will read it at every replay."""
     value = cache.get(key)
-    return _captured.setdefault(key, value) if value is not None and ops.is_captured(x) else value
+    return _captured.setdefault(key, value) if value is not None and context.is_captured(x) else value
 
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
@@ -288,7 +288,7 @@ def _check_frames(x: Tensor, dim: int) -> int:
         raise TypeError(f"x must have one of the dtypes {_INPUT_DTYPES}, got {x.dtype}")
     if x.layout != torch.strided:
         raise TypeError(f"x must be a dense Tensor, torch.strided, got one of {x.layout}")
-    if not ops.is_compiling() and torch._C._is_tracing():
+    if not context.is_compiling() and torch._C._is_tracing():
         raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     dim = _checked_int("dim", dim)
     dims = x.dim()
@@ -347,7 +347,7 @@ def _check_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int,
     if lengths.dim() != 1 or lengths.shape[0] != batch:
         raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
     least = 1 if window is None else window
-    if ops.is_plain(lengths) and batch:
+    if context.is_plain(lengths) and batch:
         low, high = (int(v) for v in lengths.aminmax())
         if low < least or high > num_frames:
             allowed = f"between {least}{' (window)' if window is not None else ''} and T = {num_frames}"
@@ -359,7 +359,7 @@ def _check_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int
     offsets = _index_tensor("offsets", offsets)
     if offsets.dim() != 1 or offsets.shape[0] < 2:
         raise ValueError(f"offsets must have shape [B+1] with B ≥ 1, got {list(offsets.shape)}")
-    if ops.is_plain(offsets):
+    if context.is_plain(offsets):
         offsets = offsets.cpu()
         if offsets[0] != 0 or offsets[-1] != num_frames:
             ends = f"{int(offsets[0])} … {int(offsets[-1])}"
@@ -426,7 +426,7 @@ def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
         if value.dim() == 1:
             _check_device(name, value, x)
-        if value.device.type == "cpu" and ops.is_plain(value):
+        if value.device.type == "cpu" and context.is_plain(value):
             _check_statistic(name, value.tolist(), x)
         return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
     if isinstance(value, np.ndarray):
@@ -461,7 +461,7 @@ def _check_device(name: str, value: Tensor, x: Tensor) -> None:
 
 def _check_finite(name: str, value: Tensor) -> None:
     """Weights on the CPU are checked; on a device the check would wait for it."""
-    if value.device.type == "cpu" and ops.is_plain(value) and not value.isfinite().all():
+    if value.device.type == "cpu" and context.is_plain(value) and not value.isfinite().all():
         raise ValueError(f"{name} must be finite, got {value[~value.isfinite()][0].item()}")
 
 

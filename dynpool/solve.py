@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import binary
 
 _LARGEST = 1 << 15  # T that the kernels take
 
@@ -57,7 +57,7 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
 def _solve_by_kernel(
     K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int
 ) -> Solution | None:
-    found = ops.solve(objective, K, lengths, C, epsilon, tol, max_iter)
+    found = binary.solve(objective, K, lengths, C, epsilon, tol, max_iter)
     if found is None:
         return None
     u, value, gap, iterations, b = found

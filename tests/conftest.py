@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dynpool import ops, pooling
+from dynpool import binary, ops, pooling
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic, and torch says so
 
@@ -45,7 +45,7 @@ def missing(name: str) -> str | None:
         return "no CUDA device"
     if name == "emulated" and not os.environ.get("DYNPOOL_EMULATED"):
         return "emulated CUDA kernels not built (DYNPOOL_EMULATED unset)"
-    if name in ("cpu", "cuda") and ops.kernels_for(torch.device(name)) is None:
+    if name in ("cpu", "cuda") and binary.kernels_for(torch.device(name)) is None:
         return f"the extension has no {name} kernels"
     return None
 
@@ -67,8 +67,8 @@ def require(name: str) -> torch.device:
 
 
 @functools.cache
-def emulated_kernels() -> ops.Kernels:
-    return ops.emulated_kernels(os.environ["DYNPOOL_EMULATED"])
+def emulated_kernels() -> binary.Kernels:
+    return binary.emulated_kernels(os.environ["DYNPOOL_EMULATED"])
 
 
 @pytest.fixture(params=parameters(*BACKENDS))
@@ -78,10 +78,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     device = require(name)
     monkeypatch.setattr(pooling, "_calls", ops.new_calls())  # they hold on to kernels
     if name == "reference":
-        monkeypatch.setattr(ops, "kernels_for", lambda device: None)
+        monkeypatch.setattr(binary, "kernels_for", lambda device: None)
     elif name == "emulated":
         kernels = emulated_kernels()
-        monkeypatch.setattr(ops, "kernels_for", lambda device: kernels)
+        monkeypatch.setattr(binary, "kernels_for", lambda device: kernels)
     return Backend(name, device)
 
 

@@ -9,7 +9,7 @@ import torch
 from cases import frames
 from conftest import parameters, require
 
-from dynpool import RankPoolStream, approx_rank_pool, dynamic_image, dynamic_images, ops, pooling, rank_pool
+from dynpool import RankPoolStream, approx_rank_pool, context, dynamic_image, dynamic_images, ops, pooling, rank_pool
 from dynpool.planes import _Staging
 
 OPTIONS = [
@@ -93,7 +93,7 @@ def test_compiled_with_graphs(cuda, options):
 
 
 def test_what_a_graph_cannot_capture(monkeypatch):
-    monkeypatch.setattr(ops, "is_captured", lambda x: True)
+    monkeypatch.setattr(context, "is_captured", lambda x: True)
     x = torch.zeros(2, 7, 3)
     with pytest.raises(ValueError, match="offsets cannot be captured in a CUDA graph"):
         approx_rank_pool(x, offsets=[0, 3, 7])
@@ -110,9 +110,9 @@ def test_capturing_gives_the_same_bits(options, monkeypatch):
 
     def captured():
         with monkeypatch.context() as capturing:
-            capturing.setattr(ops, "is_captured", lambda x: True)
-            capturing.setattr(ops, "is_plain", lambda x: False)
-            capturing.setattr(ops, "is_direct", lambda x: False)
+            capturing.setattr(context, "is_captured", lambda x: True)
+            capturing.setattr(context, "is_plain", lambda x: False)
+            capturing.setattr(context, "is_direct", lambda x: False)
             capturing.setattr(pooling, "_calls", ops.new_calls())  # which there runs nothing
             return approx_rank_pool(x, **options)
 

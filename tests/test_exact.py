@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 import dynpool
-from dynpool import approx_rank_pool, ops, rank_pool, ranking_accuracy
+from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy
 from dynpool.exact import OBJECTIVES, gram
 
 optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
@@ -519,7 +519,7 @@ def test_gram_by_kernel(backend, dtype, num_frames, normalized, nonlinearity, mo
         actual = gram(x, mean, std, 1, channel_dim, nonlinearity, lengths)
         statistics = [t if t is None else t.double() for t in (mean, std)]
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "kernels_for", lambda device: None)
+            patch.setattr(binary, "kernels_for", lambda device: None)
             expected = gram(x.double(), *statistics, 1, channel_dim, nonlinearity, lengths)
         # Sums of floats over up to 1024 pixels (CUDA). Each addition rounds by up to eps / 2 of the sum so far, mostly
         # either way; squares of the means of two bytes, k² / 4, always down.

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynpool import RankPoolStream, approx_rank_pool, ops
+from dynpool import RankPoolStream, approx_rank_pool, binary
 from dynpool.decoder import Decoder
 from dynpool.files import VideoError
 from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
@@ -261,7 +261,7 @@ def test_the_kernel_scales_to_the_bit_as_torch_does(shape, monkeypatch):
     for pooled in (whole, whole[..., 2:-1], whole.transpose(-1, -2), whole.clone().requires_grad_()):
         found = to_image(pooled)
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "extension", None)
+            patch.setattr(binary, "extension", None)
             assert torch.equal(found, to_image(pooled))
 
 

@@ -18,9 +18,9 @@ from dynpool import (
     RankPoolStream,
     VideoError,
     approx_rank_pool,
+    binary,
     dynamic_image,
     dynamic_images,
-    ops,
     planes,
     rank_weights,
     to_image,
@@ -58,16 +58,16 @@ BT601, BT709, BT2020 = 5, 1, 9
 LUMA = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722), BT2020: (0.2627, 0.0593)}
 LIMITED, FULL = 1, 2
 
-needs_kernels = pytest.mark.skipif(not ops.has_planes(), reason="the extension is not built")
+needs_kernels = pytest.mark.skipif(not binary.has_planes(), reason="the extension is not built")
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
-    if ops.extension is None:
+    if binary.extension is None:
         pytest.skip("the extension is not built")
-    ops.extension.cpu.limit_instruction_set(request.param)
+    binary.extension.cpu.limit_instruction_set(request.param)
     yield request.param
-    ops.extension.cpu.limit_instruction_set(None)
+    binary.extension.cpu.limit_instruction_set(None)
 
 
 def lines(plane, dtype):
@@ -329,7 +329,7 @@ def test_other_formats_go_through_swscale():
 def test_without_kernels_rgb_frames_are_pooled(monkeypatch):
     frames = [random_frame("yuv420p", 34, 10, seed) for seed in range(5)]
     weights = [[0.5, -1.0, 0.25, 0.0, 1.0]]
-    monkeypatch.setattr(ops, "extension", None)
+    monkeypatch.setattr(binary, "extension", None)
     pool = pool_for(frames[0], "sqrt", CPU, None, colours=False)
     assert isinstance(pool, RgbFrames)
     expected = sum(
@@ -341,19 +341,19 @@ def test_without_kernels_rgb_frames_are_pooled(monkeypatch):
 
 @needs_kernels
 def test_bad_calls_of_the_kernel_are_refused():
-    layout = ops.planes_layout([4], [4])
+    layout = binary.planes_layout([4], [4])
     with pytest.raises(ValueError, match="a frame lacks a plane"):
-        ops.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="null pointer"):
-        ops.pool_planes(layout, [0], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [0], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="too many frames"):
-        ops.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="weights must be"):
-        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0], [2.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0], [2.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="weights must be"):
-        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16, dtype=torch.float64)])
+        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16, dtype=torch.float64)])
     with pytest.raises(ValueError, match="weights must be"):  # a row of float32 is no place for float64
-        ops.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
 
 
 # --- over time ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from dynpool import approx_rank_pool, ops, rank_weights, temporal_pool
+from dynpool import approx_rank_pool, binary, rank_weights, temporal_pool
 from dynpool.nn import ApproxRankPool
 
 CHANNELS = {"mean": [0.01, -0.01, 0.02], "std": [1.0, 2.0, 3.0]}
@@ -701,7 +701,7 @@ with multiprocessing.get_context("fork").Pool(2) as processes:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.skipif(ops.extension is None, reason="plain torch waits for its own threads")
+@pytest.mark.skipif(binary.extension is None, reason="plain torch waits for its own threads")
 def test_a_process_that_is_forked_from_one_with_threads():
     """Without threads, which OpenMP would wait for in vain."""
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
