@@ -58,7 +58,7 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
         y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
     else:
         x, weights = x.resolve_neg(), weights.resolve_neg()  # kernels take memory at its word
-        return Call(x, weights.shape, plan)(x, weights, contiguous(mean), contiguous(std))
+        return _call_for(x, weights.shape, plan)(x, weights, contiguous(mean), contiguous(std))
     return y.squeeze(dim) if squeeze else y
 
 
@@ -187,9 +187,9 @@ class Call:
         self.run: Callable[[Tensor], Tensor] | None = None  # where weights are bound
         self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
 
-        like_y = _new(torch.empty(0, device="meta"), self.y_sizes, self.y_strides, plan.out_dtype)
+        y_strides = self.y_strides or _dense_strides(self.y_sizes, range(len(self.y_sizes), 0, -1))
         self.kernels = binary.kernels_for(x.device)
-        self.forward_layout = self.layout(self.kernels, self.strides, like_y.stride(), ())
+        self.forward_layout = self.layout(self.kernels, self.strides, y_strides, ())
 
     def layout(
         self, kernels: Kernels | None, x_strides: Sequence[int], y_strides: Sequence[int], dx_strides: Sequence[int]
@@ -314,6 +314,22 @@ class Call:
     def zeros(self) -> Tensor:
         """Frames whose pixels do not matter."""
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
+
+
+_known: dict[tuple[Any, ...], Call] = {}
+
+
+def _call_for(x: Tensor, rows_shape: Sequence[int], plan: Plan) -> Call:
+    """One that was worked out before, if the rows have no bands, which are memory of their own."""
+    if plan.bands is not None:
+        return Call(x, rows_shape, plan)
+    key = (x.shape, x.stride(), x.dtype, x.device, rows_shape, plan, id(binary.kernels_for(x.device)))
+    call = _known.get(key)
+    if call is None:
+        if len(_known) >= MOST_KEPT:
+            _known.clear()
+        call = _known[key] = Call(x, rows_shape, plan)
+    return call
 
 
 def _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]

@@ -695,6 +695,16 @@ def test_another_default_device(monkeypatch):
         assert all(torch.equal(call(), e) for call, e in zip(calls, expected, strict=True))
 
 
+def test_more_layouts_than_are_kept(monkeypatch):
+    monkeypatch.setattr(ops, "_known", {})
+    A = torch.tensor([3.0, -1.0])
+    for size in [*range(1, ops.MOST_KEPT + 10), 1, 2]:
+        x = torch.stack([torch.full((size,), 5.0), torch.full((size,), 7.0)])
+        assert torch.equal(temporal_pool(x, A, 0), torch.full((size,), 8.0))
+        assert torch.equal(temporal_pool(x, A, 0, mean=1, std=2), torch.full((size,), 3.0))
+        assert len(ops._known) <= ops.MOST_KEPT
+
+
 def test_negative_views(backend, monkeypatch):
     """Tensors whose memory holds the negative of what they are: imaginary parts of conjugates."""
     monkeypatch.setattr(pooling, "_calls", ops.new_calls())
