@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import clips
 import numpy as np
@@ -13,7 +17,8 @@ from PIL import Image
 
 import dynpool
 from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collate, loader, measure
-from dynpool.data.cache import FolderCache
+from dynpool.data.cache import FolderCache, make_cache
+from dynpool.data.dataset import Draw
 from dynpool.files import VideoError
 from dynpool.video import read_clip
 
@@ -57,12 +62,13 @@ def test_windows_of_frames_lie_behind_one_another(listing):
     assert dataset.clip_frames == 4
 
 
+@pytest.mark.parametrize("size", [None, 16])
 @pytest.mark.parametrize("sampling", [Sampling(frames=2), Sampling(3, 7, max_windows=1), Sampling(2, 6, jitter=True)])
-def test_only_frames_that_are_used_are_converted(listing, sampling, tmp_path, monkeypatch):
-    cached = plain(listing, sampling=sampling, cache="memory")
+def test_only_frames_that_are_used_are_converted(listing, sampling, size, tmp_path, monkeypatch):
+    cached = plain(listing, sampling=sampling, size=size, cache="memory")
     with monkeypatch.context() as patch:
         patch.setattr("dynpool.data.reading.read_frames", lambda *a, **k: pytest.fail("all of it was read"))
-        videos = [plain(listing, sampling=sampling)[index]["video"] for index in range(3)]
+        videos = [plain(listing, sampling=sampling, size=size)[index]["video"] for index in range(3)]
     assert all(torch.equal(video, cached[index]["video"]) for index, video in enumerate(videos))
 
 
@@ -86,6 +92,22 @@ def test_dynamic_images_are_those_of_the_function(listing, options):
     assert torch.equal(whole, dynpool.dynamic_image(video, **options)[None])
     windows = plain(listing, source="dynamic_images", sampling=Sampling(5, 2), **options)[1]["video"]
     assert torch.equal(windows, dynpool.dynamic_images(video, window=5, stride=2, **options))
+    assert plain(listing, source="dynamic_images", sampling=Sampling(5, 2), **options).clip_frames == 1
+
+
+def test_dynamic_images_of_all_windows_with_jitter(listing):
+    dataset = plain(listing, source="dynamic_images", sampling=Sampling(5, 3, jitter=True))
+    possible = [dynpool.dynamic_images(listing[1].path, window=5, stride=3, start=offset) for offset in range(3)]
+    seen = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        images = dataset[1]["video"]
+        seen.update(
+            offset
+            for offset, expected in enumerate(possible)
+            if images.shape == expected.shape and (images.int() - expected.int()).abs().max() <= 1  # as below
+        )
+    assert seen == {0, 1, 2}
 
 
 def test_dynamic_images_with_jitter_and_backwards(listing):
@@ -212,6 +234,12 @@ def coordinates(height=20, width=30):
 def test_centre_crop():
     assert torch.equal(Geometry(16, resize=20)(coordinates(), np.random.default_rng(0)), coordinates()[..., 2:18, 7:23])
     assert Geometry(10).scale(coordinates()).shape == (3, 3, 10, 15)
+    assert [Geometry(10, crop=crop, flip=flip).draws for crop in ("centre", "random") for flip in (False, True)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
     assert Geometry(10, resize=(10, 10)).scale(coordinates()).shape == (3, 3, 10, 10)
     assert Geometry(None).scale(coordinates()).shape == (3, 3, 20, 30)
 
@@ -325,6 +353,26 @@ def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, 
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_a_cache_keeps_apart_what_differs(listing, where, tmp_path):
+    images = {"source": "dynamic_images"}
+    several = [{}, {"size": 16}, {"size": 16, "resize": (18, 22)}]
+    several += [images | more for more in (*several, {"method": "mean"}, {"nonlinearity": "identity"})]
+    several.append(images | {"time_average": False})
+    several += [images | {"sampling": Sampling(*windows)} for windows in ((5, 2), (4, 2), (5, 3))]
+    several.append(images | {"sampling": Sampling(reverse=1)})
+    if importlib.util.find_spec("cv2"):
+        several += [{"source": "flow"}, {"source": "flow", "method": "mean"}]
+    expected = [plain(listing, **options)[1]["video"] for options in several]
+    assert not any(map(torch.equal, *zip(*itertools.combinations(expected, 2), strict=True)))
+    cache = make_cache("memory" if where == "memory" else tmp_path)
+    for _ in range(2):
+        for options, video in zip(several, expected, strict=True):
+            dataset = plain(listing, cache="memory", **options)
+            dataset._load = replace(dataset._load, cache=cache)  # one for all
+            assert torch.equal(dataset[1]["video"], video), options
+
+
 @pytest.mark.parametrize("source", ["frames", "dynamic_images"])
 def test_what_is_kept_is_not_the_caller_s(listing, source):
     dataset = VideoDataset(listing, source=source, size=None, cache="memory")
@@ -412,6 +460,33 @@ def broken(tmp_path):
     (folder / "d.avi").write_bytes(b"")
     (tmp_path / "test").symlink_to(tmp_path / "train")
     return class_folders(tmp_path)
+
+
+def test_every_video_epoch_and_seed_draws_for_itself(listing, monkeypatch):
+    monkeypatch.setattr(VideoDataset, "_read", lambda self, index, random, notices: int(random.integers(1 << 62)))
+    draws = [Draw(epoch, item) for epoch in range(3) for item in range(6)]
+    numbers = [VideoDataset(listing, seed=seed)[draw]["video"] for seed in range(3) for draw in draws]
+    assert len(set(numbers)) == 54
+    assert numbers[:18] == [VideoDataset(listing)[draw]["video"] for draw in draws]
+
+
+def test_orders_are_those_of_the_dataset_s_seed(listing):
+    orders = [[d.item for d in loader(VideoDataset(listing, seed=s), shuffle=True).sampler] for s in (0, 1, 2, 0)]
+    assert orders[0] == orders[3]
+    assert len(set(map(tuple, orders))) == 3
+
+
+def test_what_replaces_a_video_is_of_the_same_epoch(broken):
+    dataset = VideoDataset(broken, size=8, resize=13, crop="random", flip=True, on_error="replace")
+    for epoch in range(1, 9):
+        assert torch.equal(dataset[Draw(epoch, 3)]["video"], dataset[Draw(epoch, 0)]["video"])
+
+
+def test_a_file_that_is_gone_is_skipped_and_said(broken):
+    os.remove(broken[0].path)
+    item = plain(broken)[0]
+    assert item["video"] is None
+    assert [(notice.name, notice.skipped) for notice in item["notices"]] == [("run/a", True)]
 
 
 @pytest.mark.parametrize("source", ["frames", "dynamic_images"])

@@ -390,12 +390,13 @@ def test_numbers_that_a_name_of_its_own_ends_in_are_no_windows(tmp_path):
 
 
 def test_pictures_stand_for_videos(tmp_path):
-    touch(tmp_path, "run/a.png", *(f"run/b_{i:04d}.png" for i in (0, 1, 10000, 2)), "run/b_other_0000.png")
+    touch(tmp_path, "run/a.png", *(f"run/b_{i:04d}.png" for i in (0, 10000, 2000)), "run/b_other_0000.png")
     listing = class_folders(tmp_path, 1, "train", test_fraction=0.3)
     names = {v.name for v in listing} | {v.name for v in class_folders(tmp_path, 1, "test")}
     assert names == {"run/a", "run/b", "run/b_other"}
-    found = pictures_of(tmp_path / "run" / "b_0001.png")
-    assert [path.name for path in found] == ["b_0000.png", "b_0001.png", "b_0002.png", "b_10000.png"]
+    touch(tmp_path, "run/b_0001.jpg")
+    found = pictures_of(tmp_path / "run" / "b_2000.png")
+    assert [path.name for path in found] == ["b_0000.png", "b_2000.png", "b_10000.png"]
     assert [path.name for path in pictures_of(tmp_path / "run" / "a.png")] == ["a.png"]
 
 

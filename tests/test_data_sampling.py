@@ -101,7 +101,19 @@ def test_backwards_now_and_then():
     drawn = [Sampling(reverse=0.25).indices(3, random(seed))[0, 0] == 2 for seed in range(400)]
     assert abs(sum(drawn) - 100) < 5 * 8.7  # standard deviation √(400 · 0.25 · 0.75)
     assert Sampling(reverse=0.25, jitter=True).without_chance() == Sampling()
+    assert Sampling(reverse=0.75).without_chance() == Sampling()
     assert Sampling(reverse=1).without_chance() == Sampling(reverse=1)
+
+
+def test_what_samplings_say_of_themselves():
+    assert [Sampling(reverse=reverse).draws for reverse in (0, 0.5, 1)] == [False, True, False]
+    assert Sampling(4, jitter=True).draws
+    assert [Sampling(frames=frames).clip_frames for frames in (None, 1, 3)] == [None, 1, None]
+    assert [Sampling(4, frames=frames).clip_frames for frames in (None, 1, 3, 9)] == [4, 1, 3, 4]
+
+
+def test_the_middle_window():
+    assert [Sampling(2, max_windows=1).kept(count, random()) for count in (1, 2, 3, 4)] == [[0], [0], [1], [1]]
 
 
 def test_recipes():

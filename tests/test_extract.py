@@ -27,7 +27,7 @@ from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
 from dynpool.extract.manifest import NAME, Entry, Manifest
-from dynpool.extract.shards import Shards
+from dynpool.extract.shards import Shards, key_of
 from dynpool.extract.workers import DIED, _pool, in_processes
 from dynpool.images import Recipe
 
@@ -564,7 +564,21 @@ def test_what_was_not_recorded_of_a_shard_is_cut_off(tmp_path):
     shards.finish()
     assert written(tmp_path) == ["000000.tar"]
     assert sorted(members(tmp_path)) == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
+    assert (tmp_path / "000000.tar").stat().st_size == kept[-1].end + 1024  # and two blocks of zeros
     assert all(map(Shards(tmp_path, 10**6, kept).holds, kept))
+
+
+def test_a_number_is_not_used_again(tmp_path):
+    """Of shards that are there, or that the manifest knows and somebody has moved."""
+    (tmp_path / "000002.tar").touch()
+    moved = [Entry("a", "", shard="000004.tar", end=1024)]
+    assert sample(Shards(tmp_path, 10**6, moved), "b").shard == "000005.tar"
+    (tmp_path / "000007.tar").touch()
+    assert sample(Shards(tmp_path, 10**6, moved), "b").shard == "000008.tar"
+
+
+def test_videos_have_samples_of_their_own():
+    assert [key_of(name) for name in ("a.b", "a%2eb", "a")] == ["a%2eb", "a%252eb", "a"]
 
 
 def test_shards_are_closed_at_their_limit(tmp_path):
