@@ -373,6 +373,20 @@ def test_a_cache_keeps_apart_what_differs(listing, where, tmp_path):
             assert torch.equal(dataset[1]["video"], video), options
 
 
+def test_flow_with_jitter_is_the_same_from_a_cache(listing):
+    pytest.importorskip("cv2", reason="needs OpenCV: pip install opencv-python-headless")
+    sampling = Sampling(5, 3, jitter=True)  # of seven frames, whose six flows leave room for one
+    datasets = [plain(listing, source="flow", sampling=sampling, cache=cache) for cache in (None, "memory")]
+    seen = []
+    for epoch in range(12):
+        for dataset in datasets:
+            dataset.set_epoch(epoch)
+        video, kept = (dataset[0]["video"] for dataset in datasets)
+        assert torch.equal(video, kept)
+        seen.append(video)
+    assert not all(torch.equal(seen[0], video) for video in seen)
+
+
 @pytest.mark.parametrize("source", ["frames", "dynamic_images"])
 def test_what_is_kept_is_not_the_caller_s(listing, source):
     dataset = VideoDataset(listing, source=source, size=None, cache="memory")
