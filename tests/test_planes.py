@@ -447,6 +447,16 @@ def test_a_stream_keeps_to_one_kind_of_frame():
     assert stream.result().shape == (3, 4, 6)
 
 
+def test_a_stream_of_decoded_frames_is_normalised():
+    frames = [random_frame("rgb24", 6, 4, seed=seed) for seed in range(3)]
+    x = torch.stack([torch.from_numpy(frame.to_ndarray()).permute(2, 0, 1) for frame in frames])
+    for options in ({"std": [1.0, 2.0, 3.0], "channel_dim": 1}, {"mean": 100.0, "nonlinearity": "sqrt"}):
+        stream = RankPoolStream(**options)
+        for frame in frames:
+            stream.update(frame)
+        torch.testing.assert_close(stream.result(), approx_rank_pool(x, 0, **options), rtol=1e-5, atol=1e-4)
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,17 @@ def test_a_scene_that_begins_to_move_after_results():
     assert torch.equal(stream.result() != 0, moved)
 
 
+def test_colours_that_move_later_than_all_of_the_luma():
+    av = pytest.importorskip("av")
+    stream, planes = RankPoolStream(), np.full((3, 6, 8), 100, np.uint8)
+    for t in range(48):
+        planes[0], planes[1] = 100 + t, 100 + max(t - 32, 0)  # batches of 16
+        stream.update(av.VideoFrame.from_ndarray(planes.copy(), format="yuv444p"))
+    red, green, blue = stream.result()
+    assert (blue > green).all()
+    assert (red > green).all()  # of which U takes some
+
+
 def test_values_that_are_not_finite_stay_so():
     result = pooled([torch.tensor([math.nan, math.inf, 1.0])] * 3)
     assert result.isnan().tolist() == [True, True, False]
@@ -148,6 +159,11 @@ def test_frames_are_copied_and_forgotten():
         frame.fill_(t)
         stream.update(frame)
     assert torch.allclose(stream.result(), approx_rank_pool(torch.arange(5.0)[:, None].expand(5, 3), 0))
+    stream, values = RankPoolStream(), torch.zeros(17)
+    values[16] = 1  # the first of other frames comes when the rest is pooled
+    for value in values:
+        stream.update(frame.fill_(value))
+    assert torch.allclose(stream.result(), approx_rank_pool(values[:, None].expand(17, 3), 0))
     stream.reset()
     assert len(stream) == 0
     stream.update(torch.rand(2, 2))
@@ -187,6 +203,8 @@ def test_frames_that_do_not_fit(second, message):
 def test_bad_input():
     with pytest.raises(ValueError, match="a stream must have had a frame"):
         RankPoolStream().result()
+    with pytest.raises(TypeError, match=r"out_dtype must be one of .*, got torch.int32"):
+        RankPoolStream().result(torch.int32)
     with pytest.raises(ValueError, match="nonlinearity must be one of"):
         RankPoolStream(nonlinearity="cube")
     with pytest.raises(TypeError, match="frame must be a uint8 ndarray"):
