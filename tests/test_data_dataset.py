@@ -72,6 +72,20 @@ def test_only_frames_that_are_used_are_converted(listing, sampling, size, tmp_pa
     assert all(torch.equal(video, cached[index]["video"]) for index, video in enumerate(videos))
 
 
+def test_frames_have_the_size_of_the_first_though_it_is_not_used(tmp_path):
+    """As where all of them are read."""
+    small, large = (
+        clips.encoded([np.full((h, w, 3), 99, np.uint8)] * 3, codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg")
+        for h, w in ((16, 24), (32, 48))
+    )
+    (tmp_path / "train" / "run").mkdir(parents=True)
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "run" / "a.avi").write_bytes(small + large)
+    listing = class_folders(tmp_path)
+    assert plain(listing)[0]["video"].shape == (6, 3, 16, 24)
+    assert plain(listing, sampling=Sampling(frames=1))[0]["video"].shape == (1, 3, 16, 24)
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 def test_of_what_is_damaged_all_frames_are_read(broken, frames):
     dataset = plain(broken, sampling=Sampling(frames=frames))
