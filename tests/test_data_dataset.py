@@ -289,6 +289,7 @@ def test_smaller_squares_are_scaled_up():
     [
         ({"size": 0}, "size must be a positive integer"),
         ({"size": 20, "resize": 16}, "resize must leave room for a crop of size 20, got 16"),
+        ({"size": 20, "resize": (40, 16)}, r"resize must leave room for a crop of size 20, got \(40, 16\)"),
         ({"crop": "corner"}, "crop must be 'centre' or 'random', got 'corner'"),
         ({"min_scale": 0}, "min_scale must be"),
     ],

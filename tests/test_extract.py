@@ -555,7 +555,7 @@ def sample(shards: Shards, name: str, size: int = 700) -> Entry:
 def test_what_was_not_recorded_of_a_shard_is_cut_off(tmp_path):
     shards = Shards(tmp_path, 10**6, [])
     kept = [sample(shards, "a"), sample(shards, "b")]
-    sample(shards, "lost")
+    sample(shards, "lost", 5000)
     shards.close()
     assert written(tmp_path) == ["000000.tar.part"]
     shards = Shards(tmp_path, 10**6, kept)
