@@ -431,6 +431,25 @@ def test_what_was_not_recorded_is_not_in_a_shard_that_was_full(dataset, out, mon
     assert len(members(out)) == 3 * 3
 
 
+def test_what_was_cut_off_a_shard_is_made_again_when_others_lie_there(dataset, out):
+    """As after a power failure: three videos were recorded, and the file holds one and a half."""
+
+    def do(names: str, count: int) -> list[str]:
+        with Extraction(dataset, out, Recipe(), shard_size=1) as extraction:
+            extraction._wanted.sort(key=lambda video: names.index(video.name[-1]))
+            entries = extraction.run(1)
+            done = [next(entries).video for _ in range(count)]
+            entries.close()
+            return done
+
+    assert do("abc", 3) == ["run/a", "run/b", "walk/c"]
+    os.truncate(out / "000000.tar.part", lines(out)[2]["end"] - 100)
+    assert do("cb", 1) == ["walk/c"]
+    report = extract(dataset, out, shard_size=1)
+    assert (list(report.done), list(report.before)) == (["run/b"], ["run/a", "walk/c"])
+    assert len(members(out)) == 3 * 3
+
+
 def test_shards_have_one_label_a_class(dataset, out):
     make_dataset(dataset.with_name("divided"), "train/run/a.mkv", "test/run/b.mkv")
     with pytest.raises(

@@ -127,6 +127,8 @@ class Extraction:
             self._scratch.mkdir()
             if shard_size is not None:
                 self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
+                for entry in self._shards.lost:  # before the shard grows over where they lay
+                    self._manifest.add(Entry(entry.video, entry.version, failed="its images were cut off"))
             self.before = {video.name: entry for video in wanted if (entry := self._done(video)) is not None}
         except BaseException:
             self.close()

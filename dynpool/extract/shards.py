@@ -5,7 +5,8 @@ and, where videos lie in folders of classes, <video>.cls, the number of its clas
 behind the first dot, WebDataset sees a suffix.
 
 A tar file that is being written is called .part; a run that was killed leaves one, and the next goes on with it from
-where the last video ends that the manifest has.
+where the last video ends that the manifest has. Of one that is shorter than the manifest says, as after a power
+failure, the rest is `lost`, and has to be made again.
 """
 
 from __future__ import annotations
@@ -25,19 +26,24 @@ _SHARD = re.compile(r"\d{6}\.tar(\.part)?")
 
 
 class Shards:
-    """The tar files of a folder; one is closed when it has reached `limit` bytes."""
+    """The tar files of a folder; one is closed when it has reached `limit` bytes.
+
+    Attributes:
+        lost: entries whose images were to lie in the shard that goes on, behind where that ends.
+    """
 
     def __init__(self, folder: Path, limit: int, entries: Iterable[Entry]) -> None:
         self._folder, self._limit = folder, limit
         self._file: BinaryIO | None = None
         self._name = ""
-        ends: dict[str, list[int]] = {}
+        self.lost: list[Entry] = []
+        inside: dict[str, list[tuple[int, Entry]]] = {}
         for entry in entries:
             if entry.shard is not None and entry.end is not None:
-                ends.setdefault(entry.shard, []).append(entry.end)
-        self._resume(ends)
+                inside.setdefault(entry.shard, []).append((entry.end, entry))
+        self._resume(inside)
         there = [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
-        self._next = 1 + max((int(name[:6]) for name in [*there, *ends]), default=-1)
+        self._next = 1 + max((int(name[:6]) for name in [*there, *inside]), default=-1)
 
     def holds(self, entry: Entry) -> bool:
         """Whether the images of a video are there, as its entry says."""
@@ -84,20 +90,22 @@ class Shards:
         self._file = (self._folder / (self._name + _PART)).open("wb")
         return self._file
 
-    def _resume(self, ends: dict[str, list[int]]) -> None:
+    def _resume(self, inside: dict[str, list[tuple[int, Entry]]]) -> None:
         """Go on with the shard that was being written, if there is one; what was not recorded of it is cut off."""
         for path in sorted(self._folder.glob(f"*{_PART}")):
             if not _SHARD.fullmatch(path.name):
                 continue
             self.finish()  # of two, which no run leaves
             name, size = path.name.removesuffix(_PART), path.stat().st_size
-            end = max((end for end in ends.get(name, []) if end <= size), default=0)
-            if end == 0:
+            recorded = inside.get(name, [])
+            cut = max((end for end, _ in recorded if end <= size), default=0)
+            self.lost += [entry for end, entry in recorded if end > cut]
+            if cut == 0:
                 path.unlink()
                 continue
             self._name, self._file = name, path.open("r+b")
-            self._file.truncate(end)
-            self._file.seek(end)
+            self._file.truncate(cut)
+            self._file.seek(cut)
 
 
 def key_of(name: str) -> str:
