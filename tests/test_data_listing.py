@@ -224,8 +224,11 @@ def test_folders_keep_groups_together(tmp_path):
     assert groups(tmp_path, r"_g(\d+)_") == [f"{g:02d}" for g in range(6)]
     left_out = class_folders(tmp_path, "03", "test", group=r"_g(\d+)_")
     assert [v.name for v in left_out] == [f"run/v_g03_c{c}" for c in range(4)]
-    with pytest.raises(ValueError, match="does not match"):
-        class_folders(tmp_path, 1, "test", group="_x(.)")
+    for group, told in (("_x(.)", "does not match"), ("_g.", "does not match"), ("(y)?", "does not match")):
+        with pytest.raises(ValueError, match=told):
+            class_folders(tmp_path, 1, "test", group=group)
+    with pytest.raises(ValueError, match=r"group must be a regular expression, got '\('"):
+        groups(tmp_path, "(")
     with pytest.raises(ValueError, match="split must be one of 00, 01"):
         class_folders(tmp_path, "77", "test", group=r"_g(\d+)_")
 
@@ -330,6 +333,17 @@ def test_a_group_too_large_for_its_class_is_not_set_aside(draw):
     kept, aside = divide(train, 0.2, "^(.+)_", draw)
     assert (len(kept), len(aside)) == (16, 4)
     assert "glory" not in {video.name[len("run/") :].split("_")[0] for video in aside}
+
+
+@pytest.mark.parametrize("draw", range(8))
+def test_videos_of_every_class_stay_to_train_on(draw):
+    """The only film of a class may not be set aside, whatever it would bring to the others."""
+    train = listed(["rare/glory_0", *(f"run/{film}_{n}" for film in ("glory", "b") for n in range(2))])
+    kept, aside = divide(train, 0.1, "^(.+)_", draw)
+    assert [video.name for video in aside] == ["run/b_0", "run/b_1"]
+    assert len(kept) == 3
+    with pytest.raises(ValueError, match="got such alone as have all videos of a class"):
+        divide(listed(["run/a_0", "walk/b_0"]), 0.1, "^(.+)_", draw)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.5, 2), (0.99, 3)])

@@ -255,6 +255,14 @@ def test_a_full_disk_ends_the_run(dataset, out, monkeypatch):
     assert lines(out)[1:] == []
 
 
+def test_a_full_disk_is_told_with_its_folder(dataset, out, monkeypatch):
+    monkeypatch.setattr(Shards, "add", _no_space)
+    with pytest.raises(OSError, match="out cannot be written: No space left on device") as told:
+        extract(dataset, out, shard_size=1)
+    assert told.value.filename == str(out)
+    assert lines(out)[1:] == []
+
+
 def test_an_image_that_the_disk_cuts_short_is_none(dataset, out):
     """Pillow takes a JPEG file to be done of which the system wrote a part."""
     resource = pytest.importorskip("resource", reason="has no limits")

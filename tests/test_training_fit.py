@@ -357,7 +357,8 @@ def test_other_settings_leave_runs_of_all_splits_alone(root, fit_tiny, tmp_path)
     with pytest.raises(FileExistsError, match="holds runs already: resume them, or choose another folder"):
         list(train_splits(other, tmp_path / "all"))
     made[1].unlink()
-    with pytest.raises(FileExistsError, match=r"split-0 is trained already, by other settings.*model\.weights="):
+    told = r"split-0 is trained already, by other settings \(optimiser\.lr = 0\.02, now 0\.5\).*model\.weights="
+    with pytest.raises(FileExistsError, match=told):
         list(train_splits(other, tmp_path / "all", resume=True))
     assert [path.read_bytes() for path in files] == before
     assert not made[1].exists()
@@ -383,8 +384,95 @@ def test_what_does_not_fit_leaves_a_stopped_run_alone(root, tmp_path):
     wide[0], wide[1], wide[6] = nn.Conv2d(3, 9, 3, 2, 1), nn.BatchNorm2d(9), nn.Linear(36, 2)
     with pytest.raises(ConfigError, match=r"last\.ckpt is of another network .* differs in model\.backbone\.0\.weight"):
         fit(tiny.config(root), folder, resume=True, backbone=wide)
+    for override, told in (
+        ("optimiser.name=adamw", "optimiser.name = sgd, now adamw"),
+        ("data.flip=true", "data.flip = False, now True"),
+        ("trainer.epochs=2", "trainer.epochs = 1, now 2"),
+        ("data.validation=0.5", "data.validation = None, now 0.5"),
+        ("model.dropout=0.25", "model.dropout = None, now 0.25"),
+    ):
+        with pytest.raises(FileExistsError, match=rf"run of other settings \({told}\): go on with its own"):
+            fit(tiny.config(root, "trainer.epochs=1", override), folder, resume=True, backbone=tiny.network())
     assert ((folder / "config.yaml").read_text(), (folder / "classes.txt").read_text()) == before
-    assert fit(tiny.config(root), folder, resume=True, backbone=tiny.network()).is_file()
+    elsewhere = tiny.config(root, "trainer.epochs=1", "data.workers=1", "trainer.threads=1", "trainer.progress=false")
+    assert fit(elsewhere, folder, resume=True, backbone=tiny.network()).is_file()
+
+
+def stop_within(root, folder, epoch, *options):
+    with pytest.raises(SystemExit):
+        fit(tiny.config(root, *options), folder, backbone=tiny.network(), callbacks=[StopAtBatch(epoch, 1)])
+
+
+def test_a_run_goes_on_where_its_folder_has_been_moved(more, tmp_path):
+    """The first epoch is the best, since the weights hardly change."""
+    options = ["data.validation=0.34", "trainer.epochs=3", "optimiser.lr=1e-7", "optimiser.final_lr=1e-7"]
+    stop_within(more, tmp_path / "before", 2, *options)
+    shutil.move(tmp_path / "before", tmp_path / "now")
+    fit(saved_config(tmp_path / "now"), tmp_path / "now", resume=True, backbone=tiny.network())
+    fit(tiny.config(more, *options), tmp_path / "whole", backbone=tiny.network())
+    assert_same(tmp_path / "now", tmp_path / "whole")
+    for name in ("now", "whole"):
+        assert torch.load(tmp_path / name / "best.ckpt", weights_only=True)["epoch"] == 0
+    assert not (tmp_path / "before").exists()
+
+
+def test_the_best_epoch_is_missed_where_it_is_gone(more, tmp_path):
+    stop_within(more, tmp_path, 1, "data.validation=0.34")
+    (tmp_path / "best.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"lacks best\.ckpt, the best epoch"):
+        fit(saved_config(tmp_path), tmp_path, resume=True, backbone=tiny.network())
+
+
+def test_what_another_run_found_best_is_none_of_this_one(more, tmp_path):
+    """Killed between its first best.ckpt and last.ckpt, and begun again without videos set aside."""
+    torch.save({"state_dict": {}}, tmp_path / "best.ckpt")
+    fit(tiny.config(more), tmp_path, resume=True, backbone=tiny.network())
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(weights(tmp_path)["backbone.0.weight"], last["model.backbone.0.weight"])
+
+
+def test_within_an_epoch_as_many_processes_go_on(more, tmp_path):
+    stop_within(more, tmp_path, 1, "trainer.checkpoint_steps=1")
+    path = tmp_path / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "dynpool_processes": 2}, path)
+    with pytest.raises(ConfigError, match="within an epoch goes on with as many processes as it had, 2, got 1"):
+        fit(saved_config(tmp_path), tmp_path, resume=True, backbone=tiny.network())
+    torch.save(checkpoint, path)
+    fit(saved_config(tmp_path), tmp_path, resume=True, backbone=tiny.network())
+
+
+_LAUNCHED = """
+import os, subprocess, sys, time
+from types import SimpleNamespace
+from dynpool.training.run import _end_with_launcher
+rank = int(sys.argv[1])
+_end_with_launcher(SimpleNamespace(local_rank=rank))
+if rank == 0:
+    subprocess.Popen([sys.executable, "-c", sys.argv[2], "1", ""])
+else:
+    print(os.getpid(), flush=True)
+time.sleep(60)
+print("left")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows gives orphans no other parent")
+def test_a_process_ends_with_that_which_started_it():
+    """As Lightning does for several devices; killed before the other has joined."""
+    command = [sys.executable, "-c", _LAUNCHED, "0", _LAUNCHED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        int(first.stdout.readline())
+        first.kill()
+        assert first.stdout.read() == ""  # at its end: the other, which holds the pipe, is gone
+
+
+@pytest.mark.parametrize("changed", ["data.test_fraction=0.5", "data.group='(.)'", "data.split=2"])
+def test_a_model_is_not_tested_on_what_it_was_trained_on(changed, root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    with pytest.raises(ValueError, match=rf"overrides must leave for testing .* got {changed.split('=')[0]} = "):
+        evaluate(tmp_path, overrides=(changed,), backbone=tiny.network())
+    evaluate(tmp_path, overrides=("data.split=1", "data.batch_size=3"), backbone=tiny.network())
 
 
 def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
@@ -392,7 +480,7 @@ def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
     fit(tiny.config(root, "trainer.epochs=1", "data.validation=0.5"), folder, backbone=tiny.network())
     (folder / "model.safetensors").unlink()
     checkpoint, best = folder / "last.ckpt", folder / "best.ckpt"
-    whole = checkpoint.read_bytes()
+    whole, found = checkpoint.read_bytes(), best.read_bytes()
     state = {"state_dict": torch.load(checkpoint, weights_only=True)["state_dict"]}
 
     def pickled(content):
@@ -401,7 +489,7 @@ def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
         return stream.getvalue()
 
     unreadable = "is damaged, or no checkpoint of a run: torch cannot read it"
-    lacking = "is no checkpoint of a run: it has no {}optimizer_states, lr_schedulers, loops"
+    lacking = "is no checkpoint of a run: it has no {}optimizer_states, lr_schedulers, loops, callbacks"
     for content, told in (
         (b"", unreadable),
         (b"some text\n", unreadable),
@@ -418,6 +506,8 @@ def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
     best.write_bytes(b"some text\n")
     assert f"dynpool train: {best} {unreadable}" in dynpool("train", "--resume", "-o", folder, code=2)
     best.unlink()
+    assert f"dynpool train: {folder} lacks best.ckpt" in dynpool("train", "--resume", "-o", folder, code=2)
+    best.write_bytes(found)
     dynpool("train", "--resume", "-o", folder)
     assert (folder / "model.safetensors").is_file()
 

@@ -82,6 +82,24 @@ def test_a_byte_order_mark_is_no_part_of_a_score_file(tmp_path):
     assert read(tmp_path / "c.scores").names == RGB.names
 
 
+def test_names_are_those_of_files(tmp_path):
+    """Which may be of several lines, or no UTF-8, and are no markup of rich or matplotlib."""
+    names = ("c/\u2028 \x85", 'c/"a,\r\nb"', "c/caf\udce9", "[/c] $")
+    odd = replace(RGB, names=names, classes=("[/b] $a$", "$\\frac", "caf\udce9\n"))
+    odd = replace(odd, about=replace(odd.about, split="[/1]", modality="[/m] :smile: $x"))
+    write(odd, tmp_path / "a.scores")
+    back = read(tmp_path / "a.scores")
+    assert (back.names, back.classes, back.about) == (names, odd.classes, odd.about)
+    other = replace(odd, values=MOTION.values, about=replace(odd.about, modality="[/n]"))
+    write(other, tmp_path / "b.scores")
+    told = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "a.scores"), str(tmp_path / "b.scores")])
+    assert told.exit_code == 0, told.output
+    for text in ("made split [/1], [/m] :smile: $x,", "[/n] is better", "$\\frac ", "caf\\udce9\\n "):
+        assert text in told.output
+    report.write_results([odd], tmp_path)
+    assert "caf\udce9\n" in (tmp_path / "classes.csv").read_text(errors="surrogateescape")
+
+
 def test_nothing_is_half_written(tmp_path, monkeypatch):
     """Nor are temporary files taken for splits: folders of scores are read while others are written."""
     write(RGB, tmp_path / "1.scores")
@@ -135,7 +153,7 @@ def test_files_that_are_wrong_say_where(tmp_path, text, message):
 
 def test_a_binary_file_is_no_score_file(tmp_path):
     (tmp_path / "a.scores").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
-    with pytest.raises(ValueError, match=r"a\.scores must be a score file, CSV in UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.scores(, line 1)? must be"):
         read(tmp_path / "a.scores")
 
 

@@ -116,7 +116,7 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
         draw: another one gives other groups.
 
     Raises:
-        ValueError: there is one group only, or group does not match a name.
+        ValueError: there is one group only, or each has all videos of some class; or group does not match a name.
     """
     entries = [Entry(*os.path.split(video.name), video.label) for video in listing]
     group = group or GROUPS.get(listing.dataset)
@@ -153,9 +153,12 @@ def _entries(tree: Tree, folder: str, label: int) -> Iterator[Entry]:
 def _group(entry: Entry, group: str | None) -> str:
     if group is None:
         return entry.stem
-    match = re.search(group, entry.stem)
-    if match is None or not match.groups():
-        wanted = "a regular expression with a group, which matches every name"
+    try:
+        match = re.search(group, entry.stem)
+    except re.error as error:
+        raise ValueError(f"group must be a regular expression, got {group!r}: {error}") from error
+    if match is None or not match.groups() or not match[1]:
+        wanted = "a regular expression with a group, which matches something of every name"
         raise ValueError(f"group must be {wanted}, got {group!r}, which does not match {entry.stem!r}")
     return match[1]
 
@@ -184,7 +187,7 @@ def _drawn(entries: list[Entry], split: int, group: str | None, test_fraction: f
 
 def _taken(entries: list[Entry], draw: int, group: str, fraction: float) -> set[Entry]:
     """Whole groups, in the order of the draw, of which each brings the classes nearer to their share: groups may be as
-    unequal as HMDB51's films: one is more than half of a class.
+    unequal as HMDB51's films: one is more than half of a class. Of every class, videos stay.
     """
     members: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -192,14 +195,22 @@ def _taken(entries: list[Entry], draw: int, group: str, fraction: float) -> set[
     if len(members) < 2:
         raise ValueError(f"fraction needs at least two groups to divide, got {len(members)}")
     names = sorted(members, key=lambda name: _draw(draw, name))
-    wanted = {label: fraction * count for label, count in Counter(entry.label for entry in entries).items()}
+    left = Counter(entry.label for entry in entries)
+    wanted = {label: fraction * count for label, count in left.items()}
     taken: list[str] = []
-    for name in names[:-1]:  # one stays
+    possible: list[str] = []
+    for name in names:
         counts = Counter(entry.label for entry in members[name])
+        if any(left[label] == count for label, count in counts.items()):
+            continue
+        possible.append(name)
         if sum(abs(wanted[label]) - abs(wanted[label] - count) for label, count in counts.items()) >= 0:
             taken.append(name)
+            left -= counts
             wanted.update({label: wanted[label] - count for label, count in counts.items()})
-    return {entry for name in taken or names[:1] for entry in members[name]}
+    if not possible:
+        raise ValueError("fraction needs groups to set aside, got such alone as have all videos of a class")
+    return {entry for name in taken or possible[:1] for entry in members[name]}
 
 
 def _draw(split: int, name: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,8 +127,8 @@ class Extraction:
             self._scratch.mkdir()
             if shard_size is not None:
                 self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
-                for entry in self._shards.lost:  # before the shard grows over where they lay
-                    self._manifest.add(Entry(entry.video, entry.version, failed="its images were cut off"))
+                for lost in self._shards.lost:  # before the shard grows over where they lay
+                    self._manifest.add(Entry(lost.video, lost.version, failed="its images were cut off"))
             self.before = {video.name: entry for video in wanted if (entry := self._done(video)) is not None}
         except BaseException:
             self.close()
@@ -173,7 +173,8 @@ class Extraction:
                 for video, outcome in results:
                     yield self._recorded(video, outcome)
         if self._shards is not None:
-            self._shards.finish()
+            with self._writing():
+                self._shards.finish()
 
     def _made(self) -> dict[str, Any]:
         """What must be the same whenever the folder is added to."""
@@ -197,9 +198,21 @@ class Extraction:
         windows = range(entry.images) if self._recipe.window is not None else [None]
         return entry if all(job.path(index).is_file() for index in windows) else None
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What fails within it is said of the folder: files that are open have no name to tell."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"out cannot be written: {error.strerror}", str(self._out)) from error
+
     def _recorded(self, video: Found, outcome: Outcome) -> Entry:
-        if outcome.errno:
-            raise OSError(outcome.errno, f"out cannot be written: {os.strerror(outcome.errno)}", str(self._out))
+        with self._writing():
+            if outcome.errno:
+                raise OSError(outcome.errno, os.strerror(outcome.errno))
+            return self._written(video, outcome)
+
+    def _written(self, video: Found, outcome: Outcome) -> Entry:
         entry = outcome.entry(video)
         if self._shards is not None and outcome.pictures is not None:
             counts = {"images": entry.images, "frames": entry.frames, "damaged": entry.damaged}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..terminal import printable_lines, say
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -84,7 +86,7 @@ def train(
         chosen = saved_config(out, config or [], given) if resume else _configured(config or [], given)
         for path in train_splits(chosen, out, resume=resume):
             if is_main():
-                typer.echo(f"wrote {path}")
+                say(f"wrote {path}")
 
 
 def evaluate(
@@ -121,7 +123,7 @@ def evaluate(
                 run, overrides=tuple(overrides or ()), device=device, clips=clips, progress=True
             )
             if summary := notices.summary():
-                typer.echo(summary, err=True)
+                typer.echo(printable_lines(summary), err=True)
             if any(scores.about.split == other.about.split for other in streams):
                 raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
             if streams and scores.about.of_any_split() != streams[0].about.of_any_split():
@@ -132,7 +134,7 @@ def evaluate(
             write(scores, folder / f"{scores.about.split}.scores")
         show(streams, _console())
         written = write_results(streams, folder)
-        typer.echo(f"wrote {len(streams)} score files, {', '.join(path.name for path in written)} in {folder}")
+        say(f"wrote {len(streams)} score files, {', '.join(path.name for path in written)} in {folder}")
 
 
 def fuse(
@@ -178,7 +180,7 @@ def fuse(
             single = len(fused) == 1 and not streams[0].is_dir() and not out.is_dir()
             for scores in fused:
                 write(scores, out if single else out / f"{scores.about.split}.scores")
-            typer.echo(f"wrote {out}")
+            say(f"wrote {out}")
 
 
 def compare(
@@ -204,14 +206,14 @@ def compare(
             report.show(stream, console)
         rows = report.compare(*read)
         if left_out := sum(in_common(pair).left_out for pair in zip(*read, strict=True)):
-            typer.echo(f"{left_out} videos that only one of them has are left out")
+            say(f"{left_out} videos that only one of them has are left out")
         labels = read[0][0].about.modality, read[1][0].about.modality
         if labels[0] == labels[1]:
             labels = str(first), str(second)
         report.show_differences(rows, labels, console, most)
         if out is not None:
             report.write_differences(rows, out)
-            typer.echo(f"wrote {out}")
+            say(f"wrote {out}")
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ def _said(command: str, extra: str) -> Iterator[None]:
     """Errors of the user in one line, with exit code 2; warnings in one line, too."""
 
     def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        typer.echo(f"dynpool {command}: {message}", err=True)
+        typer.echo(printable_lines(f"dynpool {command}: {message}"), err=True)
 
     try:
         with warnings.catch_warnings():
@@ -308,5 +310,5 @@ def _said(command: str, extra: str) -> Iterator[None]:
             text = f"torchvision, which Lightning imports, does not fit this torch ({error}): remove or replace it"
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
             text = f"{text}: pip install dynpool[{extra}]"
-        typer.echo(f"dynpool {command}: {text}", err=True)
+        typer.echo(printable_lines(f"dynpool {command}: {text}"), err=True)
         raise typer.Exit(2) from None

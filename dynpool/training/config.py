@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
 from ..data.sources import Pooling, SourceName, make_source
 from ..models import ModelConfig
+from ..models.backbones import DEFAULT
 from ..models.storage import temporary_beside
 from .values import ConfigError, assign, make, merge, plain
 
@@ -164,13 +166,16 @@ class OptimiserConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.final_lr <= 0 or self.head_lr <= 0:
-            rates = ", ".join(map(str, (self.lr, self.final_lr, self.head_lr)))
-            raise ValueError(f"lr, final_lr and head_lr must be positive, got {rates}")
+        rates = (self.lr, self.final_lr, self.head_lr)
+        if not all(0 < rate < math.inf for rate in rates):
+            raise ValueError(f"lr, final_lr and head_lr must be positive numbers, got {', '.join(map(str, rates))}")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip must be a positive number or null, got {self.clip}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
-        if self.warmup < 0 or self.weight_decay < 0 or self.momentum < 0:
-            raise ValueError("warmup, weight_decay and momentum must not be negative")
+        for name in ("warmup", "weight_decay", "momentum"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,8 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps must be at least 1, or -1 for no limit, got {self.max_steps}")
 
 
 @dataclass(frozen=True)
@@ -263,7 +270,10 @@ class Config:
     def anchored(self) -> Config:
         """With paths that are right from any folder."""
         paths = {name: os.path.abspath(path) for name in ("root", "lists") if (path := getattr(self.data, name))}
-        return replace(self, data=replace(self.data, **paths))
+        if self.data.cache not in (None, "memory"):
+            paths["cache"] = os.path.abspath(self.data.cache)
+        model = {**self.model, "weights": os.path.abspath(self._weights)} if self._weights is not None else self.model
+        return replace(self, data=replace(self.data, **paths), model=model)
 
     def experiment(self) -> dict[str, Any]:
         """What a result depends on: all but where the data lie, and on what and how fast it is computed."""
@@ -271,7 +281,15 @@ class Config:
         for part, names in _ELSEWHERE.items():
             for name in names:
                 del values[part][name]
+        if self._weights is not None:
+            values["model"]["weights"] = os.path.basename(self._weights)
         return values
+
+    @property
+    def _weights(self) -> str | None:
+        """The file of the weights that the model begins with, if it is one."""
+        weights = self.model.get("weights")
+        return None if weights is None or weights in DEFAULT else os.fspath(weights)
 
 
 def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] = ()) -> Config:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..images import check_device
 from ..models import load
+from .config import DataConfig
 from .config import load as load_config
 from .describe import describe
 from .run import CONFIG, MODEL, known_classes
@@ -44,7 +45,8 @@ def evaluate(
 
     Args:
         run: the folder of a training run.
-        overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration.
+        overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration; but for the
+            model's, and those that say which videos are for testing: others it was trained on.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
         progress: show a bar, on a terminal.
@@ -61,6 +63,7 @@ def evaluate(
         raise ValueError(f"overrides must leave the model, which is trained, as it is, got {', '.join(changed)}")
     check_device(device)
     config = load_config([folder / CONFIG], overrides)
+    _check_held_out(load_config([folder / CONFIG]).data, config.data)
     listing = config.data.listing("test")
     _check_classes(folder, listing)
     model = load(folder / MODEL, backbone=backbone)
@@ -78,6 +81,17 @@ def evaluate(
         clip_frames=clip_frames if clips else None,
         progress=progress,
     )
+
+
+def _check_held_out(trained: DataConfig, tested: DataConfig) -> None:
+    """Of another dataset, any videos may be for testing."""
+    told = [
+        f"data.{name} = {getattr(tested, name)!r} instead of {getattr(trained, name)!r}"
+        for name in ("split", "test_fraction", "group")
+        if getattr(tested, name) != getattr(trained, name)
+    ]
+    if told and tested.dataset == trained.dataset:
+        raise ValueError(f"overrides must leave for testing what was left out in training, got {', '.join(told)}")
 
 
 def _check_classes(folder: Path, listing: Listing) -> None:

@@ -15,6 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..data import Batch, Notices
 from .config import OptimiserConfig
+from .values import ConfigError
+
+_WORLD = "dynpool_processes"  # in checkpoints
 
 
 class Resumed(NamedTuple):
@@ -140,10 +143,17 @@ class VideoClassifier(L.LightningModule):
 
     # --- going on where a run was stopped ----------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_WORLD] = self.trainer.world_size
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         loop = checkpoint["loops"]["fit_loop"]
         batches = loop["epoch_loop.batch_progress"]
         done = 0 if batches["is_last_batch"] else int(batches["current"]["processed"])
+        world, before = self.trainer.world_size, checkpoint.get(_WORLD, self.trainer.world_size)
+        if done and before != world:
+            told = f"as many processes as it had, {before}, got {world}"
+            raise ConfigError(f"a run that was stopped within an epoch goes on with {told}")
         self._resumed = Resumed(int(loop["epoch_progress"]["current"]["processed"]), done)
 
     def take_resumed(self) -> Resumed:

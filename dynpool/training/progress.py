@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from ..models import VideoModel
+from ..terminal import printable_lines
 from .describe import describe
 from .module import VideoClassifier
 
@@ -70,7 +71,7 @@ class EpochBar(TQDMProgressBar):
 
 def _say(text: str) -> None:
     """A line above whatever bars there are; at once, also where it goes into a file."""
-    Tqdm.write(text)
+    Tqdm.write(printable_lines(text))
     sys.stdout.flush()
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..models.storage import temporary_beside
+from ..terminal import printable, printable_lines
 from .scores import Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
@@ -27,14 +29,14 @@ def show(streams: Sequence[Scores], console: Console) -> None:
     A column of clips, single windows, appears where it was measured.
     """
     clips = any(stream.about.clip_accuracy is not None for stream in streams)
-    console.print(in_words([stream.about for stream in streams]))
+    console.print(Text(printable_lines(in_words([stream.about for stream in streams]))))
     table = Table(box=None, padding=(0, 2, 0, 0))
     columns = ["split", "videos", *(["clip accuracy"] if clips else []), "video accuracy", "mean class accuracy"]
     for name in columns:
         table.add_column(name, justify="left" if name == "split" else "right")
     rows = [_figures(stream, clips) for stream in streams]
     for stream, row in zip(streams, rows, strict=True):
-        table.add_row(stream.about.split, str(len(stream.names)), *map(_percent, row))
+        table.add_row(_cell(stream.about.split), str(len(stream.names)), *map(_percent, row))
     if len(streams) > 1:
         means = [float(np.mean(column)) for column in zip(*rows, strict=True)]
         table.add_row("mean", str(sum(len(stream.names) for stream in streams)), *map(_percent, means))
@@ -45,6 +47,11 @@ def _figures(stream: Scores, clips: bool) -> list[float]:
     clip = stream.about.clip_accuracy
     first = [np.nan if clip is None else clip] if clips else []
     return [*first, stream.accuracy(), stream.mean_class_accuracy()]
+
+
+def _cell(name: str) -> Text:
+    """A name as it is: rich would take brackets in it for markup."""
+    return Text(printable(name))
 
 
 def _percent(share: float) -> str:
@@ -113,11 +120,12 @@ def show_differences(rows: Sequence[ClassDifference], labels: tuple[str, str], c
     gained = [row for row in rows if row.difference > 0][:most]
     lost = [row for row in rows if row.difference < 0][::-1][:most]
     for title, chosen in ((f"{labels[1]} is better", gained), (f"{labels[0]} is better", lost)):
-        table = Table("class", "videos", "first", "second", "difference", title=title, box=None, title_justify="left")
+        table = Table("class", "videos", "first", "second", "difference", box=None, title_justify="left")
+        table.title = Text(printable(title), "table.title")
         for row in chosen:
             figures = _percent(row.first), _percent(row.second), f"{100 * row.difference:+.1f}"
-            table.add_row(row.name, str(row.videos), *figures)
-        console.print(table if chosen else f"{title}: in no class")
+            table.add_row(_cell(row.name), str(row.videos), *figures)
+        console.print(table if chosen else _cell(f"{title}: in no class"))
 
 
 def write_differences(rows: Sequence[ClassDifference], path: str | os.PathLike[str]) -> None:
@@ -134,9 +142,9 @@ def draw_confusion(counts: Counts, classes: Sequence[str], title: str, path: Pat
     side = max(4.0, 0.22 * len(classes) + 2)
     figure, panel = _panel(side + 1, side, title)
     image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    ticks = range(len(classes))
-    panel.set_xticks(ticks, classes, rotation=90, fontsize=7)
-    panel.set_yticks(ticks, classes, fontsize=7)
+    ticks, labels = range(len(classes)), list(map(_drawn, classes))
+    panel.set_xticks(ticks, labels, rotation=90, fontsize=7)
+    panel.set_yticks(ticks, labels, fontsize=7)
     panel.set(xlabel="taken for", ylabel="class")
     for row, column in np.argwhere(counts) if len(classes) <= 20 else ():
         shade = "white" if shares[row, column] > 60 else "black"
@@ -150,7 +158,8 @@ def draw_bars(values: Matrix, names: Sequence[str], label: str, title: str, path
     order = np.argsort(values, kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN comes last
     left_out = len(values) - len(order)
     figure, panel = _panel(6, max(1.2, 0.2 * len(order) + 0.8), title)
-    panel.barh([names[index] for index in order], values[order], color="#30638e")
+    panel.barh(range(len(order)), values[order], color="#30638e")
+    panel.set_yticks(range(len(order)), [_drawn(names[index]) for index in order])
     panel.set_xlabel(f"{label}; {left_out} classes without videos are left out" if left_out else label)
     panel.tick_params(labelsize=7)
     panel.margins(y=0.01)
@@ -162,8 +171,13 @@ def _panel(width: float, height: float, title: str) -> tuple[Any, Any]:
     """A figure and its panel, in inches, with the title above: in as many lines as the width asks for."""
     lines = [part for line in title.splitlines() for part in textwrap.wrap(line, int(width / _CHARACTER))]
     figure, panel = _pyplot().subplots(figsize=(width, height + _LINE * len(lines)), layout="constrained")
-    figure.suptitle("\n".join(lines), fontsize=_SIZE)
+    figure.suptitle("\n".join(map(_drawn, lines)), fontsize=_SIZE)
     return figure, panel
+
+
+def _drawn(text: str) -> str:
+    """As matplotlib draws it, which would set what stands between dollars as mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _pyplot() -> Any:
@@ -186,7 +200,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with temporary_beside(path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(header)
             table.writerows(rows)

@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
 from .progress import EpochBar, EpochLines
-from .values import ConfigError
+from .values import ConfigError, flat
 
 try:
     import fcntl
@@ -38,7 +40,9 @@ except ImportError:  # Windows, where nothing keeps two runs apart
 
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
 CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
-_KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops")  # in checkpoints: what Lightning goes on from
+_ERRORS = "surrogateescape"  # names of files need not be UTF-8
+_LAUNCHER = "DYNPOOL_LAUNCHER"  # the process that Lightning started this one from, to those of its environment
+_KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")  # what Lightning goes on from
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -77,9 +81,10 @@ def fit(
         The path of model.safetensors.
 
     Raises:
-        FileExistsError: `out` holds a run already, and resume is false; or another process trains in it.
-        ConfigError: what was stopped is of other classes or another network, or its checkpoint is damaged; there is
-            but one class; or Lightning refuses an option.
+        FileExistsError: `out` holds a run already, and resume is false, or that is of other settings; or another
+            process trains in it.
+        ConfigError: what was stopped is of other classes or another network, or a checkpoint is damaged or gone; there
+            is but one class; or Lightning refuses an option.
         ValueError: training diverged.
         others: as `dynpool.data` and `dynpool.models`.
     """
@@ -103,7 +108,8 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     model = build(config.model_config(len(train.classes)), backbone=backbone)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
     if resume:
-        _check_continues(folder, train.classes, module)
+        _check_continues(folder, config, train.classes, module)
+    _end_with_launcher(trainer)
     found = str(checkpoint) if resume and checkpoint.exists() else None
     if not trainer.is_global_zero:
         return _trained(trainer, module, Videos(config, train, validation), found, folder)
@@ -119,7 +125,7 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
 def _trained(trainer: L.Trainer, module: VideoClassifier, videos: Videos, found: str | None, folder: Path) -> Path:
     with _quiet(), _stopping(folder):
         trainer.fit(module, videos, ckpt_path=found)
-    return _finish(trainer, module, folder)
+    return _finish(trainer, module, folder, isinstance(videos.config.data.validation, float))
 
 
 @contextmanager
@@ -138,30 +144,64 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _end_with_launcher(trainer: L.Trainer) -> None:
+    """Where Lightning starts processes from the first of a machine, they end with it, also by kill -9: those that wait
+    for it to join them would wait for half an hour.
+    """
+    if trainer.local_rank == 0:
+        os.environ[_LAUNCHER] = str(os.getpid())
+    elif _LAUNCHER in os.environ:
+        threading.Thread(target=_watch, args=(int(os.environ[_LAUNCHER]),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
+
+
 def known_classes(folder: Path) -> tuple[str, ...] | None:
     """The classes of the run in a folder; None where it does not say them."""
     path = folder / CLASSES
-    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1]) if path.is_file() else None
+    return tuple(path.read_text(encoding="utf-8", errors=_ERRORS).split("\n")[:-1]) if path.is_file() else None
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     with temporary_beside(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors=_ERRORS)
         os.replace(temporary, path)
 
 
-def _check_continues(folder: Path, classes: tuple[str, ...], module: VideoClassifier) -> None:
-    """Raise ConfigError where the run in a folder is of other classes or another network, or cannot be read."""
+def _check_continues(folder: Path, config: Config, classes: tuple[str, ...], module: VideoClassifier) -> None:
+    """Raise ConfigError where the run in a folder is of other classes or another network, or cannot be read, and
+    FileExistsError where it is of other settings.
+    """
     known = known_classes(folder)
     if known is not None and known != classes:
         raise ConfigError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {', '.join(classes[:5])}, …")
     path = folder / CHECKPOINT
     if not path.exists():
         return
-    saved, own = _checkpoint(path)["state_dict"], module.state_dict()
+    checkpoint = _checkpoint(path)
+    saved, own = checkpoint["state_dict"], module.state_dict()
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (saved, own)]
     if different := [name for name in {**saved, **own} if shapes[0].get(name) != shapes[1].get(name)]:
         raise ConfigError(f"{path} is of another network than is configured: it differs in {', '.join(different[:3])}")
+    if told := _differences(folder, config):
+        raise FileExistsError(f"{folder} holds a run of other settings ({told}): go on with its own, or elsewhere")
+    states = [state for state in checkpoint["callbacks"].values() if isinstance(state, dict)]
+    bests = [os.path.basename(state.get("best_model_path", "")) for state in states]
+    if BEST in bests and not (folder / BEST).exists():
+        raise ConfigError(f"{folder} lacks {BEST}, the best epoch of what was trained: {CHECKPOINT} is the last")
+
+
+def _differences(folder: Path, config: Config) -> str:
+    """Settings that a result depends on, as the run in a folder has them and as they are now, in words."""
+    if not (folder / CONFIG).is_file():
+        return ""
+    before, now = (flat(values.experiment()) for values in (saved_config(folder), config))
+    different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} = {before.get(key)}, now {now.get(key)}" for key in different)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -183,11 +223,11 @@ def is_main() -> bool:
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
-def _finish(trainer: L.Trainer, module: VideoClassifier, folder: Path) -> Path:
-    """Write the model: that of the best epoch where there is one, else of the last."""
+def _finish(trainer: L.Trainer, module: VideoClassifier, folder: Path, best: bool) -> Path:
+    """Write the model: that of the best epoch where one is wanted and there, else of the last."""
     path = folder / MODEL
     if trainer.is_global_zero:
-        if (folder / BEST).exists():
+        if best and (folder / BEST).exists():
             module.load_state_dict(_checkpoint(folder / BEST)["state_dict"])
         save(cast("VideoModel", module.model.cpu().eval()), path)
     trainer.strategy.barrier()
@@ -229,7 +269,7 @@ def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) ->
     try:
         with _quiet():
             return _trainer(config, folder, callbacks)
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
@@ -266,8 +306,8 @@ def _checkpoints(config: Config, folder: Path) -> list[Callback]:
         made.append(Patience("val/accuracy", mode="max", patience=config.trainer.patience))
     if isinstance(config.data.validation, float):  # before the latest, which holds what the best was
         best = {**latest, "filename": Path(BEST).stem}
-        made.append(ModelCheckpoint(**best, monitor="val/accuracy", mode="max"))
-    made.append(ModelCheckpoint(**latest, save_on_train_epoch_end=True))
+        made.append(Checkpoint(**best, monitor="val/accuracy", mode="max"))
+    made.append(Checkpoint(**latest, save_on_train_epoch_end=True))
     return made if every is None else [*made, StepCheckpoint(**latest, every_n_train_steps=every)]
 
 
@@ -279,7 +319,19 @@ def _shows_bar(config: Config) -> bool:
     return config.trainer.progress and sys.stdout.isatty()  # where the bar is written
 
 
-class StepCheckpoint(ModelCheckpoint):
+class Checkpoint(ModelCheckpoint):
+    """Where a run's folder has been moved or copied, Lightning's own would forget which epoch was the best."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return os.path.join(str(self.dirpath), os.path.basename(path)) if path else path
+
+        paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+        bests = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": bests, "dirpath": self.dirpath})
+
+
+class StepCheckpoint(Checkpoint):
     """Every so many steps, but for the last of an epoch: the epoch's own comes when it has been measured, and a run
     that goes on behind the last step would leave that out.
     """
@@ -347,9 +399,9 @@ def _is_done(config: Config, folder: Path, resume: bool) -> bool:
     """Whether a run that is to go on is trained already. Raises FileExistsError if that was by other settings."""
     if not resume or not (folder / MODEL).is_file():
         return False
-    if (folder / CONFIG).is_file() and saved_config(folder).experiment() != config.experiment():
+    if told := _differences(folder, config):
         raise FileExistsError(
-            f"{folder} is trained already, by other settings. To train on, choose another folder and "
+            f"{folder} is trained already, by other settings ({told}). To train on, choose another folder and "
             f"model.weights={folder / MODEL}"
         )
     return True

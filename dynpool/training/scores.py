@@ -8,6 +8,7 @@ scores. Scores may be on any scale; those that dynpool writes are logarithms of 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from ..models.storage import temporary_beside
 from .values import make
 
 Matrix = npt.NDArray[np.float64]
+_ERRORS = "surrogateescape"  # names of files need not be UTF-8
+
 PathLike = str | os.PathLike[str]
 
 
@@ -165,7 +168,7 @@ def write(scores: Scores, path: PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(path.with_name(f"{path.name}.part")) as temporary:  # which no one takes for scores
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors=_ERRORS, newline="") as file:
             file.write(f"# {json.dumps(asdict(scores.about))}\n")
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["video", "label", *scores.classes])
@@ -181,13 +184,14 @@ def read(path: PathLike) -> Scores:
         FileNotFoundError: there is none.
         ValueError: it is no score file; the message says which line is wrong.
     """
-    lines = _lines(path)
+    text = Path(path).read_bytes().decode("utf-8", _ERRORS).removeprefix("\ufeff")
     about = About(dataset="unknown", split="?", modality=Path(path).stem, pretraining="unknown", windows="unknown")
     start = 0
-    if lines and lines[0].startswith("#"):
-        about, start = _about(lines[0], about, path), 1
+    if text.startswith("#"):
+        line, _, text = text.partition("\n")
+        about, start = _about(line, about, path), 1
     try:
-        rows = list(csv.reader(lines[start:]))
+        rows = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise ValueError(f"{path} must be CSV: {error}") from error
     if not rows or rows[0][:2] != ["video", "label"] or len(rows[0]) < 3:
@@ -200,13 +204,6 @@ def read(path: PathLike) -> Scores:
         return Scores(about, classes, tuple(name for name, _, _ in parsed), labels, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _lines(path: PathLike) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be a score file, CSV in UTF-8: {error}") from error
 
 
 def _about(line: str, default: About, path: PathLike) -> About:

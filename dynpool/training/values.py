@@ -87,6 +87,15 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested values by their keys as in overrides, such as "optimiser.lr"."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        name = _join(where, key)
+        made.update(flat(value, name) if isinstance(value, Mapping) else {name: value})
+    return made
+
+
 def _try(value: Any, kind: Any, name: str) -> tuple[bool, Any]:
     if kind is Any or (kind is types.NoneType and value is None):
         return True, value
