@@ -2,8 +2,10 @@
 # Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, sanitizers,
 # benchmarks. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
 #
-#   RESULTS   folder for log.txt, ops-cuda.json and speed.json (default: benchmarks/results/gpu)
+#   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: benchmarks/results/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
+#   WHEELS    folder of wheels to use besides, such as av's: where that is, files are decoded and pooled, too, which takes
+#             a minute more
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
@@ -13,6 +15,11 @@ RESULTS=$(cd "$RESULTS" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
+bare=$PYTHONPATH
+for wheel in ${WHEELS:+"$WHEELS"/*.whl}; do
+  "$PYTHON" -m zipfile -e "$wheel" "$logs/packages" || exit 1
+  PYTHONPATH="$bare:$logs/packages"
+done
 : > "$RESULTS/log.txt"
 failed=0
 began=$(date +%s)
@@ -49,7 +56,7 @@ fi
 # The limits add up to less than ten minutes.
 step build 90 "$PYTHON" setup.py build_ext --inplace
 # What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
-printf '%s\n' tests/test_*.py | CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \
+printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \
   "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" > "$logs/tests-cpu" 2>&1 &
 cpu_tests=$!
 sanitize() {
@@ -80,6 +87,9 @@ if command -v cuobjdump >/dev/null; then
   step resources 10 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi
 LINES_SHOWN=40 step exact 60 "$PYTHON" benchmarks/speed.py --generate --quick --json "$RESULTS/speed.json"
+if "$PYTHON" -c "import av" 2>/dev/null; then
+  LINES_SHOWN=50 step video 60 "$PYTHON" benchmarks/video.py --quick --json "$RESULTS/video.json"
+fi
 
 printf '\n%d steps failed, %d s; log and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

@@ -4,7 +4,8 @@
 
 Every way opens the file, decodes all frames with one thread and gives one image. The peers convert each frame to RGB
 and add α_t √RGB in float32: PyAV with numpy or torch, OpenCV, torchcodec and decord, where they are installed. T is
-known to them beforehand. "decode" only counts the frames. First all images are checked against float64.
+known to them beforehand. "decode" only counts the frames. First all images are checked against float64. Where there is
+a GPU, frames are pooled there, too.
 
 Without VIDEO: clips of UCF101 (mpeg4) and Kinetics (h264) below --data, or $DYNPOOL_TEST_DATA, else two made-up ones.
 Then the memory: the peak of a process that pools a clip of ten seconds, and one of ten minutes, and the growth over
@@ -106,6 +107,11 @@ def with_torch(frames: Callable, path: str, alpha: np.ndarray) -> torch.Tensor:
     return minmax(pooled.numpy())
 
 
+def on_device(path: str, **options: str) -> torch.Tensor:
+    """Until the image is there, on the CPU."""
+    return dynpool.dynamic_image(path, **options).cpu()
+
+
 def ways_for(path: str, alpha: np.ndarray) -> dict[str, Callable[[], object]]:
     ways: dict[str, Callable[[], object]] = {
         "decode": functools.partial(decode, path),
@@ -115,6 +121,10 @@ def ways_for(path: str, alpha: np.ndarray) -> dict[str, Callable[[], object]]:
         "PyAV, numpy": functools.partial(with_numpy, rgb_frames, path, alpha),
         "PyAV, torch": functools.partial(with_torch, rgb_frames, path, alpha),
     }
+    if torch.cuda.is_available():
+        for name, nonlinearity in (("dynpool, cuda", "sqrt"), ("dynpool, cuda, identity", "identity")):
+            options = {"device": "cuda", "nonlinearity": nonlinearity}
+            ways[name] = functools.partial(on_device, path, **options)
     for name, module, frames in (
         ("OpenCV, numpy", cv2, cv2_frames),
         ("torchcodec, numpy", torchcodec, torchcodec_frames),
@@ -144,8 +154,10 @@ def benchmark(path: str, seconds: float) -> Case:
     reference = dynpool.to_image(
         dynpool.temporal_pool(frames.double(), torch.from_numpy(alpha).double(), 0, nonlinearity="sqrt")
     )
-    apart = {name: levels_apart(run(), reference) for name, run in ways.items() if name in ("dynpool", *peers_of(ways))}
-    assert apart["dynpool"] <= 1, f"dynpool is {apart['dynpool']} levels off"
+    checked = ("dynpool", "dynpool, cuda", *peers_of(ways))
+    apart = {name: levels_apart(run(), reference) for name, run in ways.items() if name in checked}
+    for name in {"dynpool", "dynpool, cuda"} & apart.keys():
+        assert apart[name] <= 1, f"{name} is {apart[name]} levels off"
     title = f"{Path(path).name}: {count} frames {width}x{height}"
     case = measure(Case(title, frames.numel(), count, 1), ways, seconds, {})
     print_case(case)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
-from .planes import Pool, pool_for
+from .moved import pool_for
+from .planes import Pool
 from .pooling import (
     _OUTPUT_DTYPES,
     Nonlinearity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import math
@@ -21,13 +22,15 @@ from dynpool import (
     binary,
     dynamic_image,
     dynamic_images,
+    moved,
     planes,
     rank_weights,
     to_image,
 )
 from dynpool.decoder import Decoder, open_video
 from dynpool.images import Recipe, make_images
-from dynpool.planes import ColourPlanes, RawPlanes, RgbFrames, pool_for
+from dynpool.moved import MovedColours, MovedRaw, RgbFrames, pool_for
+from dynpool.planes import ColourPlanes, RawPlanes
 from dynpool.streaming import Endless, Windows
 from dynpool.video import read_clip
 
@@ -119,6 +122,12 @@ def rgb_of(frame, rounded=True):
     return rgb.clip(0, 255) if rounded else rgb
 
 
+def moved_to(device, pool):
+    """The pool that another device than the CPU has, on whatever device."""
+    kind = {ColourPlanes: MovedColours, RawPlanes: MovedRaw}[type(pool)]
+    return kind(pool.form, pool.nonlinearity, pool._turn, device)
+
+
 def pooled_by(pool, frames, weights, dtype=torch.float64):
     rows = [pool.zeros(dtype) for _ in weights]
     mix = torch.eye(len(weights)).tolist() if dtype == torch.float64 else None
@@ -161,6 +170,21 @@ def test_colours_are_ffmpegs_to_the_bit(format, colorspace, color_range, instruc
     np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
 
 
+@needs_kernels
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("format", YUV)
+def test_colours_are_the_same_on_every_device(format, width, height, device):
+    for colorspace, color_range in itertools.product(LUMA, (LIMITED, FULL)):
+        frames = [random_frame(format, width, height, seed, colorspace, color_range) for seed in range(3)]
+        pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
+        there = moved_to(device, pool)
+        largest = [each.zeros(torch.uint8) for each in (pool, there)]
+        for each, row in zip((pool, there), largest, strict=True):
+            each.take_largest(frames, row)
+        assert largest[1].device.type == device.type
+        assert torch.equal(largest[0], largest[1].cpu())
+
+
 # --- sums -----------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +210,30 @@ def test_weighted_sums(format, nonlinearity, dtype, instruction_set):
     rounding = 12 * 2**-23 * values.max().item() + (2**-13 if nonlinearity == "sqrt" and as_bytes else 0)
     of_weights = 11 * 2**-16 * values.max().item() * weights.abs().max() if as_bytes else 0
     assert (found - expected).abs().max() <= rounding * weights.abs().sum(1).max() + of_weights
+
+
+@needs_kernels
+@pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
+@pytest.mark.parametrize("format", ["yuv420p", "nv12", "yuv444p10le", "rgb24", "bgr0", "gray"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighted_sums_on_every_device(format, nonlinearity, dtype, device):
+    """In three batches, of which the third has the buffer of the first."""
+    frames = [random_frame(format, 131, 7, seed) for seed in range(11)]
+    weights = torch.randn(2, 11, dtype=torch.float64)
+    pool = pool_for(frames[0], nonlinearity, CPU, None, colours=False)
+    expected = pooled_by(pool, frames, weights.tolist())
+    there = moved_to(device, pool)
+    rows = [there.empty(dtype) for _ in weights]
+    for first in range(0, 11, 4):
+        part, mix = weights[:, first : first + 4].tolist(), None
+        if dtype == torch.float64:
+            mix = torch.eye(2).tolist()
+            rows = rows if first else [row.zero_() for row in rows]
+        there.add(frames[first : first + 4], rows, part, mix, [first == 0] * 2 if mix is None else ())
+    found = torch.stack([there.image(row, line.sum().item()) for row, line in zip(rows, weights, strict=True)])
+    assert found.device.type == device.type
+    # 11 products and sums of float32, and of planes three of theirs; the kernel's roots and sums before they are mixed.
+    assert (found.cpu() - expected).abs().max() <= 12 * 2**-23 * 255 * 6 * weights.abs().sum(1).max()
 
 
 @pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
@@ -371,11 +419,14 @@ def values(frames):
 @pytest.mark.parametrize(
     ("count", "window", "stride"), [(12, 6, 4), (10, 4, 4), (5, 9, 2), (13, 3, 5), (30, 10, 1), (1, 1, 1)]
 )
-@pytest.mark.parametrize("kind", [pytest.param(RawPlanes, marks=needs_kernels), RgbFrames])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=needs_kernels) for kind in (RawPlanes, MovedRaw)), RgbFrames]
+)
 def test_windows(count, window, stride, batch, kind, monkeypatch):
     frames = noise(count)
     size = (frames[0].height, frames[0].width) if kind is RgbFrames else None
     pool = pool_for(frames[0], "identity", CPU, size, colours=True)
+    pool = moved_to(CPU, pool) if kind is MovedRaw else pool
     assert type(pool) is kind
     monkeypatch.setattr(pool, "empty", lambda: torch.full(pool.shape, math.nan))
     monkeypatch.setattr(pool, "zeros", lambda dtype: torch.zeros(pool.shape, dtype=dtype))
@@ -478,19 +529,29 @@ WAYS = [
 ]
 
 
-def assert_like_its_frames(video, apart=1, **options):
+def assert_like_its_frames(video, apart=1, device=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # damaged packets
         frames = read_clip(video, **{name: options[name] for name in ("max_frames",) if name in options}).frames
         for found, expected in (
-            (dynamic_image(video, **options), dynamic_image(frames, **options)),
+            (dynamic_image(video, device=device, **options), dynamic_image(frames, **options)),
             (
-                dynamic_images(video, window=10, stride=6, **options),
+                dynamic_images(video, window=10, stride=6, device=device, **options),
                 dynamic_images(frames, window=10, stride=6, **options),
             ),
         ):
             assert found.shape == expected.shape
-            assert (found.int() - expected.int()).abs().max() <= apart
+            assert found.device.type == (device or CPU).type
+            assert (found.cpu().int() - expected.int()).abs().max() <= apart
+
+
+@pytest.fixture
+def elsewhere(device, monkeypatch):
+    """A device whose pools are those of all but the CPU."""
+    if device.type == "cpu":
+        monkeypatch.setattr(moved, "ColourPlanes", functools.partial(MovedColours, device=device))
+        monkeypatch.setattr(moved, "RawPlanes", functools.partial(MovedRaw, device=device))
+    return device
 
 
 @pytest.mark.parametrize("options", WAYS, ids=str)
@@ -507,6 +568,34 @@ def test_a_file_pools_as_its_frames(codec, format, pix_fmt, options):
     # Under the identity frames clip their colours, and planes do not: here none leaves RGB's cube by more than coding.
     apart = 3 if options.get("nonlinearity") == "identity" else 1
     assert_like_its_frames(clips.encoded(moving(), codec=codec, format=format, pix_fmt=pix_fmt), apart, **options)
+
+
+@needs_kernels
+@pytest.mark.parametrize("options", [*WAYS, {"resize_first": True, "size": 24}, {"size": 24}], ids=str)
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "bgr0"])
+def test_a_file_pools_as_its_frames_on_every_device(pix_fmt, options, elsewhere):
+    apart = 3 if options.get("nonlinearity") == "identity" else 1
+    codec, format = ("mpeg4", "avi") if pix_fmt == "yuv420p" else ("ffv1", "matroska")
+    video = clips.encoded(moving(), codec=codec, format=format, pix_fmt=pix_fmt)
+    assert_like_its_frames(video, apart, elsewhere, **options)
+
+
+@needs_kernels
+@pytest.mark.parametrize("options", [way for way in WAYS if way.get("nonlinearity") != "identity"], ids=str)
+def test_real_clips_pool_as_their_frames_on_every_device(options, elsewhere):
+    for path in clips.real_clips("ucf101", "hmdb51", "kinetics", "other")[::7]:
+        assert_like_its_frames(str(path), device=elsewhere, max_frames=40, **options)
+
+
+@needs_kernels
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("method", ["approx", "mean", "max"])
+def test_frames_without_a_number_on_every_device(method, time_average, elsewhere, monkeypatch):
+    video = clips.encoded(moving(), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    right = dynamic_image(video, method=method, time_average=time_average)
+    monkeypatch.setattr(Decoder, "expected", None)
+    found = dynamic_image(video, method=method, time_average=time_average, device=elsewhere).cpu()
+    assert (found.int() - right.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("options", [way for way in WAYS if way.get("nonlinearity") != "identity"], ids=str)

@@ -1,0 +1,196 @@
+"""Frames of the decoder, pooled on any device: they go there in pinned batches, each while the next is decoded.
+
+MovedColours    Y, U, V planes, of which torch makes R, G, B there
+MovedRaw        bytes as they are, and what becomes of their sum on the CPU (`RawPlanes`)
+RgbFrames       any format, by way of RGB frames that the CPU makes: frames that are scaled first, no kernels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import binary
+from .decoder import Pixels, RgbConverter, Turn
+from .formats import LUMA, PACKED, YUV, Format
+from .planes import ColourPlanes, Matrix, Pool, RawPlanes
+from .pooling import Nonlinearity, temporal_pool
+from .video import Size, resized
+
+
+def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None, colours: bool) -> Pool:
+    """The pool for a video that begins with this frame. `colours`: frames must be RGB before they are pooled."""
+    if size is not None or not binary.has_planes():
+        return RgbFrames(frame, nonlinearity, device, size)
+    form, turn = Format.of(frame), Turn.of(frame)
+    known = form.name in YUV and form.colorspace in LUMA
+    if not known and form.name not in PACKED:
+        form = form._replace(name="rgb24")
+    raw = not known or (nonlinearity == "identity" and not colours and YUV[form.name].depth == 8)
+    if device.type == "cpu":
+        return (RawPlanes if raw else ColourPlanes)(form, nonlinearity, turn)
+    return (MovedRaw if raw else MovedColours)(form, nonlinearity, turn, device)
+
+
+class _Moved(Pool):
+    """Sums on a device, of samples that go there."""
+
+    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn, device: torch.device) -> None:
+        super().__init__(form, nonlinearity, turn)
+        self._device = device
+        self._staging: _Staging | None = None
+
+    def empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(self.shape, dtype=dtype, device=self._device)
+
+    def _values(self, samples: Tensor) -> Tensor:
+        """uint8 [T, *shape] of what sums are made of, of the samples [T, N]."""
+        return samples.view(len(samples), *self.shape)
+
+    def _batch(self, frames: Sequence[Any]) -> Tensor:
+        samples = [self.samples(frame) for frame in frames]
+        if self._staging is None:
+            self._staging = _Staging(self._device, self.batch, [pixels.shape for pixels in samples[0]])
+        return self._values(self._staging.move(samples))
+
+    def add(
+        self,
+        frames: Sequence[Any],
+        rows: Sequence[Tensor],
+        weights: Matrix,
+        mix: Matrix | None = None,
+        fresh: Sequence[bool] = (),
+    ) -> None:
+        table = torch.tensor(weights, dtype=torch.float64, device="cpu")
+        table = table if mix is None else torch.tensor(mix, dtype=torch.float64, device="cpu") @ table
+        batch = self._batch(frames)
+        wide = batch.double() if rows[0].dtype == torch.float64 else batch
+        if batch.is_cuda:  # a plain copy would wait for that of the frames
+            table = table.pin_memory().to(batch.device, non_blocking=True)
+        pooled = temporal_pool(wide, table.to(batch.device), 0, nonlinearity=self.nonlinearity)
+        for row, image, new in zip(rows, pooled, fresh or [False] * len(rows), strict=True):
+            row.copy_(image) if new else row.add_(image)
+
+    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
+        torch.maximum(largest, self._batch(frames).amax(0), out=largest)
+
+
+class MovedColours(_Moved, ColourPlanes):
+    """Y, U, V, of which R, G, B are made on the device, to the bit as the CPU's kernels do (csrc/cpu/colour.h)."""
+
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        return super().spread(marks).to(self._device)
+
+    def _values(self, samples: Tensor) -> Tensor:
+        depth, shift_x, shift_y, _ = YUV[self.form.name]
+        up = 11 - depth
+        y, rv, gu, gv, bu = (math.floor(factor * (1 << 13) + 0.5) for factor in self.form.colour_factors())
+        Y, U, V = self._yuv(samples)
+        U, V = (U << up) - (128 << 3), (V << up) - (128 << 3)
+        luma = ((Y << up) - (self.form.black << 3)) * y >> 16
+        rgb = torch.empty((len(samples), *self.shape), dtype=torch.uint8, device=samples.device)
+        for index, chroma in enumerate((V * rv >> 16, (U * gu >> 16) + (V * gv >> 16), U * bu >> 16)):
+            wide = _repeated(_repeated(chroma, 1 << shift_y, 1), 1 << shift_x, 2)
+            rgb[:, index] = (luma + wide[:, : self.form.height, : self.form.width]).clamp_(0, 255)
+        return rgb
+
+    def _yuv(self, samples: Tensor) -> list[Tensor]:
+        """int32 [T, lines, samples]."""
+        depth, _, _, step = YUV[self.form.name]
+        parts = samples.split([height * width for height, width in self._sizes], 1)
+        wide = [part if depth == 8 else part.view(torch.int16) for part in parts]
+        planes = [part.unflatten(1, (height, -1)).int() for part, (height, _) in zip(wide, self._sizes, strict=True)]
+        return planes if step == 1 else [planes[0], planes[1][..., 0::2], planes[1][..., 1::2]]
+
+
+class MovedRaw(_Moved, RawPlanes):
+    """Bytes as they are. RGB of their sum is made on the CPU, once."""
+
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        return super().spread(marks).to(self._device)
+
+    def image(self, row: Tensor, total: float) -> Tensor:
+        return super().image(row.cpu(), total).to(self._device)
+
+    def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
+        made = super().picture(row.cpu(), total, least_span, interleaved)
+        return None if made is None else made.to(self._device)
+
+
+class RgbFrames(_Moved):
+    """RGB frames of any format, pooled as a tensor [T, 3, H, W] would be."""
+
+    def __init__(self, frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None) -> None:
+        super().__init__(Format.of(frame), nonlinearity, Turn.of(frame), device)
+        self._size = size
+        self._converter = RgbConverter()
+        self._shape = self._rgb(frame).shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def takes(self, frame: Any) -> bool:
+        return False
+
+    def fitting(self, frame: Any) -> Tensor:
+        return self._rgb(frame)
+
+    def samples(self, frame: Tensor) -> list[Pixels]:
+        return [frame.numpy()]
+
+    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
+        return torch.from_numpy(marks[0]).to(self._device)
+
+    def _rgb(self, frame: Any) -> Tensor:
+        return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
+
+    def image(self, row: Tensor, total: float) -> Tensor:
+        return row
+
+
+class _Staging:
+    """Samples of frames on their way to a device: two buffers, pinned for a GPU, of which one is filled while the other
+    is copied.
+    """
+
+    def __init__(self, device: torch.device, batch: int, shapes: Sequence[tuple[int, ...]]) -> None:
+        self._device = device
+        sizes = [math.prod(shape) for shape in shapes]
+        pinned = device.type == "cuda"
+        self._buffers = [
+            torch.empty((batch, sum(sizes)), dtype=torch.uint8, device="cpu", pin_memory=pinned) for _ in range(2)
+        ]
+        self._copied = [torch.cuda.Event() for _ in self._buffers] if pinned else []
+        ends = np.cumsum(sizes).tolist()
+        self._places = [
+            [
+                [row[end - size : end].reshape(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
+                for row in buffer.numpy()
+            ]
+            for buffer in self._buffers
+        ]
+        self._turn = 0
+
+    def move(self, samples: Sequence[Sequence[Pixels]]) -> Tensor:
+        """uint8 [T, N] on the device."""
+        self._turn = 1 - self._turn
+        if self._copied:
+            self._copied[self._turn].synchronize()
+        for places, parts in zip(self._places[self._turn], samples, strict=False):
+            for place, pixels in zip(places, parts, strict=True):
+                np.copyto(place, pixels)
+        moved = self._buffers[self._turn][: len(samples)].to(self._device, non_blocking=bool(self._copied))
+        if self._copied:
+            self._copied[self._turn].record(torch.cuda.current_stream(self._device))
+        return moved
+
+
+def _repeated(values: Tensor, times: int, dim: int) -> Tensor:
+    return values if times == 1 else values.repeat_interleave(times, dim)
