@@ -19,6 +19,7 @@ import dynpool
 from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collate, loader, measure
 from dynpool.data.cache import FolderCache, make_cache
 from dynpool.data.dataset import Draw
+from dynpool.decoder import Decoder
 from dynpool.files import VideoError
 from dynpool.video import read_clip
 
@@ -67,7 +68,8 @@ def test_windows_of_frames_lie_behind_one_another(listing):
 def test_only_frames_that_are_used_are_converted(listing, sampling, size, tmp_path, monkeypatch):
     cached = plain(listing, sampling=sampling, size=size, cache="memory")
     with monkeypatch.context() as patch:
-        patch.setattr("dynpool.data.reading.read_frames", lambda *a, **k: pytest.fail("all of it was read"))
+        for module in ("reading", "sources"):
+            patch.setattr(f"dynpool.data.{module}.read_frames", lambda *a, **k: pytest.fail("all of it was read"))
         videos = [plain(listing, sampling=sampling, size=size)[index]["video"] for index in range(3)]
     assert all(torch.equal(video, cached[index]["video"]) for index, video in enumerate(videos))
 
@@ -84,6 +86,26 @@ def test_frames_have_the_size_of_the_first_though_it_is_not_used(tmp_path):
     listing = class_folders(tmp_path)
     assert plain(listing)[0]["video"].shape == (6, 3, 16, 24)
     assert plain(listing, sampling=Sampling(frames=1))[0]["video"].shape == (1, 3, 16, 24)
+
+
+def test_of_what_was_miscounted_all_frames_are_read(listing, monkeypatch):
+    expected = plain(listing)[1]["video"][[3, 9]]  # of twelve
+    monkeypatch.setattr(Decoder, "expected", 8)
+    assert torch.equal(plain(listing, sampling=Sampling(frames=2))[1]["video"], expected)
+
+
+def test_of_what_was_cut_off_all_frames_are_read(tmp_path):
+    """An MP4 whose header, which counts its frames, lies before them."""
+    path = tmp_path / "train" / "run" / "a.mp4"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    frames = clips.random_frames(60, 32, 48)
+    clips.write(path, frames, "mpeg4", "yuv420p", "mp4", muxing={"movflags": "faststart"})
+    os.truncate(path, path.stat().st_size * 2 // 5)
+    item = plain(class_folders(tmp_path), sampling=Sampling(frames=2))[0]
+    all_frames = read_clip(path).frames
+    assert torch.equal(item["video"], all_frames[[len(all_frames) // 4, len(all_frames) * 3 // 4]])
+    assert "damaged or missing" in item["notices"][0].reason
 
 
 @pytest.mark.parametrize("frames", [1, 2])

@@ -87,6 +87,7 @@ def test_ucf101_on_disk_in_every_layout(ucf_lists, tmp_path):
     touch(
         root,
         "Biking/v_Biking_g08_c01.mp4",  # encoded anew
+        "v_Biking_g08_c01.avi",  # the class's folder goes before
         "v_Archery_g08_c01.avi",  # straight in the root
         "HandStandPushups/v_HandstandPushups_g01_c01.avi",  # the letter case of many copies
         "Archery/v_Archery_g09_c01/0001.jpg",  # its frames
@@ -312,6 +313,7 @@ def test_training_videos_are_set_aside_by_groups(tmp_path):
     assert sorted({*kept.videos, *aside.videos}) == sorted(train.videos)
     assert not {v.name.split("/")[1][0] for v in kept} & {v.name.split("/")[1][0] for v in aside}
     assert divide(train, 0.3) == (kept, aside)  # people are the groups of Weizmann
+    assert divide(replace(train, missing=("run/g_run",)), 0.3) == (kept, aside)  # of which neither misses any
     kept, aside = divide(replace(train, dataset="folders"), 0.3)
     assert class_counts(aside) == {"run": 3, "walk": 3}
     with pytest.raises(ValueError, match="at least two groups"):

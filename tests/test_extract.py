@@ -23,6 +23,7 @@ from PIL import Image
 
 import dynpool
 from dynpool.data import VideoDataset, class_folders
+from dynpool.data.listing import pictures_of
 from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
@@ -177,6 +178,12 @@ def test_one_folder_is_made_in_one_way(dataset, out):
     assert not extract(dataset, out, window=3, stride=2, timeout=60.0, device="cpu").done  # which images do not show
 
 
+def test_a_folder_of_scaled_images_is_added_to(dataset, out):
+    for _ in range(2):
+        report = extract(dataset, out, size=(8, 12))  # which JSON makes a list
+    assert len(report.before) == 3
+
+
 def test_what_cannot_be_read_is_reported_and_tried_again(dataset, out):
     (dataset / "run/bad.mkv").write_bytes(b"no video")
     for _ in range(2):
@@ -187,6 +194,17 @@ def test_what_cannot_be_read_is_reported_and_tried_again(dataset, out):
     clips.write(dataset / "run/bad.mkv", clips.random_frames(7, 16, 24))
     report = extract(dataset, out)
     assert (list(report.done), report.failed) == (["run/bad"], {})
+
+
+def test_images_stay_while_their_video_fails(dataset, out):
+    extract(dataset, out, **WINDOWS)
+    whole, images = (dataset / "run/b.mkv").read_bytes(), written(out)
+    (dataset / "run/b.mkv").write_bytes(b"no video")
+    for _ in range(2):
+        assert list(extract(dataset, out, **WINDOWS).failed) == ["run/b"]
+        assert written(out) == images
+    (dataset / "run/b.mkv").write_bytes(whole)
+    assert list(extract(dataset, out, **WINDOWS).done) == ["run/b"]
 
 
 def test_what_is_damaged_in_part_is_counted(dataset, out):
@@ -287,6 +305,20 @@ def test_images_of_windows_that_a_video_has_no_more_go(dataset, out):
     assert sorted(path.name for path in (out / "run").glob("a_*")) == ["a_0000.png", "a_0001.png"]
     assert len(list((out / "run").glob("b_*"))) == 7
 
+    entries = [line for line in (out / NAME).read_text().splitlines(keepends=True) if "run/b" not in line]
+    (out / NAME).write_text("".join(entries))  # as of a run that was killed before it wrote the line
+    make_dataset(dataset, "run/b.mkv", frames=2)
+    extract(dataset, out, window=1)
+    assert len(list((out / "run").glob("b_*"))) == 2
+
+
+def test_a_video_that_is_called_like_a_window_keeps_its_image(dataset, out):
+    make_dataset(dataset, "run/a_0001.mkv")
+    extract(dataset, out)
+    (out / "run/a.png").unlink()
+    assert list(extract(dataset, out).done) == ["run/a"]
+    assert written(out) == [NAME, "run/a.png", "run/a_0001.png", "run/b.png", "walk/c.png"]
+
 
 def test_the_videos_lie_elsewhere(dataset, out):
     """A folder with a manifest is passed over when videos are looked for."""
@@ -313,6 +345,8 @@ def test_videos_are_found_at_any_depth(dataset):
     frames = dataset / "walk/e"
     frames.mkdir()
     Image.new("RGB", (24, 16)).save(frames / "1.png")
+    for folder in ("deep", "run"):  # which has folders, or videos
+        Image.new("RGB", (24, 16)).save(dataset / folder / "thumbnail.png")
     os.symlink(dataset / "run", dataset / "linked")
     os.symlink(dataset, dataset / "walk/again")
     assert [video.name for video in find(dataset)] == [
@@ -334,6 +368,28 @@ def test_images_within_the_dataset_are_no_videos(dataset):
     assert sorted(report.before) == ["run/a", "run/b", "walk/c"]
     with pytest.raises(ValueError, match=r"^source must be a folder of videos, got .*, which holds images"):
         extract(dataset / "images", dataset / "again")
+
+
+def test_a_folder_of_images_changes_when_one_comes(dataset, out):
+    frames = dataset / "walk/e"
+    frames.mkdir()
+    for count in (1, 2):
+        Image.new("RGB", (24, 16)).save(frames / f"{count}.png")
+        os.utime(frames, (count, count))  # clocks of file systems are coarse
+        assert extract(dataset, out).done["walk/e"].frames == count
+
+
+def test_folders_that_cannot_be_read_are_problems(dataset, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if path == str(dataset / "walk"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    found = [(video.name, video.problem) for video in find(dataset)]
+    assert found == [("run/a", None), ("run/b", None), ("walk", "Permission denied")]
 
 
 @needs_links
@@ -397,7 +453,10 @@ def test_urls(dataset, out):
     Image.new("RGB", (24, 16)).save(dataset / "frames/e/1.png")
     make_dataset(dataset, ".git/hidden.mkv")
     report = extract(f"file://{dataset}/", out)
+    assert report.done == {}
     assert report.failed == {"frames/e": "is a folder of images, which must be on this machine"}
+    os.utime(dataset / "run/a.mkv", (1, 1))
+    assert list(extract(f"file://{dataset}", out).done) == ["run/a"]
     assert [video.path for video in find(f"file://{dataset}/run/a.mkv")] == [f"file://{dataset}/run/a.mkv"]
     with pytest.raises(ValueError, match="one file system"):
         extract("zip://a::file:///b.zip", out)
@@ -478,6 +537,11 @@ def test_names_in_shards_may_be_of_several_lines(dataset, out):
     assert torch.equal(data[index]["video"][0], expected)
 
 
+def test_labels_do_not_depend_on_a_list(dataset, out):
+    extract(dataset, out, only=["walk/c"], shard_size=1)
+    assert members(out)["walk/c.cls"] == b"1"
+
+
 def test_webdataset_reads_them(dataset, out):
     wds = pytest.importorskip("webdataset", reason="needs webdataset")
     make_dataset(dataset, "walk/v1.2.mkv")
@@ -517,7 +581,7 @@ def pictures(listing) -> dict[str, torch.Tensor]:
 @pytest.mark.filterwarnings("ignore:class .* has one group only")
 @pytest.mark.parametrize("options", [{}, WINDOWS, {**WINDOWS, "jpeg": 95}], ids=str)
 def test_a_network_trains_on_shards_as_on_folders(options, tmp_path, monkeypatch):
-    names = "run/a.mkv", "run/b.c%.mkv", "run/d_0001x.mkv", "walk/" + "long" * 30 + ".mkv", "walk/e.mkv", "walk/f.mkv"
+    names = "Run/a.mkv", "Run/b.c%.mkv", "Run/d_0001x.mkv", "walk/" + "long" * 30 + ".mkv", "walk/e.mkv", "walk/f.mkv"
     videos = make_dataset(tmp_path / "videos", *names)
     extract(videos, tmp_path / "folders", **options)
     monkeypatch.setattr("dynpool.extract.run._MEGABYTE", 9000)  # two or three samples a shard
@@ -537,9 +601,35 @@ def test_another_manifest_is_none_of_ours(dataset):
     assert len(class_folders(dataset)) == 2
 
 
+def test_a_class_in_shards_and_a_folder_that_differ_in_case(dataset, out):
+    extract(dataset, out, shard_size=1)
+    for name in ("Run/d.png", "Walk/e.png"):
+        (out / name).parent.mkdir()
+        (out / name).touch()
+    listings = [class_folders(out, subset=subset) for subset in ("train", "test")]
+    assert listings[0].classes == ("Run", "Walk")
+    assert sorted((video.name, video.label) for listing in listings for video in listing) == [
+        ("Run/a", 0),
+        ("Run/b", 0),
+        ("Run/d", 0),
+        ("Walk/c", 1),
+        ("Walk/e", 1),
+    ]
+
+
+def test_a_folder_that_is_called_like_a_shard(dataset, out):
+    """As somebody may unpack one."""
+    extract(dataset, out, shard_size=1)
+    (out / "000000.tar").unlink()
+    (out / "000000.tar/run").mkdir(parents=True)
+    (out / "000000.tar/run/a.png").touch()
+    assert pictures_of(out / "000000.tar/run/a.png") == [out / "000000.tar/run/a.png"]
+
+
 @pytest.mark.filterwarnings("ignore:class .* has one group only")
 def test_of_a_video_that_was_made_again_a_network_sees_the_last(dataset, out):
     extract(dataset, out, shard_size=1)
+    assert len(class_folders(out, subset="train")) == 2  # the manifest has been read
     others = [line for line in (out / NAME).read_text().splitlines(keepends=True) if "run/b" not in line]
     (out / NAME).write_text("".join(others))
     clips.write(dataset / "run/b.mkv", clips.random_frames(5, 16, 24, 77))

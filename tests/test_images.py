@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynpool import RankPoolStream, approx_rank_pool, binary
+from dynpool import RankPoolStream, approx_rank_pool, binary, rank_pool
 from dynpool.decoder import Decoder
 from dynpool.files import VideoError
 from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
@@ -111,6 +111,23 @@ def test_image_is_the_picture_of_approx_rank_pool():
     assert (dynamic_image(frames).int() - to_image(pooled).int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("options", [{"time_average": False}, {"nonlinearity": "identity"}], ids=str)
+def test_exact_images_are_pictures_of_rank_pool(options):
+    """Of more values than frames, the frames and their means would have the same picture."""
+    frames = torch.from_numpy(clips.random_frames(40, 2, 2)).permute(0, 3, 1, 2)
+    pooled = rank_pool(frames, 0, **{"nonlinearity": "sqrt", **options})
+    assert (dynamic_image(frames, method="exact", **options).int() - to_image(pooled).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("method", ["mean", "max"])
+def test_baselines_are_of_rgb_frames(method):
+    """Not of planes, whose colours a frame clips."""
+    avi = clips.encoded(clips.random_frames(12, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    image = dynamic_image(avi, method=method, nonlinearity="identity")
+    expected = dynamic_image(read_clip(avi).frames, method=method, nonlinearity="identity")
+    assert (image.int() - expected.int()).abs().max() <= 1
+
+
 def test_reversed_video_is_the_negative():
     frames = clips.random_frames(8)
     forward = dynamic_image(frames, time_average=False)
@@ -123,6 +140,16 @@ def test_size_and_max_frames():
     assert torch.equal(dynamic_image(frames, max_frames=4), dynamic_image(frames[:4]))
     assert dynamic_image(frames, size=26).shape == (3, 26, 34)
     assert dynamic_images(frames, window=4, stride=2, size=(5, 6)).shape == (4, 3, 5, 6)
+
+
+@pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
+def test_frames_are_chosen(method, tmp_path):
+    frames = clips.random_frames(12)
+    clips.write(tmp_path / "clip.mkv", frames)
+    expected = dynamic_image(frames[1:8:2], method=method)
+    for video in (frames, tmp_path / "clip.mkv"):
+        image = dynamic_image(video, method=method, start=1, end=8, every=2)
+        assert (image.int() - expected.int()).abs().max() <= 1  # as above
 
 
 @pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])

@@ -221,6 +221,12 @@ def test_bad_input():
                 stream.update(torch.zeros(3, 4, 4))
 
 
+def test_a_frame_without_pixels():
+    av = pytest.importorskip("av")
+    with pytest.raises(ValueError, match="frame must have pixels, got 0 x 0"):
+        RankPoolStream().update(av.VideoFrame(0, 0, "rgb24"))
+
+
 def test_example(tmp_path, monkeypatch):
     path = Path(__file__).parents[1] / "examples" / "stream.py"
     if not path.exists():
