@@ -573,6 +573,29 @@ def test_shards_are_added_to(dataset, out):
         extract(dataset, out, shard_size=1)
 
 
+@pytest.mark.parametrize("options", [{}, {"jpeg": 90}, {"shard_size": 1}], ids=str)
+def test_videos_that_are_called_like_windows_are_told_apart(options, dataset, out):
+    names = [f"{folder}/clip_000{n}" for folder in ("jump", "swim") for n in range(3)]
+    make_dataset(dataset.with_name("numbered"), *(f"{name}.mkv" for name in names))
+    extract(dataset.with_name("numbered"), out, **options)
+    listings = [class_folders(out, 1, subset) for subset in ("train", "test")]
+    found = [item["name"] for listing in listings for item in VideoDataset(listing, "images", size=8, on_error="raise")]
+    assert sorted(found) == names
+    assert [len(pictures_of(video.path)) for listing in listings for video in listing] == [1] * 6
+
+
+def test_so_they_are_in_train_and_test(dataset, out):
+    names = [
+        f"{half}/{folder}/clip_000{n}" for half in ("test", "train") for folder in ("jump", "swim") for n in range(2)
+    ]
+    make_dataset(dataset.with_name("divided"), *(f"{name}.mkv" for name in names))
+    extract(dataset.with_name("divided"), out)
+    for half in ("test", "train"):
+        listing = class_folders(out, 1, half)
+        assert [f"{half}/{video.name}" for video in listing] == [name for name in names if name.startswith(half)]
+        assert all(len(pictures_of(video.path)) == 1 for video in listing)
+
+
 def pictures(listing) -> dict[str, torch.Tensor]:
     dataset = VideoDataset(listing, source="images", size=None, on_error="raise")
     return {video.name: dataset[index]["video"] for index, video in enumerate(listing)}

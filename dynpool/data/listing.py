@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from ..extract.manifest import has_windows
 from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
 from .packed import Member, members_of, packed_videos
 
@@ -106,6 +107,7 @@ class Tree:
         for folder, path in packed_videos(self.root):
             self._packed.setdefault(folder, []).append(path)
         self._read: dict[str, dict[str, tuple[int, str]]] = {}
+        self._numbered = _are_windows(self.root)
 
     @property
     def folders(self) -> list[str]:
@@ -122,27 +124,35 @@ class Tree:
 
     def names(self, folder: str) -> dict[str, str]:
         """Stem -> path of every video in a class's folder, in order of name."""
-        return {_stem(path): path for path in sorted(path for _, path in self._videos(folder).values())}
+        return {_stem(path, self._numbered): path for path in sorted(path for _, path in self._videos(folder).values())}
 
     def _videos(self, folder: str) -> dict[str, tuple[int, str]]:
         """What is in a folder of the root, "" being the root itself: stem -> kind and path."""
         folder = folder.casefold()
         path = self._folders.get(folder) if folder else str(self.root)
         if folder not in self._read:
-            places = {} if path is None else _videos_in(Path(path))
+            places = {} if path is None else _videos_in(Path(path), self._numbered)
             for name, paths in self._packed.items():
                 if name.casefold() == folder:
                     for picture in paths:
-                        places.setdefault(_stem(picture).casefold(), (_PICTURE, picture))
+                        places.setdefault(_stem(picture, self._numbered).casefold(), (_PICTURE, picture))
             self._read[folder] = places
         return self._read[folder]
 
 
-def _videos_in(folder: Path) -> dict[str, tuple[int, str]]:
+def _are_windows(folder: Path) -> bool:
+    """Whether a number behind a picture's name is that of a window: not where `dynpool extract` made one of each video,
+    in this folder, or for it and others together.
+    """
+    made = (has_windows(place) for place in (folder, *folder.parents[:2]))
+    return next((windows for windows in made if windows is not None), True)
+
+
+def _videos_in(folder: Path, numbered: bool) -> dict[str, tuple[int, str]]:
     """Of several places of one name, a file goes before a folder of frames, and that before pictures."""
     places: dict[str, tuple[int, str]] = {}
     for item in _scan(folder):
-        if (found := _kind(item)) is None:
+        if (found := _kind(item, numbered)) is None:
             continue
         kind, stem = found
         other = places.setdefault(stem.casefold(), (kind, item.path))
@@ -152,7 +162,7 @@ def _videos_in(folder: Path) -> dict[str, tuple[int, str]]:
     return places
 
 
-def _kind(item: os.DirEntry[str]) -> tuple[int, str] | None:
+def _kind(item: os.DirEntry[str], numbered: bool) -> tuple[int, str] | None:
     """What may be a video, and its stem."""
     stem, suffix = os.path.splitext(item.name)
     if item.is_dir():
@@ -161,7 +171,8 @@ def _kind(item: os.DirEntry[str]) -> tuple[int, str] | None:
         return _VIDEO, stem
     if suffix.lower() not in IMAGE_SUFFIXES:
         return None
-    return (_PICTURES, _WINDOW_NUMBER.sub("", stem)) if _WINDOW_NUMBER.search(stem) else (_PICTURE, stem)
+    windows = numbered and _WINDOW_NUMBER.search(stem)
+    return (_PICTURES, _WINDOW_NUMBER.sub("", stem)) if windows else (_PICTURE, stem)
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
@@ -169,12 +180,12 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _stem(path: str) -> str:
-    """What a video is called: without suffix, and without the number of a window's picture."""
+def _stem(path: str, numbered: bool) -> str:
+    """What a video is called: without suffix, and, where pictures are numbered, without the number of a window's."""
     if os.path.isdir(path):
         return os.path.basename(path)
     stem, suffix = os.path.splitext(os.path.basename(path))
-    return _WINDOW_NUMBER.sub("", stem) if suffix.lower() in IMAGE_SUFFIXES else stem
+    return _WINDOW_NUMBER.sub("", stem) if numbered and suffix.lower() in IMAGE_SUFFIXES else stem
 
 
 def find_all(
@@ -238,7 +249,7 @@ def pictures_of(path: PathLike) -> Sequence[Path | Member]:
     given = Path(path)
     if given.suffix.lower() not in IMAGE_SUFFIXES:
         return []
-    if not _WINDOW_NUMBER.search(given.stem):
+    if not _WINDOW_NUMBER.search(given.stem) or not _are_windows(given.parent):
         return [given] if given.is_file() else []
     stem = _WINDOW_NUMBER.sub("", given.stem)
     pattern = re.compile(re.escape(stem) + rf"_({_NUMBER})")
