@@ -288,7 +288,7 @@ def _check_frames(x: Tensor, dim: int) -> int:
         raise TypeError(f"x must have one of the dtypes {_INPUT_DTYPES}, got {x.dtype}")
     if x.layout != torch.strided:
         raise TypeError(f"x must be a dense Tensor, torch.strided, got one of {x.layout}")
-    if not context.is_compiling() and torch._C._is_tracing():
+    if not context.is_compiling() and context.is_tracing():
         raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     dim = _checked_int("dim", dim)
     dims = x.dim()
@@ -434,7 +434,7 @@ def _statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
     numbers: Any = [value] if _is_number(value) else value
     if not isinstance(numbers, Sequence) or not numbers or not all(map(_is_number, numbers)):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {_describe(value)}")
-    if not torch.compiler.is_compiling():
+    if not context.is_compiling():
         _check_statistic(name, numbers, x)
         if name == "mean" and len(numbers) == 1 and not numbers[0]:
             return None

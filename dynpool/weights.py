@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import context
+
 MAX_FRAMES = 1 << 24  # beyond it a float32 α no longer tells neighbouring frames apart
 
 
@@ -128,7 +130,7 @@ def longest_clip(offsets: Tensor) -> int:
 def _moved(values: Tensor, device: torch.device | None) -> Tensor:
     """On a device, without waiting for it: from pinned memory."""
     waits = device is not None and device.type == "cuda" and type(values) is Tensor and values.is_cpu
-    if waits and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack():  # no fake mode
+    if waits and not context.is_compiling() and not context.num_modes():
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
 
