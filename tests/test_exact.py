@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
 import dynpool
-from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy
+from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy, solve
 from dynpool.exact import OBJECTIVES, gram
 
 optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
@@ -154,6 +154,35 @@ def test_gap_where_coordinate_ascent_gives_up(C, objective):
     assert bool((info.duality_gap <= 1e-3 * info.objective).all())
 
 
+@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+def test_clips_left_to_another_solver_keep_their_lengths(objective):
+    x = torch.stack([clip(29, 6), torch.randn(29, 6, dtype=torch.float64)])
+    options = {"objective": objective, "C": 1e6, "time_average": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        d, info = rank_pool(x, lengths=[7, 29], return_info=True, **options)
+    actual = value(d[1].numpy(), x[1].numpy(), objective, 1e6, 0.1)
+    assert actual == pytest.approx(float(info.objective[1]), rel=1e-6)
+
+
+def test_steps_of_newton_do_not_go_in_circles(backend):
+    """As they do, unless they are shortened, where frames leave the tube at one and enter it at the next."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 5, 2, dtype=torch.float64, generator=generator).to(backend.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank_pool(x, objective="svr", C=100.0, epsilon=2.0, time_average=False, tol=1e-9)
+
+
+def test_the_best_is_kept_where_rounding_ends_the_steps():
+    generator = torch.Generator().manual_seed(0)
+    V = torch.randn(6, 12, 4, dtype=torch.float64, generator=generator)
+    K, lengths = V @ V.mT, torch.full((6,), 12)
+    loose, tight = (solve._solve_pairs(K, lengths, 1e6, False, tol, 300) for tol in (1e-5, 1e-16))
+    assert bool((loose.gap <= 1e-5 * loose.objective).all())
+    assert bool((tight.gap <= loose.gap).all())  # whose steps it took, too
+
+
 @pytest.mark.parametrize("C", [100.0, 300.0])
 @pytest.mark.parametrize("seed", [10, 12, 20])
 def test_gradients_where_coordinate_ascent_gives_up(seed, C):
@@ -173,6 +202,24 @@ def test_gradients_where_coordinate_ascent_gives_up(seed, C):
     assert float((g * v).sum()) == pytest.approx(float(differences), rel=2e-2, abs=1e-3)
 
 
+def test_a_gradient_where_frames_differ_little_in_one_direction():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 1.0, 1.0, 0.3], dtype=torch.float64)
+    x = torch.randn(1, 6, 4, dtype=torch.float64, generator=generator) * scale
+    w = torch.randn(1, 4, dtype=torch.float64, generator=generator)
+    v = torch.randn(1, 6, 4, dtype=torch.float64, generator=generator) * scale
+
+    def loss(x):
+        return (rank_pool(x, C=1e3, time_average=False, tol=1e-10) * w).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 1e-10 is more than rounding always allows
+        (g,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+        with torch.no_grad():
+            differences = (loss(x + 1e-6 * v) - loss(x - 1e-6 * v)) / 2e-6
+    assert float((g * v).sum()) == pytest.approx(float(differences), rel=1e-3)
+
+
 def test_gap_of_two_thousand_frames():
     x = clip(2000, 4, 5)
     for objective in ("ranksvm", "svr"):
@@ -182,9 +229,9 @@ def test_gap_of_two_thousand_frames():
         assert actual == pytest.approx(float(info.objective), rel=1e-6)
 
 
-def test_gap_is_a_bound():
+def test_gap_is_a_bound(backend):
     # A loose solution lies above a tight one by no more than its gap.
-    x = clip(23, 7)
+    x = clip(23, 7).to(backend.device)
     for objective in OBJECTIVES:
         best = float(rank_pool(x, 0, objective=objective, tol=1e-9, return_info=True)[1].objective)
         info = rank_pool(x, 0, objective=objective, tol=0.3, return_info=True)[1]
@@ -213,6 +260,14 @@ def test_a_constant_video(dtype, nonlinearity, objective):
     else:  # a multiple of ψ(frame)
         ratio = d / (x[:, 0].to(d.dtype).sqrt() if nonlinearity == "sqrt" else x[:, 0])
         assert torch.allclose(ratio, ratio[:, :1, :1].expand_as(ratio), atol=1e-5)  # of weights of 6 that cancel
+
+
+@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+def test_frames_that_are_nearly_alike_are_ranked(backend, objective):
+    x = (1000 + 0.1 * torch.rand(1, 7, 50)).to(backend.device)
+    d, expected = rank_pool(x, objective=objective), rank_pool(x.double(), objective=objective)
+    # Numbers of 1000 are rounded by 3e-5, and of 0.1, of which frames differ, that is a thousandth.
+    assert (d - expected).abs().max() <= 0.01 * expected.abs().max()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -255,12 +310,55 @@ def test_one_frame_has_no_order():
     assert ranking_accuracy(torch.zeros(2, 3), torch.rand(2, 1, 3)).isnan().all()
 
 
+@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+def test_one_frame_among_longer_clips(backend, objective):
+    x = torch.stack([clip(9, 4), clip(9, 4, seed=1)]).to(backend.device).requires_grad_()
+    d, info = rank_pool(x, objective=objective, lengths=[9, 1], return_info=True)
+    (gradient,) = torch.autograd.grad(d.square().sum() + d.sum(), x)
+    assert gradient[0].isfinite().all()
+    for of_one in (d[1], gradient[1], info.objective[1], info.duality_gap[1], info.scores[1], info.weights[1]):
+        assert torch.equal(of_one, torch.zeros_like(of_one))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_objective_of_scores(objective):
+    """By which it is told whether a clip must be solved again."""
+    x, d = torch.stack([clip(9, 4), clip(9, 4, seed=1)]), torch.randn(2, 4, dtype=torch.float64)
+    lengths = torch.tensor([9, 5])
+    scores = torch.einsum("btd,bd->bt", x, d)
+    found = solve.objective_of(d.square().sum(1), scores, lengths, objective, 3.0, 0.1)
+    for b, length in enumerate(lengths.tolist()):
+        expected = value(d[b].numpy(), x[b, :length].numpy(), objective, 3.0, 0.1)
+        assert float(found[b]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_frames_are_tied_by_chains_of_pairs():
+    pairs = torch.zeros(1, 12, 12, dtype=torch.bool)
+    for t in range(11):
+        pairs[0, t + 1, t] = t != 9  # 0 - 1 - … - 9, and 10 - 11
+    expected = torch.zeros(12, 12, dtype=torch.float64)
+    expected[:10, :10] = expected[10:, 10:] = 1
+    assert torch.equal(solve._components(pairs)[0], expected)
+
+
 def test_gram_by_hand():
     x = torch.tensor([[[1, 2], [3, 4], [0, 5]]], dtype=torch.uint8)
     expected = torch.tensor([[[5, 11, 10], [11, 25, 20], [10, 20, 25]]], dtype=torch.float64)
     assert torch.allclose(gram(x).full(), expected, rtol=1e-6)
     centred = x[0].double() - x[0].double().mean(0)
     assert torch.allclose(gram(x).centred[0], centred @ centred.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 30, 104, 105])
+def test_gram_in_tiles(tile, monkeypatch):
+    monkeypatch.setattr(binary, "kernels_for", lambda device: None)
+    monkeypatch.setattr("dynpool.exact._TILE", 4 * tile)  # of four frames of 105 values
+    x, mean, std = torch.rand(2, 4, 3, 5, 7, dtype=torch.float64), torch.rand(3).double(), 1 + torch.rand(3).double()
+    frames = ((x - mean[:, None, None]) / std[:, None, None]).flatten(2)
+    found = gram(x, mean, std, 1, 2)
+    assert torch.allclose(found.full(), frames @ frames.mT, rtol=0, atol=1e-11)
+    centred = frames - frames.mean(1, keepdim=True)
+    assert torch.allclose(found.centred, centred @ centred.mT, rtol=0, atol=1e-11)
 
 
 def test_near_frames_do_not_cancel():
@@ -274,10 +372,10 @@ def test_near_frames_do_not_cancel():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("C", [0.05, 1.0])
 @pytest.mark.parametrize("time_average", [True, False])
-def test_gradcheck(device, objective, C, time_average):
-    x = torch.stack([clip(6, 3, 4), clip(6, 3, 4, seed=1)]).to(device).requires_grad_()
-    mean = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device=device, requires_grad=True)
-    std = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64, device=device, requires_grad=True)
+def test_gradcheck(backend, objective, C, time_average):
+    x = torch.stack([clip(6, 3, 4), clip(6, 3, 4, seed=1)]).to(backend.device).requires_grad_()
+    mean = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, device=backend.device, requires_grad=True)
+    std = torch.tensor([1.1, 0.9, 1.3], dtype=torch.float64, device=backend.device, requires_grad=True)
 
     def pool(x, mean, std):
         return rank_pool(
@@ -296,6 +394,19 @@ def test_gradcheck(device, objective, C, time_average):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 1e-11 is more than rounding always allows
         assert gradcheck(pool, (x, mean, std), eps=1e-6, atol=1e-4, rtol=1e-3)
+
+
+def test_a_gradient_is_of_a_solution_that_is_near():
+    x = clip(20, 5)[None].requires_grad_()
+    options = {"objective": "svr", "C": 100.0, "return_info": True}  # whose second step leaves a gap of 3e-4
+    _, info = rank_pool(x, **options)
+    assert float(info.duality_gap) <= 1e-8 * float(info.objective)
+    assert not any(tensor.requires_grad for tensor in vars(info).values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank_pool(x.detach(), max_iter=2, **options)
+    with pytest.warns(RuntimeWarning, match="did not reach tol = 1e-06 in 2 iterations"):
+        rank_pool(x, max_iter=2, **options)
 
 
 def test_a_compiled_program_goes_around_it():
@@ -394,9 +505,12 @@ def test_rough_clips_are_solved_alone(backend):
     assert torch.allclose(d[::2].double(), exact[::2], rtol=1e-6, atol=1e-6)  # rough, of numbers up to 3
     assert torch.allclose(d[1].double(), exact[1], rtol=1e-4, atol=1e-3)  # up to 30
     assert torch.allclose(info.scores, exact_info.scores, rtol=1e-4, atol=1e-3)
+    alone, of_alone = rank_pool(x[0], 0, objective="svr", C=100.0, mean=mean, channel_dim=1, return_info=True)
+    assert torch.allclose(alone.double(), exact[0], rtol=1e-6, atol=1e-6)
+    assert torch.allclose(of_alone.scores, exact_info.scores[0], rtol=1e-4, atol=1e-3)
     ours = torch.autograd.grad(d.square().sum(), (x, mean))
     theirs = torch.autograd.grad(exact.square().sum(), (x, mean))
-    for g, h in zip(ours, theirs, strict=True):
+    for g, h in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], strict=True):  # clip by clip: they are of many sizes
         assert torch.allclose(g, h, rtol=1e-2, atol=1e-3 * h.abs().max().item())
 
 
@@ -417,6 +531,16 @@ def test_batches_of_long_clips_on_several_threads(backend, objective):
         (expected,) = torch.autograd.grad(alone.square().sum(), leaf)
         assert torch.allclose(image, alone[0], rtol=1e-5, atol=1e-7)
         assert torch.allclose(of_one, expected[0], rtol=1e-4, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_the_dtype_asked_for(dtype):
+    x = of_bytes(1, 100, 10).to(dtype)  # which "svr" solves again
+    for objective in OBJECTIVES:
+        d = rank_pool(x, objective=objective, tol=1e-6, out_dtype=torch.float16)
+        assert d.dtype == torch.float16
+        expected = rank_pool(x.double(), objective=objective, tol=1e-6)
+        assert torch.allclose(d.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_no_clips(backend):
@@ -451,6 +575,20 @@ def test_ranking_accuracy_by_hand():
     assert float(ranking_accuracy(torch.tensor([-1.0]), x, 0)) == pytest.approx(1 / 3)
     assert float(ranking_accuracy(torch.tensor([0.0]), x, 0)) == 0  # ties are not ranked
     assert ranking_accuracy(torch.tensor([[1.0]]), x[None]).tolist() == pytest.approx([2 / 3])
+
+
+@pytest.mark.parametrize("time_average", [True, False])
+def test_ranking_accuracy_is_of_frames_as_they_were_ranked(time_average):
+    x, d = torch.stack([clip(9, 3, 4), clip(9, 3, 4, seed=1)]), torch.randn(2, 3, 4, dtype=torch.float64)
+    mean, std, lengths = [-1.0, -2.0, -3.0], [0.5, 1.0, 4.0], [9, 5]
+    options = {"time_average": time_average, "nonlinearity": "sqrt", "mean": mean, "std": std, "channel_dim": 2}
+    found = ranking_accuracy(d, x, lengths=lengths, **options)
+    frames = ((x - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]).sqrt()
+    for b, length in enumerate(lengths):
+        V = running_means(frames[b, :length]) if time_average else frames[b, :length].flatten(1)
+        scores = (V @ d[b].flatten()).tolist()
+        right = [scores[q] > scores[t] for q in range(length) for t in range(q)]
+        assert float(found[b]) == pytest.approx(sum(right) / len(right), rel=1e-12)
 
 
 def test_module():
@@ -538,7 +676,7 @@ def test_gram_by_kernel(backend, dtype, num_frames, normalized, nonlinearity, mo
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
 
 
-@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_solvers_of_all_backends_agree(backend, objective):
     x = torch.stack([clip(23, 4, 6, seed=seed) for seed in range(3)]).to(backend.device)
     options = {"objective": objective, "lengths": [23, 7, 1], "C": 3.0, "tol": 1e-9, "return_info": True}

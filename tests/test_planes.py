@@ -27,7 +27,8 @@ from dynpool import (
     rank_weights,
     to_image,
 )
-from dynpool.decoder import Decoder, open_video
+from dynpool.decoder import Decoder, frame_count, open_video
+from dynpool.formats import Format
 from dynpool.images import Recipe, make_images
 from dynpool.moved import MovedColours, MovedRaw, RgbFrames, pool_for
 from dynpool.planes import ColourPlanes, RawPlanes
@@ -59,6 +60,7 @@ RGB = {
 }
 BT601, BT709, BT2020 = 5, 1, 9
 LUMA = {BT601: (0.299, 0.114), BT709: (0.2126, 0.0722), BT2020: (0.2627, 0.0593)}
+MATRICES = {**LUMA, 2: LUMA[BT601], 3: LUMA[BT601], 4: (0.30, 0.11), 6: LUMA[BT601], 7: (0.212, 0.087)}  # ITU-T H.273
 LIMITED, FULL = 1, 2
 
 needs_kernels = pytest.mark.skipif(not binary.has_planes(), reason="the extension is not built")
@@ -115,7 +117,7 @@ def rgb_of(frame, rounded=True):
     full = name.startswith("yuvj") or frame.color_range == FULL
     Y, U, V = yuv_of(frame) - np.array([0 if full else 16, 128, 128])[:, None, None]
     Y, U, V = (Y, U, V) if full else (Y * 255 / 219, U * 255 / 224, V * 255 / 224)
-    red, blue = LUMA[frame.colorspace]
+    red, blue = MATRICES[frame.colorspace]
     R, B = Y + 2 * (1 - red) * V, Y + 2 * (1 - blue) * U
     G = (Y - red * R - blue * B) / (1 - red - blue)
     rgb = np.stack([R, G, B])
@@ -271,6 +273,16 @@ def test_identity_pools_planes_and_converts_their_sum(format, width, height, ins
     weights = [0.5, -2.0, 1.0, 0.75, -0.25]  # of sum 0: nothing is taken off for rounding
     expected = sum(weight * rgb_of(frame, rounded=False) for weight, frame in zip(weights, frames, strict=True))
     assert np.abs(pooled_by(pool, frames, [weights])[0].numpy() - expected).max() <= 4.5 * 255 * 3 * 6 * 2**-23
+
+
+@needs_kernels
+@pytest.mark.parametrize("color_range", [LIMITED, FULL])
+@pytest.mark.parametrize("colorspace", MATRICES)
+def test_the_matrix_of_every_colour_space(colorspace, color_range):
+    frame = random_frame("yuv444p", 17, 13, colorspace=colorspace, color_range=color_range)
+    pool = pool_for(frame, "identity", CPU, None, colours=False)
+    expected = rgb_of(frame, rounded=False)
+    assert np.abs(pooled_by(pool, [frame], [[1.0]])[0].numpy() - expected).max() <= 255 * 3 * 6 * 2**-23
 
 
 @needs_kernels
@@ -496,6 +508,11 @@ def test_a_stream_keeps_to_one_kind_of_frame():
     stream = RankPoolStream(mean=[1.0, 2.0, 3.0], channel_dim=1)  # which planes cannot do
     stream.update(random_frame("yuv420p", 6, 4))
     assert stream.result().shape == (3, 4, 6)
+    stream, decoded = RankPoolStream(), random_frame("rgb24", 6, 4)
+    frames = [torch.zeros(3, 4, 6, dtype=torch.uint8), torch.from_numpy(decoded.to_ndarray()).permute(2, 0, 1)]
+    stream.update(frames[0])
+    stream.update(decoded)  # which joins tensors as one
+    torch.testing.assert_close(stream.result(), approx_rank_pool(torch.stack(frames), 0))
 
 
 def test_a_stream_of_decoded_frames_is_normalised():
@@ -663,6 +680,7 @@ def test_packets_that_are_too_many_to_keep(method, monkeypatch):
     with open_video(video, ALL) as decoder:
         assert decoder.expected is None
         assert len(list(decoder.frames())) == 20
+    assert frame_count(video, ALL) == 20
     assert (dynamic_image(video, method=method).int() - right.int()).abs().max() <= 1
 
 
@@ -683,6 +701,33 @@ def test_frames_of_another_format_join(monkeypatch):
     mean = dynamic_image(video, method="mean", nonlinearity="identity")
     assert mean.shape == (3, 16, 32)
     assert (mean.float() - 350 / 3).abs().max() <= 2
+
+
+@needs_kernels
+@pytest.mark.parametrize("format", YUV)
+def test_a_sample_marks_the_pixels_that_are_made_of_it(format):
+    frame = random_frame(format, 7, 5)
+    pool = pool_for(frame, "sqrt", CPU, None, colours=False)
+    planes_of, (_, across, down) = pool.samples(frame), YUV[format]
+    for plane in range(len(planes_of)):
+        marks = [np.zeros(samples.shape, np.bool_) for samples in planes_of]
+        marks[plane][-1, -1] = True  # the last byte
+        expected = torch.zeros(3, 5, 7, dtype=torch.bool)
+        expected[:, 4 - 4 % (down if plane else 1) :, 6 - 6 % (across if plane else 1) :] = True
+        assert torch.equal(pool.spread(marks), expected)
+
+
+def test_only_frames_of_the_same_format_are_added_as_they_are():
+    form = Format.of(random_frame("yuv420p", 32, 16))
+    assert form.fits(random_frame("yuv420p", 32, 16, seed=1))
+    for other in (
+        random_frame("yuv420p", 32, 18),
+        random_frame("yuv420p", 34, 16),
+        random_frame("yuv422p", 32, 16),
+        random_frame("yuv420p", 32, 16, colorspace=BT709),
+        random_frame("yuv420p", 32, 16, color_range=FULL),
+    ):
+        assert not form.fits(other)
 
 
 @pytest.mark.parametrize("matrix", [(0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)])

@@ -164,6 +164,7 @@ def test_frames_are_copied_and_forgotten():
     for value in values:
         stream.update(frame.fill_(value))
     assert torch.allclose(stream.result(), approx_rank_pool(values[:, None].expand(17, 3), 0))
+    stream.update(frame)  # which waits for others
     stream.reset()
     assert len(stream) == 0
     stream.update(torch.rand(2, 2))

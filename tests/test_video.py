@@ -28,7 +28,7 @@ from PIL import Image
 from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeLimit, VideoError
 from dynpool.images import Pictures, Recipe, dynamic_image, dynamic_images
-from dynpool.video import read_clip
+from dynpool.video import numbered_images, read_clip
 
 av = clips.av
 
@@ -96,6 +96,7 @@ def test_frames_are_scaled_each_by_itself(contiguous, monkeypatch):
     for limit in (1, 2 * frames[0].numel(), 1 << 30):
         monkeypatch.setattr("dynpool.video._SCALED_BYTES", limit)
         assert torch.equal(read_clip(frames, size=9).frames, one_by_one)
+        assert torch.equal(read_clip(iter(frames), size=9).frames, one_by_one)
 
 
 def test_scaling_averages_what_it_shrinks():
@@ -123,6 +124,7 @@ def test_reversed_arrays_are_read():
 def test_buffer_grows_beyond_what_the_file_promises():
     frames = clips.random_frames(100, 3, 5)
     np.testing.assert_array_equal(pixels(iter(frames)), frames)
+    np.testing.assert_array_equal(pixels(iter(frames), size=(3, 5)), frames)  # sixteen at a time
 
 
 def test_iterables_are_read_no_further_than_asked():
@@ -223,7 +225,7 @@ def test_errors_of_a_file_object_are_its_own():
         read_clip(Broken())
 
 
-def test_whatever_a_file_object_raises_is_raised(mkv):
+def test_whatever_a_file_object_raises_is_raised(tmp_path):
     """FFmpeg's own code lies between: nothing passes through it by itself, and Ctrl-C least of all."""
 
     class Interrupted(io.BytesIO):
@@ -251,6 +253,11 @@ def test_whatever_a_file_object_raises_is_raised(mkv):
 
     with pytest.raises(KeyboardInterrupt):
         read_clip(Unwound(film))
+
+    clips.write_sound(tmp_path / "sound.mka")
+    film = (tmp_path / "sound.mka").read_bytes()  # of which FFmpeg opens what is there
+    with pytest.raises(KeyboardInterrupt):
+        read_clip(Interrupted(KeyboardInterrupt, 2))
 
 
 @pytest.mark.parametrize(
@@ -313,9 +320,25 @@ def test_a_time_limit_may_end_before_a_file_is_open(tmp_path):
     clips.write(tmp_path / "clip.mkv", FRAMES)
     (tmp_path / "folder").mkdir()
     Image.fromarray(FRAMES[0]).save(tmp_path / "folder" / "1.png")
-    for video, read in itertools.product(("clip.mkv", "folder"), (read_clip, dynamic_image)):
+    (tmp_path / "text.txt").write_bytes(UNREADABLE["text"])  # of which FFmpeg would say so, if it had the time
+    for video, read in itertools.product(("clip.mkv", "folder", "text.txt"), (read_clip, dynamic_image)):
         with pytest.raises(VideoError, match=r"takes longer than timeout = 1e-09 s"):
             read(tmp_path / video, timeout=1e-9)
+
+
+def test_a_time_limit_holds_between_packets(mkv):
+    over = TimeLimit("clip", 1e-9)
+    with (
+        av.open(io.BytesIO(mkv)) as container,
+        pytest.raises(VideoError, match=r"^clip: takes longer than timeout = 1e-09 s"),
+    ):
+        Decoder(container, None, slice(0, None, 1), over)
+    with open_video(mkv, slice(0, None, 1)) as decoder:
+        frames = decoder.frames()
+        next(frames)
+        decoder._limit = over
+        with pytest.raises(VideoError, match=r"^clip: takes longer than timeout = 1e-09 s"):
+            next(frames)
 
 
 @needs_pipes
@@ -333,6 +356,32 @@ def test_a_stalled_pipe_is_interrupted(stalled):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@needs_pipes
+def test_a_pipe_that_nobody_opens_to_write(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    ended = []
+
+    def read():
+        with pytest.raises(VideoError, match=r"takes longer than timeout = 0.05 s"):
+            read_clip(tmp_path / "fifo", timeout=0.05)
+        ended.append(True)
+
+    reader = threading.Thread(target=read, daemon=True)  # which is left behind if it waits for ever
+    reader.start()
+    reader.join(30)
+    assert ended
+
+
+@needs_pipes
+def test_a_pipe_may_be_written_late(mkv, tmp_path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    writer = threading.Timer(0.3, path.write_bytes, (mkv,))
+    writer.daemon = True  # it waits for ever if nobody reads
+    writer.start()
+    np.testing.assert_array_equal(pixels(path, timeout=60.0), FRAMES)
 
 
 @needs_pipes
@@ -509,6 +558,21 @@ def test_what_a_file_promised_and_lacks_counts_as_damaged(codec, format, tmp_pat
     assert read_clip(cut(whole), max_frames=4).damaged == 0  # they are there
 
 
+def test_two_frames_that_an_encoder_counted_too_many_are_not_missing():
+    avi = clips.encoded(clips.random_frames(60, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    length = avi.index(b"strh") + 8 + 32  # dwLength of the AVISTREAMHEADER
+    assert avi[length : length + 4] == struct.pack("<I", 60)
+    clip = read_clip(avi[:length] + struct.pack("<I", 62) + avi[length + 4 : avi.index(b"idx1")])
+    assert (len(clip.frames), clip.damaged) == (60, 0)
+
+
+def test_a_tenth_of_a_file_that_is_missing_is_damage():
+    whole = clips.encoded(clips.random_frames(60, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="avi")
+    clip = read_clip(whole[: len(whole) * 9 // 10])
+    assert 50 < len(clip.frames) < 57
+    assert abs(60 - len(clip.frames) - clip.damaged) <= 1  # the last that is there may be cut
+
+
 @pytest.mark.parametrize(("format", "codec"), [("avi", "mpeg4"), ("mp4", "mpeg4"), ("matroska", "libx264")])
 def test_frames_that_are_shown_for_longer_are_not_missing(format, codec):
     """AVI files count them as often as they are shown."""
@@ -551,6 +615,23 @@ def test_frames_held_back_survive_a_reading_error():
             assert len(list(decoder.frames())) == 6
             assert len(decoder.damage) == 1
     assert at_once < 6  # the decoder waits for what comes between
+
+
+def test_what_lies_behind_a_reading_error_is_missing():
+    mp4 = clips.encoded(clips.random_frames(6, 16, 16), codec="mpeg4", pix_fmt="yuv420p", format="mp4")
+    with av.open(io.BytesIO(mp4)) as container:
+
+        class Unplugged:
+            format, streams = container.format, container.streams
+
+            def demux(self, stream):
+                yield from itertools.islice(container.demux(stream), 2)
+                raise av.error.InvalidDataError(0, "line is dead")
+
+        decoder = Decoder(Unplugged(), None, slice(0, None, 1), TimeLimit("line", None))
+        assert len(list(decoder.frames())) == 2
+        assert decoder.damaged == 1 + 4
+        decoder.close()
 
 
 @pytest.mark.parametrize("method", ["approx", "exact", "mean", "max"])
@@ -744,6 +825,9 @@ def test_video_error_is_found_in_the_traceback_of_a_worker(error):
         (torch.zeros(2, 3, 4, 5), TypeError, r"video must be uint8, got a Tensor of torch.float32"),
         (FRAMES[0], ValueError, r"shape \[T, H, W, 3\] and at least one frame, got \[13, 17, 3\]"),
         (FRAMES[:0], ValueError, r"got \[0, 13, 17, 3\]"),
+        (torch.zeros(2, 3, 0, 5, dtype=torch.uint8), ValueError, r"got \[2, 3, 0, 5\]"),
+        ([torch.zeros(4, 6, 5, dtype=torch.uint8)], TypeError, r"video\[0\] must be a uint8 .*, got Tensor"),
+        ([np.zeros((6, 5, 4), np.uint8)], TypeError, r"video\[0\] must be a uint8 .*, got ndarray"),
         (torch.from_numpy(FRAMES), ValueError, r"shape \[T, 3, H, W\] and at least one frame, got \[7, 13, 17, 3\]"),
         ([], ValueError, r"video must have at least one frame"),
         (
@@ -903,6 +987,21 @@ def test_a_folder_of_images(tmp_path):
     empty.mkdir()
     with pytest.raises(VideoError, match="has no image to read"):
         read_clip(empty)
+
+
+def test_the_order_of_a_folders_images(monkeypatch):
+    expected = ["B2.JPG", "b2.jpg", "b02.png", "b2.png", "b10.png", "²3.png"]
+    for names in (expected, expected[::-1]):
+        monkeypatch.setattr(os, "listdir", lambda folder, names=names: [*names, "notes.txt"])
+        assert numbered_images("folder") == expected
+
+
+def test_a_folders_images_are_turned_and_scaled(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16)).save(tmp_path / "frame1.jpg", exif=exif)
+    assert read_clip(tmp_path).frames.shape == (1, 3, 24, 16)
+    assert read_clip(tmp_path, size=8).frames.shape == (1, 3, 12, 8)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B"])
