@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
@@ -369,6 +370,7 @@ def test_near_frames_do_not_cancel():
     assert error < 0.1  # the frames' own rounding is 3e-5 of differences of 3e-4
 
 
+@pytest.mark.parametrize("backend", parameters("cpu", "reference", "cuda"), indirect=True)  # emulation takes its time
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("C", [0.05, 1.0])
 @pytest.mark.parametrize("time_average", [True, False])
