@@ -173,3 +173,17 @@ def test_rates(schedule, rates):
     warm = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule, warmup=3)
     assert [rate(warm, epoch, 8) for epoch in range(8)] == pytest.approx([0.25, 0.5, 0.75, *rates])
     assert rate(config, 0, 1) == 1
+
+
+def test_paths_are_right_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["data.root=videos", "data.cache=kept", "model.weights=w.safetensors"]
+    config = load([], [*options, "data.lists=lists"]).anchored()
+    assert (config.data.root, config.data.lists) == (str(tmp_path / "videos"), str(tmp_path / "lists"))
+    assert (config.data.cache, config.model["weights"]) == (str(tmp_path / "kept"), str(tmp_path / "w.safetensors"))
+    named = load([], ["data.cache=memory", "model.weights=default"]).anchored()
+    assert (named.data.cache, named.data.lists, named.model["weights"]) == ("memory", None, "default")
+    assert "weights" not in load().anchored().model
+    elsewhere = load([], [*options, "model.weights=there/w.safetensors", "data.root=/", "trainer.devices=2"])
+    assert elsewhere.experiment() == config.experiment()
+    assert elsewhere.experiment() != load([], [*options, "model.weights=v.safetensors"]).experiment()
