@@ -4,8 +4,8 @@
 #
 #   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: benchmarks/results/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
-#   WHEELS    folder of wheels to use besides, such as av's: where that is, files are decoded and pooled, too, which takes
-#             a minute more
+#   WHEELS    folder of wheels to use besides, such as av's, from the root of this tree: where that is, files are decoded
+#             and pooled, too, which takes a minute more
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
@@ -53,7 +53,7 @@ else
   echo "no nvidia-smi"
 fi
 
-# The limits add up to less than ten minutes.
+# The limits, but for that of video files, add up to less than ten minutes.
 step build 90 "$PYTHON" setup.py build_ext --inplace
 # What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
 printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \

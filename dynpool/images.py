@@ -16,9 +16,9 @@ from . import binary
 from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
-from .moved import pool_for
 from .planes import Pool
 from .pooling import Nonlinearity, temporal_pool
+from .pools import pool_for
 from .streaming import Endless, Windows
 from .video import Size, Video, check_count, check_reading, read_clip, resized
 from .weights import MAX_FRAMES, half_norm, rank_weights

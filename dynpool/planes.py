@@ -6,7 +6,7 @@ the video. What a sum holds is the pool's affair until `image` makes RGB of it:
     ColourPlanes    Y, U, V planes, converted line by line by a kernel (csrc/planes.h)
     RawPlanes       bytes as they are: RGB and grey formats; and Y, U, V under ψ = identity, where the sum is converted
 
-Those of other devices are in moved.py.
+Those of other devices, and of frames that are scaled first, are in pools.py.
 """
 
 from __future__ import annotations

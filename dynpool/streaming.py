@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
-from .moved import pool_for
 from .planes import Pool
 from .pooling import (
     _OUTPUT_DTYPES,
@@ -26,6 +25,7 @@ from .pooling import (
     _statistic,
     temporal_pool,
 )
+from .pools import pool_for
 from .video import Frame, frame_tensor
 from .weights import half_norm
 
@@ -290,7 +290,7 @@ class Endless:
         return total if T > 1 else torch.zeros_like(total)
 
 
-class _Moved:
+class _Changes:
     """Where frames of a pool differ from their first."""
 
     def __init__(self, pool: Pool) -> None:
@@ -321,7 +321,7 @@ class _DecodedStream:
             raise ValueError(f"frame must have pixels, got {first.width} x {first.height}")
         self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=False)
         self._sums = Endless(self._pool, time_average)
-        self._moved = _Moved(self._pool)
+        self._moved = _Changes(self._pool)
         self._waiting: list[Any] = []
 
     def __len__(self) -> int:

@@ -7,11 +7,13 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -279,6 +281,9 @@ def test_a_full_disk_is_told_with_its_folder(dataset, out, monkeypatch):
         extract(dataset, out, shard_size=1)
     assert told.value.filename == str(out)
     assert lines(out)[1:] == []
+    monkeypatch.setattr(Manifest, "_write", _no_space)
+    with pytest.raises(OSError, match="out cannot be written: No space left on device"):
+        extract(dataset, out.with_name("another"))
 
 
 def test_an_image_that_the_disk_cuts_short_is_none(dataset, out):
@@ -594,6 +599,32 @@ def test_so_they_are_in_train_and_test(dataset, out):
         listing = class_folders(out, 1, half)
         assert [f"{half}/{video.name}" for video in listing] == [name for name in names if name.startswith(half)]
         assert all(len(pictures_of(video.path)) == 1 for video in listing)
+
+
+def test_so_they_are_where_each_class_was_made_by_itself(dataset, out, monkeypatch):
+    names = [f"{folder}/clip_000{n}" for folder in ("jump", "swim") for n in range(2)]
+    videos = make_dataset(dataset.with_name("numbered"), *(f"{name}.mkv" for name in names))
+    for folder in ("jump", "swim"):
+        extract(videos / folder, out / folder)
+    for root in (out, Path()):
+        monkeypatch.chdir(out)
+        found = [video for subset in ("train", "test") for video in class_folders(root, 1, subset)]
+        assert sorted(video.name for video in found) == names
+        assert all(len(pictures_of(video.path)) == 1 for video in found)
+
+
+def test_windows_beside_images_of_whole_videos_are_windows(dataset, out):
+    """Of videos that the manifest above them does not name so."""
+    extract(dataset, out)
+    for folder, name in (("run", "a"), ("walk", "c")):
+        (out / "windows" / folder).mkdir(parents=True)
+        for n in range(3):
+            shutil.copy(out / folder / f"{name}.png", out / "windows" / folder / f"{name}_000{n}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes of one video
+        listing = class_folders(out / "windows", 1, "train")
+    assert [video.name for video in listing] == ["run/a", "walk/c"]
+    assert [len(pictures_of(video.path)) for video in listing] == [3, 3]
 
 
 def pictures(listing) -> dict[str, torch.Tensor]:

@@ -22,16 +22,16 @@ from dynpool import (
     binary,
     dynamic_image,
     dynamic_images,
-    moved,
     planes,
+    pools,
     rank_weights,
     to_image,
 )
 from dynpool.decoder import Decoder, frame_count, open_video
 from dynpool.formats import Format
 from dynpool.images import Recipe, make_images
-from dynpool.moved import MovedColours, MovedRaw, RgbFrames, pool_for
 from dynpool.planes import ColourPlanes, RawPlanes
+from dynpool.pools import MovedColours, MovedRaw, RgbFrames, pool_for
 from dynpool.streaming import Endless, Windows
 from dynpool.video import read_clip
 
@@ -566,8 +566,8 @@ def assert_like_its_frames(video, apart=1, device=None, **options):
 def elsewhere(device, monkeypatch):
     """A device whose pools are those of all but the CPU."""
     if device.type == "cpu":
-        monkeypatch.setattr(moved, "ColourPlanes", functools.partial(MovedColours, device=device))
-        monkeypatch.setattr(moved, "RawPlanes", functools.partial(MovedRaw, device=device))
+        monkeypatch.setattr(pools, "ColourPlanes", functools.partial(MovedColours, device=device))
+        monkeypatch.setattr(pools, "RawPlanes", functools.partial(MovedRaw, device=device))
     return device
 
 

@@ -184,6 +184,7 @@ def test_paths_are_right_from_any_folder(tmp_path, monkeypatch):
     named = load([], ["data.cache=memory", "model.weights=default"]).anchored()
     assert (named.data.cache, named.data.lists, named.model["weights"]) == ("memory", None, "default")
     assert "weights" not in load().anchored().model
-    elsewhere = load([], [*options, "model.weights=there/w.safetensors", "data.root=/", "trainer.devices=2"])
+    elsewhere = load([], [*options, "data.root=/", "trainer.devices=2"]).anchored()
     assert elsewhere.experiment() == config.experiment()
-    assert elsewhere.experiment() != load([], [*options, "model.weights=v.safetensors"]).experiment()
+    assert load([], ["model.weights=imagenet"]).experiment() == load([], ["model.weights=default"]).experiment()
+    assert elsewhere.experiment() != load([], [*options, "model.weights=v.safetensors"]).anchored().experiment()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import importlib.util
@@ -11,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import clips
@@ -32,6 +35,7 @@ from typer.testing import CliRunner
 
 from dynpool import cli
 from dynpool.data.cache import MemoryCache
+from dynpool.models import ModelConfig, build, save
 from dynpool.training import run
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
@@ -378,7 +382,7 @@ def test_what_does_not_fit_leaves_a_stopped_run_alone(root, tmp_path):
     for label, name in (("left", "back"), ("right", "forth")):
         (tmp_path / "videos" / name).symlink_to(root / "train" / label)
     other = tiny.config(tmp_path / "videos", "trainer.epochs=2", "data.split=1")
-    with pytest.raises(ConfigError, match="has other classes, left, right, …, than back, forth, …"):
+    with pytest.raises(ConfigError, match=r"has other classes, left, right, …, than .*: back, forth, …"):
         fit(other, folder, resume=True, backbone=tiny.network())
     wide = tiny.network()
     wide[0], wide[1], wide[6] = nn.Conv2d(3, 9, 3, 2, 1), nn.BatchNorm2d(9), nn.Linear(36, 2)
@@ -445,34 +449,92 @@ def test_within_an_epoch_as_many_processes_go_on(more, tmp_path):
 _LAUNCHED = """
 import os, subprocess, sys, time
 from types import SimpleNamespace
-from dynpool.training.run import _end_with_launcher
+from dynpool.training.run import _ending_with_launcher
 rank = int(sys.argv[1])
-_end_with_launcher(SimpleNamespace(local_rank=rank))
-if rank == 0:
-    subprocess.Popen([sys.executable, "-c", sys.argv[2], "1", ""])
-else:
-    print(os.getpid(), flush=True)
-time.sleep(60)
-print("left")
+with _ending_with_launcher(SimpleNamespace(local_rank=rank)):
+    if rank == 0:
+        subprocess.Popen([sys.executable, "-c", *sys.argv[2:], "1", *sys.argv[2:]])
+    else:
+        print(os.getpid(), flush=True)
+    if "{works}" == "in":
+        time.sleep(60)
+assert rank or "DYNPOOL_LAUNCHER" not in os.environ
+time.sleep(60 if rank == 0 else 5)
+print("left", flush=True)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows gives orphans no other parent")
-def test_a_process_ends_with_that_which_started_it():
-    """As Lightning does for several devices; killed before the other has joined."""
-    command = [sys.executable, "-c", _LAUNCHED, "0", _LAUNCHED]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+@pytest.mark.parametrize(("works", "last"), [("in", ""), ("behind", "left\n")])
+def test_a_process_ends_with_that_which_started_it(works, last):
+    """As Lightning does for several devices; killed before the other has joined, or when it does something else."""
+    code = _LAUNCHED.replace("{works}", works)
+    with subprocess.Popen([sys.executable, "-c", code, "0", code], stdout=subprocess.PIPE, text=True) as first:
         int(first.stdout.readline())
+        time.sleep(1)
         first.kill()
-        assert first.stdout.read() == ""  # at its end: the other, which holds the pipe, is gone
+        assert first.stdout.read() == last  # at its end: the other, which holds the pipe, is gone
 
 
-@pytest.mark.parametrize("changed", ["data.test_fraction=0.5", "data.group='(.)'", "data.split=2"])
-def test_a_model_is_not_tested_on_what_it_was_trained_on(changed, root, tmp_path):
-    fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
-    with pytest.raises(ValueError, match=rf"overrides must leave for testing .* got {changed.split('=')[0]} = "):
-        evaluate(tmp_path, overrides=(changed,), backbone=tiny.network())
-    evaluate(tmp_path, overrides=("data.split=1", "data.batch_size=3"), backbone=tiny.network())
+def test_a_model_is_not_tested_on_what_it_was_trained_on(more, tmp_path):
+    """One of three videos of each class is for testing."""
+    run, videos = tmp_path / "run", shutil.copytree(more / "train", tmp_path / "videos")
+    grouped = [r"data.group=(\d)", "data.split='0'"]
+    fit(tiny.config(videos, "trainer.epochs=1", *grouped), run, backbone=tiny.network())
+
+    def tested(*overrides):
+        return evaluate(run, overrides=overrides, backbone=tiny.network()).scores.names
+
+    assert tested("data.split='0'", "data.batch_size=3") == ("left/0", "right/0")
+    rules = ["data.split='1'"], ["data.test_fraction=0.6", "data.split=1"], ["data.split='2'", "data.group='(.)'"]
+    told = "leave out of the test what the model was trained on, got"
+    for where in ([], [f"data.root={shutil.copytree(videos, tmp_path / 'copy')}"]):
+        for rule in rules:
+            with pytest.raises(ValueError, match=rf"{told} [24] of [24] videos, such as left/"):
+                tested(*rule, *where)
+    shutil.move(videos, tmp_path / "moved")
+    with pytest.raises(ValueError, match=f"{told} 2 of 2 videos, such as left/1"):
+        tested("data.split='1'", f"data.root={tmp_path / 'moved'}")
+    assert tested(f"data.root={tmp_path / 'moved'}") == ("left/0", "right/0")
+    shutil.move(tmp_path / "moved", videos)
+    others = tiny.write_videos(tmp_path / "others", 4)  # of which the last has no namesake
+    assert tested("data.split='3'", f"data.root={others / 'train'}") == ("left/3", "right/3")
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(more, tmp_path):
+    network = build(ModelConfig(kind="static", num_classes=2, backbone="caffenet", size=67))
+    save(network, tmp_path / "before.safetensors")
+    options = ["model.backbone=caffenet", "data.size=67", f"model.weights={tmp_path / 'before.safetensors'}"]
+    folders = tmp_path / "stopped", tmp_path / "whole"
+    for folder, callbacks in zip(folders, ([StopAtBatch(1, 1)], []), strict=True):
+        with contextlib.suppress(SystemExit):
+            fit(tiny.config(more, *options), folder, callbacks=callbacks)
+    (tmp_path / "before.safetensors").unlink()
+    with pytest.raises(FileExistsError, match=r"model\.weights = .*before\.safetensors, now None"):
+        fit(tiny.config(more, *options[:2]), folders[0], resume=True)
+    fit(saved_config(folders[0]), folders[0], resume=True)
+    assert_same(*folders)
+
+
+def test_settings_that_are_refused_leave_all_splits_alone(root, fit_tiny, tmp_path):
+    config = tiny.config(root / "train", "trainer.epochs=1", "data.split=all", r"data.group=(\d)")
+    list(train_splits(config, tmp_path))
+    for split in (0, 1):
+        (tmp_path / f"split-{split}" / "model.safetensors").unlink()  # as if killed before it was written
+    before = (tmp_path / "config.yaml").read_bytes()
+    other = replace(config, optimiser=replace(config.optimiser, momentum=0.5))
+    told = r"split-0 holds a run of other settings \(optimiser\.momentum = 0\.9, now 0\.5\)"
+    with pytest.raises(FileExistsError, match=told):
+        list(train_splits(other, tmp_path, resume=True))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    assert len(list(train_splits(saved_config(tmp_path), tmp_path, resume=True))) == 2
+
+
+def test_what_goes_without_saying_may_be_said(root, fit_tiny, tmp_path):
+    config = tiny.config(root, "trainer.epochs=1")
+    fit(config, tmp_path, backbone=tiny.network())
+    said = tiny.config(root, "trainer.epochs=1", "model.kind=dynamic", "model.pool=none", "model.size=24")
+    assert list(train_splits(said, tmp_path, resume=True)) == [tmp_path / "model.safetensors"]
 
 
 def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
@@ -544,7 +606,7 @@ def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         run._write_lines(tmp_path / "classes.txt", ["back", "forth"])
-    assert run.known_classes(tmp_path) == ("left", "right")
+    assert (tmp_path / "classes.txt").read_text() == "left\nright\n"
     assert os.listdir(tmp_path) == ["classes.txt"]
 
 

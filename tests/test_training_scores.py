@@ -84,7 +84,7 @@ def test_a_byte_order_mark_is_no_part_of_a_score_file(tmp_path):
 
 def test_names_are_those_of_files(tmp_path):
     """Which may be of several lines, or no UTF-8, and are no markup of rich or matplotlib."""
-    names = ("c/\u2028 \x85", 'c/"a,\r\nb"', "c/caf\udce9", "[/c] $")
+    names = ("c/\u2028 \x85", 'c/"a,\r\nb"', "c/caf\udce9", "[/c] $\r")
     odd = replace(RGB, names=names, classes=("[/b] $a$", "$\\frac", "caf\udce9\n"))
     odd = replace(odd, about=replace(odd.about, split="[/1]", modality="[/m] :smile: $x"))
     write(odd, tmp_path / "a.scores")
@@ -131,6 +131,8 @@ def test_nothing_is_half_written(tmp_path, monkeypatch):
         ("name,label,a\n", "line 1 must be 'video,label,'"),
         ("# {}\nvideo,label,a,b\nx,0,1\n", "line 3 must be a video, a label and 2 scores, got 3 fields: x,0,1"),
         ("video,label,a,b\nx,0,1,2\ny,zero,1,2\n", "line 3 must be"),
+        ("# {}\rvideo,label,a\rx,0,1\ry,1,1\r", "line 4: labels must be between 0 and 0, got 1"),
+        ('video,label,a\n"x\ny",0,1\nz,1,1\n', "line 4: labels must be between 0 and 0, got 1"),
         ("video,label,a,b\nx,2,1,2\n", "line 2: labels must be between 0 and 1, got 2"),
         (
             "video,label,a\nx,99999999999999999999,1\n",

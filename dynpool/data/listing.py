@@ -6,14 +6,13 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from ..extract.manifest import has_windows
 from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
-from .packed import Member, members_of, packed_videos
+from .packed import Member, members_of, packed_videos, single_pictures
 
 Subset = Literal["train", "test"]
 PathLike = str | os.PathLike[str]
@@ -103,11 +102,10 @@ class Tree:
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder of videos, got {str(root)!r}, which is none")
         self._folders = {entry.name.casefold(): entry.path for entry in _scan(self.root) if entry.is_dir()}
-        self._packed: dict[str, list[str]] = {}
-        for folder, path in packed_videos(self.root):
-            self._packed.setdefault(folder, []).append(path)
-        self._read: dict[str, dict[str, tuple[int, str]]] = {}
-        self._numbered = _are_windows(self.root)
+        self._packed: dict[str, list[_Place]] = {}
+        for folder, name, path in packed_videos(self.root):
+            self._packed.setdefault(folder, []).append(_Place(_PICTURE, path, name))
+        self._read: dict[str, dict[str, _Place]] = {}
 
     @property
     def folders(self) -> list[str]:
@@ -119,73 +117,66 @@ class Tree:
         """Path of a listed video, in its class's folder or straight in the root."""
         for folder in (entry.folder, ""):
             if place := self._videos(folder).get(entry.stem.casefold()):
-                return place[1]
+                return place.path
         return None
 
     def names(self, folder: str) -> dict[str, str]:
         """Stem -> path of every video in a class's folder, in order of name."""
-        return {_stem(path, self._numbered): path for path in sorted(path for _, path in self._videos(folder).values())}
+        return {place.stem: place.path for place in sorted(self._videos(folder).values(), key=lambda place: place.path)}
 
-    def _videos(self, folder: str) -> dict[str, tuple[int, str]]:
-        """What is in a folder of the root, "" being the root itself: stem -> kind and path."""
+    def _videos(self, folder: str) -> dict[str, _Place]:
+        """What is in a folder of the root, "" being the root itself, by stem."""
         folder = folder.casefold()
         path = self._folders.get(folder) if folder else str(self.root)
         if folder not in self._read:
-            places = {} if path is None else _videos_in(Path(path), self._numbered)
-            for name, paths in self._packed.items():
+            places = {} if path is None else _videos_in(path)
+            for name, packed in self._packed.items():
                 if name.casefold() == folder:
-                    for picture in paths:
-                        places.setdefault(_stem(picture, self._numbered).casefold(), (_PICTURE, picture))
+                    for place in packed:
+                        places.setdefault(place.stem.casefold(), place)
             self._read[folder] = places
         return self._read[folder]
 
 
-def _are_windows(folder: Path) -> bool:
-    """Whether a number behind a picture's name is that of a window: not where `dynpool extract` made one of each video,
-    in this folder, or for it and others together.
-    """
-    made = (has_windows(place) for place in (folder, *folder.parents[:2]))
-    return next((windows for windows in made if windows is not None), True)
+class _Place(NamedTuple):
+    """Where a video is, and what it is called: without suffix, and without the number of a window's picture."""
+
+    kind: int
+    path: str
+    stem: str
 
 
-def _videos_in(folder: Path, numbered: bool) -> dict[str, tuple[int, str]]:
+def _videos_in(folder: str) -> dict[str, _Place]:
     """Of several places of one name, a file goes before a folder of frames, and that before pictures."""
-    places: dict[str, tuple[int, str]] = {}
+    places: dict[str, _Place] = {}
+    singles = single_pictures(folder)
     for item in _scan(folder):
-        if (found := _kind(item, numbered)) is None:
+        if (place := _place(item, singles)) is None:
             continue
-        kind, stem = found
-        other = places.setdefault(stem.casefold(), (kind, item.path))
-        if other[0] == kind == _VIDEO and other[1] != item.path:
-            warnings.warn(f"{item.path} has the name of {other[1]} and is left out", RuntimeWarning, stacklevel=5)
-        places[stem.casefold()] = min((kind, item.path), other)
+        other = places.setdefault(place.stem.casefold(), place)
+        if other.kind == place.kind == _VIDEO and other != place:
+            warnings.warn(f"{place.path} has the name of {other.path} and is left out", RuntimeWarning, stacklevel=5)
+        places[place.stem.casefold()] = min(place, other)
     return places
 
 
-def _kind(item: os.DirEntry[str], numbered: bool) -> tuple[int, str] | None:
-    """What may be a video, and its stem."""
+def _place(item: os.DirEntry[str], singles: Set[str]) -> _Place | None:
+    """What may be a video."""
     stem, suffix = os.path.splitext(item.name)
     if item.is_dir():
-        return _FOLDER, item.name
+        return _Place(_FOLDER, item.path, item.name)
     if suffix.lower() in VIDEO_SUFFIXES:
-        return _VIDEO, stem
+        return _Place(_VIDEO, item.path, stem)
     if suffix.lower() not in IMAGE_SUFFIXES:
         return None
-    windows = numbered and _WINDOW_NUMBER.search(stem)
-    return (_PICTURES, _WINDOW_NUMBER.sub("", stem)) if windows else (_PICTURE, stem)
+    if stem in singles or not _WINDOW_NUMBER.search(stem):
+        return _Place(_PICTURE, item.path, stem)
+    return _Place(_PICTURES, item.path, _WINDOW_NUMBER.sub("", stem))
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def _scan(folder: PathLike) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _stem(path: str, numbered: bool) -> str:
-    """What a video is called: without suffix, and, where pictures are numbered, without the number of a window's."""
-    if os.path.isdir(path):
-        return os.path.basename(path)
-    stem, suffix = os.path.splitext(os.path.basename(path))
-    return _WINDOW_NUMBER.sub("", stem) if numbered and suffix.lower() in IMAGE_SUFFIXES else stem
 
 
 def find_all(
@@ -249,7 +240,7 @@ def pictures_of(path: PathLike) -> Sequence[Path | Member]:
     given = Path(path)
     if given.suffix.lower() not in IMAGE_SUFFIXES:
         return []
-    if not _WINDOW_NUMBER.search(given.stem) or not _are_windows(given.parent):
+    if not _WINDOW_NUMBER.search(given.stem) or given.stem in single_pictures(given.parent):
         return [given] if given.is_file() else []
     stem = _WINDOW_NUMBER.sub("", given.stem)
     pattern = re.compile(re.escape(stem) + rf"_({_NUMBER})")

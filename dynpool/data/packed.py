@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -41,20 +42,30 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """Where the sample of every video begins: its shard, and the byte."""
+class _Images:
+    """What `dynpool extract` has made in a folder."""
 
     windows: bool
-    begins: dict[str, tuple[str, int]]
+    begins: dict[str, tuple[str, int]]  # by video: its shard, and the byte where its sample begins
+    singles: dict[str, frozenset[str]]  # by folder: videos of which one picture lies there
 
 
-def packed_videos(root: Path) -> list[tuple[str, str]]:
-    """Class and path of every video that the shards of a folder hold; "" for one without a class."""
-    samples = _samples_of(root)
-    number = _WINDOW if samples.windows else ""
-    return [
-        (os.path.dirname(name), f"{root}/{shard}/{name}{number}.png") for name, (shard, _) in samples.begins.items()
-    ]
+def packed_videos(root: Path) -> list[tuple[str, str, str]]:
+    """Class, name in it and path of every video that the shards of a folder hold; "" for one without a class."""
+    made = _made_in(root)
+    number = _WINDOW if made.windows else ""
+    return [(*os.path.split(name), f"{root}/{shard}/{name}{number}.png") for name, (shard, _) in made.begins.items()]
+
+
+def single_pictures(folder: str | os.PathLike[str]) -> frozenset[str]:
+    """Videos of which `dynpool extract` made one picture in a folder, on its own or with others: a number at the end of
+    their names is that of no window.
+    """
+    found: frozenset[str] = frozenset()
+    for path in {Path(os.path.abspath(folder)), Path(os.path.realpath(folder))}:
+        for root in (path, *path.parents[:2]):
+            found |= _made_in(root).singles.get(path.relative_to(root).as_posix(), frozenset())
+    return found
 
 
 def members_of(path: str | os.PathLike[str]) -> list[Member] | None:
@@ -68,9 +79,9 @@ def members_of(path: str | os.PathLike[str]) -> list[Member] | None:
     if place is None or not is_made(place[1]) or Path(place[1], place[2]).is_dir():
         return None
     root, shard = Path(place[1]), Path(place[1], place[2])
-    samples = _samples_of(root)
-    name = place[3].removesuffix(_WINDOW) if samples.windows else place[3]
-    key, begin = key_of(name), samples.begins.get(name, ("", -1))[1]
+    made = _made_in(root)
+    name = place[3].removesuffix(_WINDOW) if made.windows else place[3]
+    key, begin = key_of(name), made.begins.get(name, ("", -1))[1]
     found: list[Member] = []
     try:
         with shard.open("rb") as file:
@@ -88,12 +99,16 @@ def members_of(path: str | os.PathLike[str]) -> list[Member] | None:
     return found
 
 
-def _samples_of(root: Path) -> _Samples:
-    return _read(str(root), file_state(root / NAME)) if is_made(root) else _Samples(False, {})
+def _made_in(root: Path) -> _Images:
+    return _read(str(root), file_state(root / NAME)) if is_made(root) else _Images(False, {}, {})
 
 
 @functools.lru_cache(maxsize=4)
-def _read(root: str, _: object) -> _Samples:
+def _read(root: str, _: object) -> _Images:
     made, entries = recorded(root)
     begins = {entry.video: (entry.shard, entry.begin) for entry in entries if entry.shard is not None}
-    return _Samples(made.get("window") is not None, begins)
+    windows, singles = made.get("window") is not None, defaultdict(set)
+    for entry in entries if not windows else ():
+        folder, name = os.path.split(entry.video)
+        singles[folder or "."].add(name)
+    return _Images(windows, begins, {folder: frozenset(names) for folder, names in singles.items()})

@@ -100,16 +100,6 @@ def recorded(folder: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     return made, list({entry.video: entry for entry in entries}.values())
 
 
-def has_windows(folder: str | Path) -> bool | None:
-    """Whether images that were made in a folder are of windows; None where none were."""
-    try:
-        with Path(folder, NAME).open("rb") as file:
-            line = file.readline().rstrip(b"\n")
-            return _made(line).get("window") is not None if line.startswith(_BEGINNING) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def is_made(folder: str | Path) -> bool:
     """Whether a folder holds images that were made, and not videos."""
     try:

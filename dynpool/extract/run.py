@@ -121,14 +121,16 @@ class Extraction:
         self._scratch = self._out / _SCRATCH
         self._shards: Shards | None = None
         _make_folder(self._out)
-        self._manifest = Manifest(self._out, self._made())
+        with self._writing():
+            self._manifest = Manifest(self._out, self._made())
         try:
             shutil.rmtree(self._scratch, ignore_errors=True)  # of a run that was killed
             self._scratch.mkdir()
             if shard_size is not None:
                 self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
-                for lost in self._shards.lost:  # before the shard grows over where they lay
-                    self._manifest.add(Entry(lost.video, lost.version, failed="its images were cut off"))
+                with self._writing():
+                    for lost in self._shards.lost:  # before the shard grows over where they lay
+                        self._manifest.add(Entry(lost.video, lost.version, failed="its images were cut off"))
             self.before = {video.name: entry for video in wanted if (entry := self._done(video)) is not None}
         except BaseException:
             self.close()

@@ -18,7 +18,7 @@ from .layers import last_linear
 CUSTOM = "custom"
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, in pixel units
 IMAGENET_STD = (58.395, 57.12, 57.375)
-DEFAULT = ("default", "imagenet")
+DEFAULT_WEIGHTS = ("default", "imagenet")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def load_backbone(name: str, weights: str | None = None, size: int | None = None
         ImportError: its library is not there, or does not work; the message says what to install.
         FileNotFoundError: there is no such file.
     """
-    pretrained = weights in DEFAULT
+    pretrained = weights in DEFAULT_WEIGHTS
     backbone = _source(name).make(pretrained, size)
     if weights is not None and not pretrained:
         weight_files.load_into(backbone.module, backbone.classifier, weights)

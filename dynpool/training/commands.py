@@ -123,7 +123,7 @@ def evaluate(
                 run, overrides=tuple(overrides or ()), device=device, clips=clips, progress=True
             )
             if summary := notices.summary():
-                typer.echo(printable_lines(summary), err=True)
+                _complain(summary)
             if any(scores.about.split == other.about.split for other in streams):
                 raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
             if streams and scores.about.of_any_split() != streams[0].about.of_any_split():
@@ -291,12 +291,16 @@ def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
+def _complain(text: str) -> None:
+    typer.echo(printable_lines(text), err=True)
+
+
 @contextmanager
 def _said(command: str, extra: str) -> Iterator[None]:
     """Errors of the user in one line, with exit code 2; warnings in one line, too."""
 
     def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        typer.echo(printable_lines(f"dynpool {command}: {message}"), err=True)
+        _complain(f"dynpool {command}: {message}")
 
     try:
         with warnings.catch_warnings():
@@ -310,5 +314,5 @@ def _said(command: str, extra: str) -> Iterator[None]:
             text = f"torchvision, which Lightning imports, does not fit this torch ({error}): remove or replace it"
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
             text = f"{text}: pip install dynpool[{extra}]"
-        typer.echo(printable_lines(f"dynpool {command}: {text}"), err=True)
+        _complain(f"dynpool {command}: {text}")
         raise typer.Exit(2) from None

@@ -18,7 +18,7 @@ from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
 from ..data.sources import Pooling, SourceName, make_source
 from ..models import ModelConfig
-from ..models.backbones import DEFAULT
+from ..models.backbones import DEFAULT_WEIGHTS
 from ..models.storage import temporary_beside
 from .values import ConfigError, assign, make, merge, plain
 
@@ -80,6 +80,11 @@ class DataConfig:
             raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
             raise ValueError(f"validation must be between 0 and 1, 'test' or null, got {self.validation!r}")
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether progress is measured on training videos, and the best epoch chosen by it."""
+        return isinstance(self.validation, float)
 
     def sampling(self, train: bool) -> Sampling:
         drawn = Sampling(self.window, self.stride, self.max_windows, self.frames, self.jitter, self.reverse)
@@ -224,7 +229,7 @@ class Config:
         self.model_config(2)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
-        if self.trainer.patience is not None and not isinstance(self.data.validation, float):
+        if self.trainer.patience is not None and not self.data.sets_aside:
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
 
     def model_config(self, num_classes: int) -> ModelConfig:
@@ -272,7 +277,8 @@ class Config:
         paths = {name: os.path.abspath(path) for name in ("root", "lists") if (path := getattr(self.data, name))}
         if self.data.cache not in (None, "memory"):
             paths["cache"] = os.path.abspath(self.data.cache)
-        model = {**self.model, "weights": os.path.abspath(self._weights)} if self._weights is not None else self.model
+        file = self.weights_file
+        model = self.model if file is None else {**self.model, "weights": os.path.abspath(file)}
         return replace(self, data=replace(self.data, **paths), model=model)
 
     def experiment(self) -> dict[str, Any]:
@@ -281,15 +287,16 @@ class Config:
         for part, names in _ELSEWHERE.items():
             for name in names:
                 del values[part][name]
-        if self._weights is not None:
-            values["model"]["weights"] = os.path.basename(self._weights)
+        values["model"] = self.model_config(2).to_dict()  # with what is not said
+        if values["model"]["weights"] in DEFAULT_WEIGHTS:
+            values["model"]["weights"] = DEFAULT_WEIGHTS[0]
         return values
 
     @property
-    def _weights(self) -> str | None:
+    def weights_file(self) -> str | None:
         """The file of the weights that the model begins with, if it is one."""
         weights = self.model.get("weights")
-        return None if weights is None or weights in DEFAULT else os.fspath(weights)
+        return None if weights is None or weights in DEFAULT_WEIGHTS else os.fspath(weights)
 
 
 def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] = ()) -> Config:

@@ -6,7 +6,7 @@ import os
 
 from ..data import Listing
 from ..models import ModelConfig
-from ..models.backbones import DEFAULT
+from ..models.backbones import DEFAULT_WEIGHTS
 from .config import Config
 from .scores import About
 
@@ -44,7 +44,7 @@ def pretraining(model: ModelConfig, config: Config) -> str:
     weights = config.model.get("weights") or model.weights
     if weights is None:
         return f"none ({model.backbone})"
-    named = "ImageNet" if weights in DEFAULT else os.path.basename(str(weights))
+    named = "ImageNet" if weights in DEFAULT_WEIGHTS else os.path.basename(str(weights))
     return f"{named} ({model.backbone})"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..models import load
 from .config import DataConfig
 from .config import load as load_config
 from .describe import describe
-from .run import CONFIG, MODEL, known_classes
+from .run import CONFIG, MODEL, check_classes
 from .scores import About, Scores, log_probabilities
 
 PathLike = str | os.PathLike[str]
@@ -46,7 +47,7 @@ def evaluate(
     Args:
         run: the folder of a training run.
         overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration; but for the
-            model's, and those that say which videos are for testing: others it was trained on.
+            model's, and for a split, or a rule to divide folders by, whose test has videos that it was trained on.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
         progress: show a bar, on a terminal.
@@ -63,9 +64,9 @@ def evaluate(
         raise ValueError(f"overrides must leave the model, which is trained, as it is, got {', '.join(changed)}")
     check_device(device)
     config = load_config([folder / CONFIG], overrides)
-    _check_held_out(load_config([folder / CONFIG]).data, config.data)
     listing = config.data.listing("test")
-    _check_classes(folder, listing)
+    check_classes(folder, listing)
+    _check_held_out(load_config([folder / CONFIG]).data, config.data, listing)
     model = load(folder / MODEL, backbone=backbone)
     about = describe(config, listing, model.config)
     dataset = config.data.videos(listing, train=False, seed=config.seed)
@@ -83,22 +84,30 @@ def evaluate(
     )
 
 
-def _check_held_out(trained: DataConfig, tested: DataConfig) -> None:
-    """Of another dataset, any videos may be for testing."""
-    told = [
-        f"data.{name} = {getattr(tested, name)!r} instead of {getattr(trained, name)!r}"
-        for name in ("split", "test_fraction", "group")
-        if getattr(tested, name) != getattr(trained, name)
-    ]
-    if told and tested.dataset == trained.dataset:
-        raise ValueError(f"overrides must leave for testing what was left out in training, got {', '.join(told)}")
+def _check_held_out(trained: DataConfig, tested: DataConfig, listing: Listing) -> None:
+    """Raise ValueError where another split, or rule, tests on what was trained on, or has its name and size."""
+    rule = ("dataset", "split", "test_fraction", "group", "lists")
+    if all(getattr(trained, name) == getattr(tested, name) for name in rule):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which were said in training
+        try:
+            before = trained.listing("train")
+        except FileNotFoundError:  # all lies elsewhere
+            if trained.dataset != tested.dataset:
+                return
+            before = replace(trained, root=tested.root, lists=tested.lists).listing("train")
+    seen = {(video.name, _size(video.path)) for video in before}
+    if known := [video.name for video in listing if (video.name, _size(video.path)) in seen]:
+        told = f"got {len(known)} of {len(listing)} videos, such as {known[0]}"
+        raise ValueError(f"overrides must leave out of the test what the model was trained on, {told}")
 
 
-def _check_classes(folder: Path, listing: Listing) -> None:
-    known = known_classes(folder)
-    if known is not None and known != listing.classes:
-        there = ", ".join(listing.classes[:5])
-        raise ValueError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {listing.name}: {there}, …")
+def _size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # in a tar file
+        return None
 
 
 def score(

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..models.storage import temporary_beside
 from ..terminal import printable, printable_lines
-from .scores import Matrix, Scores, class_accuracies, in_common, in_words
+from .scores import ERRORS, Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
 _SIZE, _CHARACTER, _LINE = 7, 0.062, 0.13  # of a title: points, and inches of its widest usual letters and its lines
@@ -200,7 +200,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with temporary_beside(path) as temporary:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(header)
             table.writerows(rows)

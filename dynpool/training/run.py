@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from ..data import Listing
 from ..models import VideoModel, build, save
 from ..models.storage import temporary_beside
+from ..terminal import printable
 from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
@@ -40,7 +41,6 @@ except ImportError:  # Windows, where nothing keeps two runs apart
 
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
 CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
-_ERRORS = "surrogateescape"  # names of files need not be UTF-8
 _LAUNCHER = "DYNPOOL_LAUNCHER"  # the process that Lightning started this one from, to those of its environment
 _KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")  # what Lightning goes on from
 _EXPECTED = (  # what Lightning warns of, and we mean
@@ -53,6 +53,7 @@ _EXPECTED = (  # what Lightning warns of, and we mean
     ".*Experiment logs directory.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*Found .* module.* in eval mode.*",
+    ".*Please add the following callbacks.*",  # of steps, which need not be kept again
 )
 
 
@@ -105,12 +106,12 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     if len(train.classes) < 2:
         raise ConfigError(f"{train.name} must have two classes or more, got {', '.join(train.classes)}")
     torch.manual_seed(config.seed)
-    model = build(config.model_config(len(train.classes)), backbone=backbone)
+    found = str(checkpoint) if resume and checkpoint.exists() else None
+    begins = found is None or config.weights_file is None  # else what the file held is in the checkpoint
+    model = build(config.model_config(len(train.classes)), backbone=backbone, pretrained=begins)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
     if resume:
-        _check_continues(folder, config, train.classes, module)
-    _end_with_launcher(trainer)
-    found = str(checkpoint) if resume and checkpoint.exists() else None
+        _check_continues(folder, config, train, module)
     if not trainer.is_global_zero:
         return _trained(trainer, module, Videos(config, train, validation), found, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +124,9 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
 
 
 def _trained(trainer: L.Trainer, module: VideoClassifier, videos: Videos, found: str | None, folder: Path) -> Path:
-    with _quiet(), _stopping(folder):
+    with _quiet(), _stopping(folder), _ending_with_launcher(trainer):
         trainer.fit(module, videos, ckpt_path=found)
-    return _finish(trainer, module, folder, isinstance(videos.config.data.validation, float))
+    return _finish(trainer, module, folder, videos.config.data.sets_aside)
 
 
 @contextmanager
@@ -144,41 +145,52 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _end_with_launcher(trainer: L.Trainer) -> None:
+@contextmanager
+def _ending_with_launcher(trainer: L.Trainer) -> Iterator[None]:
     """Where Lightning starts processes from the first of a machine, they end with it, also by kill -9: those that wait
     for it to join them would wait for half an hour.
     """
+    launcher, done = os.environ.get(_LAUNCHER), threading.Event()
     if trainer.local_rank == 0:
         os.environ[_LAUNCHER] = str(os.getpid())
-    elif _LAUNCHER in os.environ:
-        threading.Thread(target=_watch, args=(int(os.environ[_LAUNCHER]),), daemon=True).start()
+    elif launcher is not None:
+        threading.Thread(target=_watch, args=(int(launcher), done), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        if trainer.local_rank == 0:  # or all that is started later, by whomever, would take this one for its launcher
+            del os.environ[_LAUNCHER]
 
 
-def _watch(launcher: int) -> None:
+def _watch(launcher: int, done: threading.Event) -> None:
     while os.getppid() == launcher:
-        time.sleep(1)
+        if done.wait(1):
+            return
     os._exit(1)
 
 
-def known_classes(folder: Path) -> tuple[str, ...] | None:
-    """The classes of the run in a folder; None where it does not say them."""
+def check_classes(folder: Path, listing: Listing) -> None:
+    """Raise ConfigError where the run in a folder says that it is of other classes."""
     path = folder / CLASSES
-    return tuple(path.read_text(encoding="utf-8", errors=_ERRORS).split("\n")[:-1]) if path.is_file() else None
+    known = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
+    if known is not None and known != (there := list(map(printable, listing.classes))):
+        told = f"{', '.join(known[:5])}, …, than {listing.name}: {', '.join(there[:5])}, …"
+        raise ConfigError(f"{folder} has other classes, {told}")
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Names, which may be of several lines, or no UTF-8."""
     with temporary_beside(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", errors=_ERRORS)
+        temporary.write_text("".join(f"{printable(line)}\n" for line in lines), encoding="utf-8")
         os.replace(temporary, path)
 
 
-def _check_continues(folder: Path, config: Config, classes: tuple[str, ...], module: VideoClassifier) -> None:
+def _check_continues(folder: Path, config: Config, listing: Listing, module: VideoClassifier) -> None:
     """Raise ConfigError where the run in a folder is of other classes or another network, or cannot be read, and
     FileExistsError where it is of other settings.
     """
-    known = known_classes(folder)
-    if known is not None and known != classes:
-        raise ConfigError(f"{folder} has other classes, {', '.join(known[:5])}, …, than {', '.join(classes[:5])}, …")
+    check_classes(folder, listing)
     path = folder / CHECKPOINT
     if not path.exists():
         return
@@ -187,21 +199,27 @@ def _check_continues(folder: Path, config: Config, classes: tuple[str, ...], mod
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (saved, own)]
     if different := [name for name in {**saved, **own} if shapes[0].get(name) != shapes[1].get(name)]:
         raise ConfigError(f"{path} is of another network than is configured: it differs in {', '.join(different[:3])}")
-    if told := _differences(folder, config):
-        raise FileExistsError(f"{folder} holds a run of other settings ({told}): go on with its own, or elsewhere")
+    _check_settings(folder, config)
     states = [state for state in checkpoint["callbacks"].values() if isinstance(state, dict)]
     bests = [os.path.basename(state.get("best_model_path", "")) for state in states]
     if BEST in bests and not (folder / BEST).exists():
         raise ConfigError(f"{folder} lacks {BEST}, the best epoch of what was trained: {CHECKPOINT} is the last")
 
 
-def _differences(folder: Path, config: Config) -> str:
-    """Settings that a result depends on, as the run in a folder has them and as they are now, in words."""
-    if not (folder / CONFIG).is_file():
-        return ""
+def _check_settings(folder: Path, config: Config) -> None:
+    """Raise FileExistsError where settings that a result depends on are not those of what was trained in a folder."""
+    if not (folder / CONFIG).is_file() or not ((folder / CHECKPOINT).exists() or (folder / MODEL).exists()):
+        return
     before, now = (flat(values.experiment()) for values in (saved_config(folder), config))
     different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} = {before.get(key)}, now {now.get(key)}" for key in different)
+    told = ", ".join(f"{key} = {before.get(key)}, now {now.get(key)}" for key in different)
+    if told and (folder / MODEL).exists():
+        raise FileExistsError(
+            f"{folder} is trained already, by other settings ({told}). To train on, choose another folder and "
+            f"model.weights={folder / MODEL}"
+        )
+    if told:
+        raise FileExistsError(f"{folder} holds a run of other settings ({told}): go on with its own, or elsewhere")
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
@@ -304,7 +322,7 @@ def _checkpoints(config: Config, folder: Path) -> list[Callback]:
     made: list[Callback] = []
     if config.trainer.patience is not None:
         made.append(Patience("val/accuracy", mode="max", patience=config.trainer.patience))
-    if isinstance(config.data.validation, float):  # before the latest, which holds what the best was
+    if config.data.sets_aside:  # before the latest, which holds what the best was
         best = {**latest, "filename": Path(BEST).stem}
         made.append(Checkpoint(**best, monitor="val/accuracy", mode="max"))
     made.append(Checkpoint(**latest, save_on_train_epoch_end=True))
@@ -396,15 +414,10 @@ def _train_one(config: Config, folder: Path, resume: bool) -> Path:
 
 
 def _is_done(config: Config, folder: Path, resume: bool) -> bool:
-    """Whether a run that is to go on is trained already. Raises FileExistsError if that was by other settings."""
-    if not resume or not (folder / MODEL).is_file():
-        return False
-    if told := _differences(folder, config):
-        raise FileExistsError(
-            f"{folder} is trained already, by other settings ({told}). To train on, choose another folder and "
-            f"model.weights={folder / MODEL}"
-        )
-    return True
+    """Whether a run that is to go on is trained already. Raises FileExistsError if it is of other settings."""
+    if resume:
+        _check_settings(folder, config)
+    return resume and (folder / MODEL).is_file()
 
 
 def runs_in(folder: Path) -> list[Path]:

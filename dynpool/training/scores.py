@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..models.storage import temporary_beside
 from .values import make
 
 Matrix = npt.NDArray[np.float64]
-_ERRORS = "surrogateescape"  # names of files need not be UTF-8
+ERRORS = "surrogateescape"  # names of files need not be UTF-8
 
 PathLike = str | os.PathLike[str]
 
@@ -168,9 +169,10 @@ def write(scores: Scores, path: PathLike) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(path.with_name(f"{path.name}.part")) as temporary:  # which no one takes for scores
-        with temporary.open("w", encoding="utf-8", errors=_ERRORS, newline="") as file:
+        with temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
             file.write(f"# {json.dumps(asdict(scores.about))}\n")
-            table = csv.writer(file, lineterminator="\n")
+            returns = any("\r" in name for name in (*scores.classes, *scores.names))  # where readers end lines
+            table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
             table.writerow(["video", "label", *scores.classes])
             for name, label, row in zip(scores.names, scores.labels.tolist(), scores.values.tolist(), strict=True):
                 table.writerow([name, label, *(f"{value:.7g}" for value in row)])
@@ -184,20 +186,23 @@ def read(path: PathLike) -> Scores:
         FileNotFoundError: there is none.
         ValueError: it is no score file; the message says which line is wrong.
     """
-    text = Path(path).read_bytes().decode("utf-8", _ERRORS).removeprefix("\ufeff")
+    text = Path(path).read_bytes().decode("utf-8", ERRORS).removeprefix("\ufeff")
     about = About(dataset="unknown", split="?", modality=Path(path).stem, pretraining="unknown", windows="unknown")
     start = 0
     if text.startswith("#"):
-        line, _, text = text.partition("\n")
+        line, *rest = re.split(r"\r\n|\r|\n", text, maxsplit=1)
+        text = "".join(rest)
         about, start = _about(line, about, path), 1
+    table = csv.reader(io.StringIO(text, newline=""))
     try:
-        rows = list(csv.reader(io.StringIO(text, newline="")))
+        rows = [(start + table.line_num, row) for row in table]
     except csv.Error as error:
         raise ValueError(f"{path} must be CSV: {error}") from error
-    if not rows or rows[0][:2] != ["video", "label"] or len(rows[0]) < 3:
+    header = rows[0][1] if rows else []
+    if header[:2] != ["video", "label"] or len(header) < 3:
         raise ValueError(f"{path}, line {start + 1} must be 'video,label,' and the names of classes")
-    classes = tuple(rows[0][2:])
-    parsed = [_row(row, len(classes), f"{path}, line {start + 2 + i}") for i, row in enumerate(rows[1:])]
+    classes = tuple(header[2:])
+    parsed = [_row(row, len(classes), f"{path}, line {number}") for number, row in rows[1:]]
     values = np.array([scores for _, _, scores in parsed], np.float64).reshape(len(parsed), len(classes))
     try:
         labels = np.array([label for _, label, _ in parsed], np.int64)

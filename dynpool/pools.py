@@ -1,4 +1,5 @@
-"""Frames of the decoder, pooled on any device: they go there in pinned batches, each while the next is decoded.
+"""Which pool a video has: one of the CPU's kernels (planes.py), or one that torch works in, on any device, where frames
+go in pinned batches, each while the next is decoded.
 
 MovedColours    Y, U, V planes, of which torch makes R, G, B there
 MovedRaw        bytes as they are, and what becomes of their sum on the CPU (`RawPlanes`)
@@ -38,7 +39,7 @@ def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size:
     return (MovedRaw if raw else MovedColours)(form, nonlinearity, turn, device)
 
 
-class _Moved(Pool):
+class _OnDevice(Pool):
     """Sums on a device, of samples that go there."""
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn, device: torch.device) -> None:
@@ -81,11 +82,8 @@ class _Moved(Pool):
         torch.maximum(largest, self._batch(frames).amax(0), out=largest)
 
 
-class MovedColours(_Moved, ColourPlanes):
+class MovedColours(_OnDevice, ColourPlanes):
     """Y, U, V, of which R, G, B are made on the device, to the bit as the CPU's kernels do (csrc/cpu/colour.h)."""
-
-    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
-        return super().spread(marks).to(self._device)
 
     def _values(self, samples: Tensor) -> Tensor:
         depth, shift_x, shift_y, _ = YUV[self.form.name]
@@ -109,11 +107,8 @@ class MovedColours(_Moved, ColourPlanes):
         return planes if step == 1 else [planes[0], planes[1][..., 0::2], planes[1][..., 1::2]]
 
 
-class MovedRaw(_Moved, RawPlanes):
+class MovedRaw(_OnDevice, RawPlanes):
     """Bytes as they are. RGB of their sum is made on the CPU, once."""
-
-    def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
-        return super().spread(marks).to(self._device)
 
     def image(self, row: Tensor, total: float) -> Tensor:
         return super().image(row.cpu(), total).to(self._device)
@@ -123,7 +118,7 @@ class MovedRaw(_Moved, RawPlanes):
         return None if made is None else made.to(self._device)
 
 
-class RgbFrames(_Moved):
+class RgbFrames(_OnDevice):
     """RGB frames of any format, pooled as a tensor [T, 3, H, W] would be."""
 
     def __init__(self, frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None) -> None:
@@ -156,7 +151,7 @@ class RgbFrames(_Moved):
 
 
 class _Staging:
-    """Samples of frames on their way to a device: two buffers, pinned for a GPU, of which one is filled while the other
+    """Samples of frames on their way to a device: for a GPU, two pinned buffers, of which one is filled while the other
     is copied.
     """
 
@@ -165,7 +160,8 @@ class _Staging:
         sizes = [math.prod(shape) for shape in shapes]
         pinned = device.type == "cuda"
         self._buffers = [
-            torch.empty((batch, sum(sizes)), dtype=torch.uint8, device="cpu", pin_memory=pinned) for _ in range(2)
+            torch.empty((batch, sum(sizes)), dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            for _ in range(2 if pinned else 1)
         ]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if pinned else []
         ends = np.cumsum(sizes).tolist()
@@ -180,7 +176,7 @@ class _Staging:
 
     def move(self, samples: Sequence[Sequence[Pixels]]) -> Tensor:
         """uint8 [T, N] on the device."""
-        self._turn = 1 - self._turn
+        self._turn = (self._turn + 1) % len(self._buffers)
         if self._copied:
             self._copied[self._turn].synchronize()
         for places, parts in zip(self._places[self._turn], samples, strict=False):
