@@ -282,8 +282,10 @@ def test_a_full_disk_is_told_with_its_folder(dataset, out, monkeypatch):
     assert told.value.filename == str(out)
     assert lines(out)[1:] == []
     monkeypatch.setattr(Manifest, "_write", _no_space)
-    with pytest.raises(OSError, match="out cannot be written: No space left on device"):
-        extract(dataset, out.with_name("another"))
+    monkeypatch.setattr(Manifest, "close", _no_space)  # of what is still to be written
+    for folder, options in ((out, {"shard_size": 1}), (out.with_name("another"), {})):
+        with pytest.raises(OSError, match="out cannot be written: No space left on device"):
+            extract(dataset, folder, **options)
 
 
 def test_an_image_that_the_disk_cuts_short_is_none(dataset, out):

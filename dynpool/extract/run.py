@@ -132,8 +132,8 @@ class Extraction:
                     for lost in self._shards.lost:  # before the shard grows over where they lay
                         self._manifest.add(Entry(lost.video, lost.version, failed="its images were cut off"))
             self.before = {video.name: entry for video in wanted if (entry := self._done(video)) is not None}
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.__exit__(type(error))
             raise
         self._wanted = [video for video in wanted if video.name not in self.before]
         self.left = len(self._wanted)
@@ -141,8 +141,13 @@ class Extraction:
     def __enter__(self) -> Extraction:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        try:
+            with self._writing():
+                self.close()
+        except OSError:  # a full disk, which was said already if there was an error before
+            if error is None:
+                raise
 
     def close(self) -> None:
         try:
