@@ -10,7 +10,7 @@ from cases import frames
 from conftest import parameters, require
 
 from dynpool import RankPoolStream, approx_rank_pool, context, dynamic_image, dynamic_images, ops, pooling, rank_pool
-from dynpool.planes import _Staging
+from dynpool.pools import _Staging
 
 OPTIONS = [
     {},
@@ -185,12 +185,15 @@ def test_more_than_two_to_the_31_elements(cuda):
 
 def test_frames_wait_for_their_copy(cuda):
     """Two pinned buffers in turn: a batch is not written over before its copy is done."""
-    staging = _Staging(cuda, 4)
-    batches = [[frames((3, 240, 320), torch.uint8) for _ in range(4 - number % 2)] for number in range(10)]
+    shapes = (240, 320), (120, 160)
+    staging = _Staging(cuda, 4, shapes)
+    counts = [4 - number % 2 for number in range(10)]
+    batches = [[[np.asarray(frames(shape, torch.uint8)) for shape in shapes] for _ in range(n)] for n in counts]
     torch.cuda._sleep(200_000_000)  # copies are held up
     moved = [staging.move(batch) for batch in batches]
     for batch, there in zip(batches, moved, strict=True):
-        assert torch.equal(there.cpu(), torch.stack(batch))
+        expected = np.stack([np.concatenate([plane.reshape(-1) for plane in planes]) for planes in batch])
+        np.testing.assert_array_equal(there.cpu(), expected)
 
 
 def test_dynamic_images_of_arrays(cuda):
