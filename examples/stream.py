@@ -3,7 +3,7 @@
     python examples/stream.py /dev/video0 --format v4l2        a camera (Linux; "avfoundation", "dshow" elsewhere)
     ffmpeg -i rtsp://… -f matroska - | python examples/stream.py -
 
-Writes OUT.png every N frames and at the end; with --restart, each image is of the frames since the last.
+Writes OUT, a PNG file, every N frames and at the end; with --restart, each image is of the frames since the last.
 """
 
 from __future__ import annotations
