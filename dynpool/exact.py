@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from .pooling import (
     _pool,
 )
 from .reference import accumulate_dtype, normalize, psi
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +76,29 @@ def _around_dynamo(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class _Keywords(TypedDict, total=False):
+    objective: Objective
+    C: float
+    epsilon: float
+    time_average: bool
+    nonlinearity: Nonlinearity
+    mean: PerChannel | None
+    std: PerChannel | None
+    channel_dim: int | None
+    lengths: Tensor | Sequence[int] | None
+    tol: float
+    max_iter: int
+    out_dtype: torch.dtype | None
+
+
+@overload
+def rank_pool(
+    x: Tensor, dim: int = 1, *, return_info: Literal[False] = False, **keywords: Unpack[_Keywords]
+) -> Tensor: ...
+@overload
+def rank_pool(
+    x: Tensor, dim: int = 1, *, return_info: Literal[True], **keywords: Unpack[_Keywords]
+) -> tuple[Tensor, RankPoolInfo]: ...
 @_around_dynamo
 def rank_pool(
     x: Tensor,
@@ -91,7 +117,7 @@ def rank_pool(
     max_iter: int = 1000,
     out_dtype: torch.dtype | None = None,
     return_info: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, RankPoolInfo]:
     """Exact rank pooling, eq. (1) of Bilen et al. 2016: the d that ranks the frames of a clip by S(t|d) = ⟨d, V_t⟩.
 
     V_t are the running means of the frames ψ(I_1) … ψ(I_t), or, with time_average=False, the frames; no intercept.

@@ -129,8 +129,7 @@ class RankPool(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """`dynpool.rank_pool` of x."""
-        d: Tensor = rank_pool(x, lengths=lengths, **{name: getattr(self, name) for name in _RANK_OPTIONS})
-        return d
+        return rank_pool(x, lengths=lengths, **{name: getattr(self, name) for name in _RANK_OPTIONS})
 
     def extra_repr(self) -> str:
         return _call(self, _RANK_OPTIONS)

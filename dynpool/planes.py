@@ -84,8 +84,8 @@ class Pool(ABC):
         """
 
     @abstractmethod
-    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
-        """largest = the maximum of it and of all frames, byte by byte."""
+    def take_largest(self, frames: Sequence[Any], rows: Sequence[Tensor], spans: Sequence[slice]) -> None:
+        """rows[k] = the maximum of it and of frames[spans[k]], of which there are some, byte by byte."""
 
     @abstractmethod
     def image(self, row: Tensor, total: float) -> Tensor:
@@ -128,8 +128,9 @@ class _Kernel(Pool):
     ) -> None:
         binary.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows, fresh)
 
-    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
-        binary.take_largest(self._layout, *self._planes(frames), largest)
+    def take_largest(self, frames: Sequence[Any], rows: Sequence[Tensor], spans: Sequence[slice]) -> None:
+        for row, span in zip(rows, spans, strict=True):
+            binary.take_largest(self._layout, *self._planes(frames[span]), row)
 
 
 class ColourPlanes(_Kernel):

@@ -78,8 +78,10 @@ class _OnDevice(Pool):
         for row, image, new in zip(rows, pooled, fresh or [False] * len(rows), strict=True):
             row.copy_(image) if new else row.add_(image)
 
-    def take_largest(self, frames: Sequence[Any], largest: Tensor) -> None:
-        torch.maximum(largest, self._batch(frames).amax(0), out=largest)
+    def take_largest(self, frames: Sequence[Any], rows: Sequence[Tensor], spans: Sequence[slice]) -> None:
+        batch = self._batch(frames)
+        for row, span in zip(rows, spans, strict=True):
+            torch.maximum(row, batch[span].amax(0), out=row)
 
 
 class MovedColours(_OnDevice, ColourPlanes):

@@ -239,14 +239,16 @@ class Windows:
         fresh = [start not in self._open for start in starts]
         for start in itertools.compress(starts, fresh):
             self._open[start] = self._empty()
+        rows = [self._open[start] for start in starts]
+        if not rows:
+            return
         if self._weights is None:
-            for start in starts:
-                inside = frames[max(start - first, 0) : max(start + self._window - first, 0)]
-                self._pool.take_largest(inside, self._open[start])
-        elif starts:
+            spans = [slice(max(start - first, 0), start + self._window - first) for start in starts]
+            self._pool.take_largest(frames, rows, spans)
+        else:
             numbers = range(first, first + len(frames))
             weights = [[self._weights[t - s] if 0 <= t - s < self._window else 0.0 for t in numbers] for s in starts]
-            self._pool.add(frames, [self._open[start] for start in starts], weights, fresh=fresh)
+            self._pool.add(frames, rows, weights, fresh=fresh)
 
     def _empty(self) -> Tensor:
         if self._weights is None:

@@ -152,7 +152,7 @@ def test_colours_of_every_format(format, width, height, instruction_set):
         pool = pool_for(frame, "identity", CPU, None, colours=True)
         assert isinstance(pool, ColourPlanes if format in YUV else RawPlanes)
         largest = pool.zeros(torch.uint8)
-        pool.take_largest([frame], largest)
+        pool.take_largest([frame], [largest], [slice(None)])
         found, expected = pool.image(largest, 0).numpy().astype(float), rgb_of(frame)
         # Every product is rounded down, and its factor to 13 bits: of 255, and of 128 twice.
         products = 2 if format in YUV else 0
@@ -168,7 +168,7 @@ def test_colours_are_ffmpegs_to_the_bit(format, colorspace, color_range, instruc
     frame = random_frame(format, 134, 26, colorspace=colorspace, color_range=color_range)
     pool = pool_for(frame, "sqrt", CPU, None, colours=True)
     largest = pool.zeros(torch.uint8)
-    pool.take_largest([frame], largest)
+    pool.take_largest([frame], [largest], [slice(None)])
     np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
 
 
@@ -182,9 +182,24 @@ def test_colours_are_the_same_on_every_device(format, width, height, device):
         there = moved_to(device, pool)
         largest = [each.zeros(torch.uint8) for each in (pool, there)]
         for each, row in zip((pool, there), largest, strict=True):
-            each.take_largest(frames, row)
+            each.take_largest(frames, [row], [slice(None)])
         assert largest[1].device.type == device.type
         assert torch.equal(largest[0], largest[1].cpu())
+
+
+@needs_kernels
+@pytest.mark.parametrize("format", ["yuv420p", "bgr24"])
+def test_maxima_of_overlapping_spans(format, device):
+    frames = [random_frame(format, 37, 13, seed) for seed in range(7)]
+    pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
+    spans = [slice(0, 3), slice(2, 7), slice(6, 20)]
+    for each in (pool, moved_to(device, pool)):
+        rows = [each.zeros(torch.uint8) for _ in spans]
+        rows[0].fill_(200)  # of frames before
+        each.take_largest(frames, rows, spans)
+        for row, span, least in zip(rows, spans, (200, 0, 0), strict=True):
+            expected = np.stack([rgb_of(frame) for frame in frames[span]]).max(0)
+            assert np.abs(each.image(row, 0).cpu().numpy() - np.maximum(expected, least)).max() <= 3.1  # as above
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------
@@ -202,7 +217,7 @@ def test_weighted_sums(format, nonlinearity, dtype, instruction_set):
     bytes_of = []
     for frame in frames:  # as the test of colours has found them right
         largest = pool.zeros(torch.uint8)
-        pool.take_largest([frame], largest)
+        pool.take_largest([frame], [largest], [slice(None)])
         bytes_of.append(pool.image(largest, 0))
     values = torch.stack(bytes_of).double()
     values = values.sqrt() if nonlinearity == "sqrt" else values
