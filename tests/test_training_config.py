@@ -187,4 +187,8 @@ def test_paths_are_right_from_any_folder(tmp_path, monkeypatch):
     elsewhere = load([], [*options, "data.root=/", "trainer.devices=2"]).anchored()
     assert elsewhere.experiment() == config.experiment()
     assert load([], ["model.weights=imagenet"]).experiment() == load([], ["model.weights=default"]).experiment()
+    for short, full in ((16, "16-mixed"), ("bf16", "bf16-mixed"), (32, "32-true"), (64, "64-true")):
+        pair = [load([], [f"trainer.precision={name}"]).experiment() for name in (short, full)]
+        assert pair[0] == pair[1]
+        assert (pair[0] == load().experiment()) == (short == 32)
     assert elsewhere.experiment() != load([], [*options, "model.weights=v.safetensors"]).anchored().experiment()

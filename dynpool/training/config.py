@@ -27,6 +27,7 @@ _ELSEWHERE = {  # what may differ between machines
     "data": ("root", "lists", "cache", "workers"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
 }
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's short names
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,8 @@ class Config:
         for part, names in _ELSEWHERE.items():
             for name in names:
                 del values[part][name]
+        precision = str(self.trainer.precision)
+        values["trainer"]["precision"] = _PRECISIONS.get(precision, precision)
         values["model"] = self.model_config(2).to_dict()  # with what is not said
         if values["model"]["weights"] in DEFAULT_WEIGHTS:
             values["model"]["weights"] = DEFAULT_WEIGHTS[0]
