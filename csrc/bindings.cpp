@@ -101,7 +101,6 @@ dynpool::SolverParams solver_params(int objective, int64_t clips, int64_t T, Add
           static_cast<int32_t*>(pointer(pairs)), doubles(scratch)};
 }
 
-#ifdef DYNPOOL_WITH_CPU
 // What is the same for all frames of a video.
 struct PlanesLayout {
   int num_planes;
@@ -125,17 +124,13 @@ PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int sh
   return layout;
 }
 
-// Adds frames to `sums`, or, where that is not null, to `largest`. planes, strides: those of a frame behind one another.
-void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
-                 const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
-                 const std::vector<int>& fresh, Address largest, int num_threads) {
+#ifdef DYNPOOL_WITH_CPU
+// planes, strides: those of a frame behind one another.
+dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides) {
   const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
   require(count > 0 && planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
   require(count <= dynpool::kMaxFrames, "too many frames at once");
-  const size_t K = weights.size() / count, R = sums.size();
-  require(largest || (K > 0 && R > 0 && weights.size() == K * count && (mix.empty() ? K == R : mix.size() == K * R)),
-          "weights must be [K, frames] and mix, if any, [rows, K]");
-  require(fresh.empty() || (fresh.size() == R && mix.empty()), "fresh must be [rows], without mix");
+  for (const Address plane : planes) require(plane, kNull);
   dynpool::PlanesParams p;
   p.count = count;
   p.planes = reinterpret_cast<const uint8_t* const*>(planes.data());
@@ -143,6 +138,18 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
   p.num_planes = layout.num_planes;
   for (int i = 0; i < dynpool::kMaxPlanes; ++i) p.plane[i] = layout.plane[i];
   p.colour = layout.colour ? &*layout.colour : nullptr;
+  return p;
+}
+
+// Adds frames to `sums`, or, where that is not null, to `largest`.
+void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
+                 const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
+                 const std::vector<int>& fresh, Address largest, int num_threads) {
+  dynpool::PlanesParams p = planes_params(layout, planes, strides);
+  const size_t K = weights.size() / p.count, R = sums.size();
+  require(largest || (K > 0 && R > 0 && weights.size() == K * p.count && (mix.empty() ? K == R : mix.size() == K * R)),
+          "weights must be [K, frames] and mix, if any, [rows, K]");
+  require(fresh.empty() || (fresh.size() == R && mix.empty()), "fresh must be [rows], without mix");
   p.nonlinearity = static_cast<dynpool::Nonlinearity>(nonlinearity);
   p.K = K;
   p.R = R;
@@ -151,10 +158,16 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
   p.sums = reinterpret_cast<void* const*>(sums.data());
   p.fresh = fresh.empty() ? nullptr : fresh.data();
   p.largest = static_cast<uint8_t*>(pointer(largest));
-  for (const Address plane : planes) require(plane, kNull);
   for (const Address sum : sums) require(sum, kNull);
   const py::gil_scoped_release unlocked;
   dynpool::cpu::pool_planes(p, num_threads);
+}
+
+void pack_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, Address to) {
+  const dynpool::PlanesParams p = planes_params(layout, planes, strides);
+  require(to && !p.colour, "the planes have colours, or nowhere to go");
+  const py::gil_scoped_release unlocked;
+  dynpool::cpu::pack_planes(p, static_cast<uint8_t*>(pointer(to)));
 }
 
 template <class T>
@@ -203,6 +216,8 @@ class Scratch {
 PYBIND11_MODULE(DYNPOOL_MODULE, m) {
   m.doc() = "Kernels of dynpool, for dynpool/ops.py and binary.py alone.";
   py::class_<TemporalPoolParams>(m, "Layout", py::module_local()).def(py::init(&make_layout));
+  py::class_<PlanesLayout>(m, "Planes", py::module_local()).def(py::init(&make_planes_layout)).def(
+      py::init(&make_colour_layout));
   py::class_<dynpool::Calls, std::shared_ptr<dynpool::Calls>>(m, "Calls", py::module_local(), py::dynamic_attr())
       .def(py::init<py::capsule, std::vector<py::object>, std::vector<py::object>, py::object, py::object, py::object>())
       .def("keep", &dynpool::Calls::keep)
@@ -248,9 +263,8 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     const py::gil_scoped_release unlocked;
     dynpool::cpu::solve(p, num_threads);
   });
-  py::class_<PlanesLayout>(cpu, "Planes", py::module_local()).def(py::init(&make_planes_layout)).def(
-      py::init(&make_colour_layout));
   cpu.def("pool_planes", &pool_planes);
+  cpu.def("pack_planes", &pack_planes);
   cpu.def("make_rgb", [](const PlanesLayout& layout, Address sums, bool doubles, double total, Address rgb) {
     require(rgb, kNull);
     doubles ? dynpool::cpu::make_rgb(plane_sums<double>(layout, sums, total, rgb))
@@ -317,6 +331,13 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
                        Address b, Address pairs, Address scratch, int device, const py::object&, Address stream) {
     dynpool::cuda::solve(solver_params(objective, clips, T, lengths, K, C, epsilon, tol, max_iter, u, value, gap,
                                        iterations, b, pairs, scratch), device, pointer(stream));
+  });
+  cuda.def("make_rgb", [](const PlanesLayout& layout, int64_t count, Address planes, Address rgb, int device,
+                          const py::object&, Address stream) {
+    require(layout.colour && count >= 0 && planes && rgb, "the planes have no colours, or nowhere to go");
+    dynpool::cuda::make_rgb({*layout.colour, count, layout.plane[0].width, layout.plane[0].height,
+                             static_cast<const uint8_t*>(pointer(planes)), static_cast<uint8_t*>(pointer(rgb))},
+                            device, pointer(stream));
   });
   cuda.def("device_count", &dynpool::cuda::device_count);
   cuda.def("architectures", &dynpool::cuda::architectures);

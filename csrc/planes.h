@@ -55,8 +55,27 @@ struct PlanesParams {
   uint8_t* largest = nullptr;          // instead of weights, mix and sums
 };
 
+// The planes of frames, one behind the other, without the padding of their lines.
+struct PackedPlanes {
+  Colour colour;
+  int64_t count = 0, width = 0, height = 0;  // frames; samples
+  const uint8_t* planes = nullptr;           // [count, bytes of a frame]
+  uint8_t* rgb = nullptr;                    // [count, 3, height, width]
+
+  int64_t sample_size() const { return colour.depth == 8 ? 1 : 2; }
+  int64_t chroma_width() const { return (width + colour.shift_x) >> colour.shift_x; }
+  int64_t chroma_height() const { return (height + colour.shift_y) >> colour.shift_y; }
+  int64_t samples() const { return width * height + 2 * chroma_width() * chroma_height(); }
+};
+
 namespace cpu {
 void pool_planes(const PlanesParams& p, int num_threads);
+// Packs the planes of p, which are not to be colours, into `to` [count, bytes of a frame].
+void pack_planes(const PlanesParams& p, uint8_t* to);
+}
+
+namespace cuda {
+void make_rgb(const PackedPlanes& p, int device, void* stream);
 }
 
 }  // namespace dynpool

@@ -66,6 +66,8 @@ class Kernels(NamedTuple):
     gram: Callable[..., None]
     gram_takes_average: bool  # or finds it in passing
     solve: Callable[..., None]
+    planes: type[Any]
+    make_rgb: Callable[..., None] | None
     place: Callable[[torch.device], tuple[Any, ...]]
     current: Callable[[int], int]  # the stream, or the number of threads
 
@@ -78,7 +80,8 @@ def _cpu_kernels(module: ModuleType | None) -> Kernels | None:
         return None
     cpu = module.cpu
     pools = (cpu.temporal_pool, cpu.bind, cpu.temporal_pool_backward)
-    return Kernels(module.Layout, *pools, cpu.gram, False, cpu.solve, lambda device: (), _num_threads)
+    of_planes = (module.Planes, None)  # whose colours pool_planes makes in passing
+    return Kernels(module.Layout, *pools, cpu.gram, False, cpu.solve, *of_planes, lambda device: (), _num_threads)
 
 
 def _cuda_kernels(module: ModuleType | None, current_stream: Callable[[int], int]) -> Kernels | None:
@@ -86,7 +89,8 @@ def _cuda_kernels(module: ModuleType | None, current_stream: Callable[[int], int
         return None
     cuda = module.cuda
     pools = (cuda.temporal_pool, cuda.bind, cuda.temporal_pool_backward)
-    return Kernels(module.Layout, *pools, cuda.gram, True, cuda.solve, _on_device, current_stream)
+    of_planes = (module.Planes, cuda.make_rgb)
+    return Kernels(module.Layout, *pools, cuda.gram, True, cuda.solve, *of_planes, _on_device, current_stream)
 
 
 @functools.cache
@@ -229,14 +233,24 @@ def has_planes() -> bool:
 
 def planes_layout(widths: Sequence[int], heights: Sequence[int]) -> Any:
     """Planes of bytes, which are pooled as they are."""
-    return _extension().cpu.Planes(widths, heights)
+    return _extension().Planes(widths, heights)
 
 
-def colour_layout(
-    width: int, height: int, depth: int, shift_x: int, shift_y: int, step: int, black: int, factors: Sequence[float]
-) -> Any:
-    """Planes of Y, U and V, which become R, G and B (csrc/planes.h)."""
-    return _extension().cpu.Planes(width, height, depth, shift_x, shift_y, step, black, list(factors))
+class Colours(NamedTuple):
+    """Of planes of Y, U and V, which become R, G and B (csrc/planes.h)."""
+
+    width: int
+    height: int
+    depth: int
+    shift_x: int
+    shift_y: int
+    step: int
+    black: int
+    factors: Sequence[float]
+
+
+def colour_layout(colours: Colours) -> Any:
+    return _extension().Planes(*colours)
 
 
 def pool_planes(
@@ -264,6 +278,23 @@ def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], lar
     """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
     threads = _num_threads()
     _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], [], largest.data_ptr(), threads)
+
+
+def pack_planes(layout: Any, planes: Sequence[int], strides: Sequence[int], packed: Tensor) -> None:
+    """packed [T, N] = the bytes of planes that are no colours, one behind the other, without the padding of lines."""
+    _extension().cpu.pack_planes(layout, planes, strides, packed.data_ptr())
+
+
+def rgb_of_packed(colours: Colours, packed: Tensor, rgb: Tensor) -> bool:
+    """rgb [T, 3, H, W] = the bytes that the CPU's kernels make of planes, of packed ones; False where the device has no
+    kernel for that.
+    """
+    kernels = kernels_for(packed.device)
+    if kernels is None or kernels.make_rgb is None:
+        return False
+    layout, where = kernels.planes(*colours), kernels.where(packed.device)
+    kernels.make_rgb(layout, len(packed), packed.data_ptr(), rgb.data_ptr(), *where)
+    return True
 
 
 def make_rgb(layout: Any, sums: Tensor, total: float, shape: Sequence[int]) -> Tensor:

@@ -172,13 +172,26 @@ def rank_pool(
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
 
-    options = _Options(objective, float(C), float(epsilon), float(tol), max_iter, time_average, plan, counts)
-    d, rough, *info = _RankPool.apply(x, mean, std, options)
+    derives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mean, std))
+    options = _Options(objective, float(C), float(epsilon), float(tol), derives, max_iter, time_average, plan, counts)
+    d, rough, *fields = _RankPool.apply(x, mean, std, options)
     if bool(rough.any()):
-        d, info = _solved_again(rough, d, info, x, mean, std, options)
+        d, fields = _solved_again(rough, d, fields, x, mean, std, options)
+    info = RankPoolInfo(*fields)
+    # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
+    limit = min(options.tol, 100 * _GRADIENT_TOL) if derives else options.tol
+    missed = info.duality_gap > limit * info.objective
+    if bool(missed.any()):
+        worst = float((info.duality_gap / info.objective)[missed].max())
+        warnings.warn(
+            f"rank_pool: {int(missed.sum())} of {batch} clips did not reach tol = {limit:g} in "
+            f"{int(info.iterations.max())} iterations; relative duality gap {worst:.1e}",
+            RuntimeWarning,
+            stacklevel=3,  # this, what @_around_dynamo made of it, and the caller
+        )
     if not return_info:
         return d
-    return d, RankPoolInfo(*(t[0] for t in info) if dim == 0 else info)
+    return d, RankPoolInfo(*(t[0] for t in fields)) if dim == 0 else info
 
 
 def _check_values(x: Tensor) -> None:
@@ -253,7 +266,7 @@ def ranking_accuracy(
     counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
     mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
     plan = _plan(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
-    options = _Options("ranksvm", 1, 0, 1, 1, time_average, plan, counts)
+    options = _Options("ranksvm", 1, 0, 1, False, 1, time_average, plan, counts)
     scores = options.products(x.detach(), d.detach(), mean, std) @ options.averages(x).T
     frames = torch.arange(num_frames, device=x.device)
     pairs = frames[:, None] > frames
@@ -272,6 +285,7 @@ class _Options:
     C: float
     epsilon: float
     tol: float
+    derives: bool  # whether a gradient is asked for
     max_iter: int
     time_average: bool
     plan: ops.Plan
@@ -329,7 +343,7 @@ class _RankPool(torch.autograd.Function):
             K = K.where(~products.alike(lengths, x.dtype)[:, None, None], 0)
         M = options.averages(x)
         K = M @ K @ M.T
-        tol = min(options.tol, _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
+        tol = min(options.tol, _GRADIENT_TOL) if options.derives else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         weights = solution.u @ M
         suspect, blurred = _lost(x, products, K, weights, solution.objective, lengths, options)
@@ -340,17 +354,6 @@ class _RankPool(torch.autograd.Function):
             norm = d.double().square().reshape(len(K), -1).sum(1)
             value = solve.objective_of(norm, found, lengths, options.objective, options.C, options.epsilon)
             rough = suspect & ~(value <= solution.objective * (1 + options.tol))  # or NaN
-        # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
-        limit = min(options.tol, 100 * _GRADIENT_TOL) if any(ctx.needs_input_grad) else options.tol
-        missed = (solution.gap > limit * solution.objective) & ~rough
-        if bool(missed.any()):
-            worst = float((solution.gap / solution.objective)[missed].max())
-            warnings.warn(
-                f"rank_pool: {int(missed.sum())} of {len(missed)} clips did not reach tol = {limit:g} in "
-                f"{int(solution.iterations.max())} iterations; relative duality gap {worst:.1e}",
-                RuntimeWarning,
-                stacklevel=5,
-            )
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)

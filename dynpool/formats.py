@@ -97,9 +97,6 @@ def plane_sizes(form: Format) -> list[tuple[int, int]]:
     return [(form.height, form.width * size), *[chroma] * (1 if step == 2 else 2)]
 
 
-def colour_layout(form: Format) -> Any:
-    """The layout of Y, U, V that a kernel makes R, G, B of."""
-    depth, shift_x, shift_y, step = YUV[form.name]
-    return binary.colour_layout(
-        form.width, form.height, depth, shift_x, shift_y, step, form.black, form.colour_factors()
-    )
+def colours_of(form: Format) -> binary.Colours:
+    """Of Y, U, V that a kernel makes R, G, B of."""
+    return binary.Colours(form.width, form.height, *YUV[form.name], form.black, form.colour_factors())

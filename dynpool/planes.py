@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import binary
 from .decoder import Pixels, Turn, lines_of
-from .formats import PACKED, YUV, Format, colour_layout, plane_sizes
+from .formats import PACKED, YUV, Format, colours_of, plane_sizes
 from .pooling import Nonlinearity
 
 _MAX_BATCH = 16
@@ -96,15 +96,23 @@ class Pool(ABC):
         return binary.stretch(self.image(row, total).float(), least_span, interleaved)
 
 
-class _Kernel(Pool):
+class PlanesPool(Pool):
     """Sums by csrc/planes.h on the CPU."""
-
-    _layout: Any
-    _address_of: tuple[tuple[int, int], ...]  # (plane, bytes into it) of each plane of the kernel
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
         self._sizes = plane_sizes(form)
+        self._read_bytes()
+
+    def _read_bytes(self) -> None:
+        """Kernels read planes as they are."""
+        self._places = [(index, 0) for index in range(len(self._sizes))]  # (plane, bytes into it)
+        self._layout = binary.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
+
+    def _read_colours(self) -> None:
+        """Kernels read R, G, B that they make of Y, U, V."""
+        self._places = [(0, 0), (1, 0), (1, 1) if YUV[self.form.name].step == 2 else (2, 0)]
+        self._layout = binary.colour_layout(colours_of(self.form))
 
     def samples(self, frame: Any) -> list[Pixels]:
         return [lines_of(plane, *size) for plane, size in zip(frame.planes, self._sizes, strict=True)]
@@ -113,7 +121,7 @@ class _Kernel(Pool):
         addresses, strides = [], []
         for frame in frames:
             planes = frame.planes  # made anew each time
-            for index, offset in self._address_of:
+            for index, offset in self._places:
                 addresses.append(planes[index].buffer_ptr + offset)
                 strides.append(planes[index].line_size)
         return addresses, strides
@@ -133,13 +141,12 @@ class _Kernel(Pool):
             binary.take_largest(self._layout, *self._planes(frames[span]), row)
 
 
-class ColourPlanes(_Kernel):
+class ColourPlanes(PlanesPool):
     """Y, U, V, of which a kernel makes R, G, B."""
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
-        self._layout = colour_layout(form)
-        self._address_of = ((0, 0), (1, 0), (1, 1)) if YUV[form.name].step == 2 else ((0, 0), (1, 0), (2, 0))
+        self._read_colours()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -158,13 +165,8 @@ class ColourPlanes(_Kernel):
         return self._turn.image(row)
 
 
-class RawPlanes(_Kernel):
+class RawPlanes(PlanesPool):
     """Bytes as they are, and RGB of their sum."""
-
-    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
-        super().__init__(form, nonlinearity, turn)
-        self._address_of = tuple((index, 0) for index in range(len(self._sizes)))
-        self._layout = binary.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,12 +180,16 @@ class RawPlanes(_Kernel):
             size, rgb = PACKED[self.form.name]
             packed = row.view(self.form.height, self.form.width, size)[..., list(rgb)].permute(2, 0, 1)
             return self._turn.image(packed)
-        return self._turn.image(binary.make_rgb(colour_layout(self.form), row, total, self._image_shape))
+        return self._turn.image(binary.make_rgb(self._colours, row, total, self._image_shape))
 
     def picture(self, row: Tensor, total: float, least_span: float, interleaved: bool) -> Tensor | None:
         if self.form.name in PACKED or any(self._turn) or row.dtype != torch.float32:
             return super().picture(row, total, least_span, interleaved)
-        return binary.stretch_sums(colour_layout(self.form), row, total, self._image_shape, least_span, interleaved)
+        return binary.stretch_sums(self._colours, row, total, self._image_shape, least_span, interleaved)
+
+    @property
+    def _colours(self) -> Any:
+        return binary.colour_layout(colours_of(self.form))
 
     @property
     def _image_shape(self) -> tuple[int, ...]:

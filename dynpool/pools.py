@@ -8,8 +8,10 @@ RgbFrames       any format, by way of RGB frames that the CPU makes: frames that
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from torch import Tensor
 
 from . import binary
 from .decoder import Pixels, RgbConverter, Turn
-from .formats import LUMA, PACKED, YUV, Format
-from .planes import ColourPlanes, Matrix, Pool, RawPlanes
+from .formats import LUMA, PACKED, YUV, Format, colours_of
+from .planes import ColourPlanes, Matrix, PlanesPool, Pool, RawPlanes
 from .pooling import Nonlinearity, temporal_pool
 from .video import Size, resized
 
@@ -50,15 +52,23 @@ class _OnDevice(Pool):
     def empty(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(self.shape, dtype=dtype, device=self._device)
 
-    def _values(self, samples: Tensor) -> Tensor:
-        """uint8 [T, *shape] of what sums are made of, of the samples [T, N]."""
-        return samples.view(len(samples), *self.shape)
+    @property
+    @abstractmethod
+    def _frame_bytes(self) -> int:
+        """Of a frame on its way to the device."""
+
+    @abstractmethod
+    def _pack(self, frames: Sequence[Any], packed: Tensor) -> None:
+        """packed [T, _frame_bytes] = the frames."""
+
+    def _unpacked(self, packed: Tensor) -> Tensor:
+        """uint8 [T, *shape], of which sums are made."""
+        return packed.view(len(packed), *self.shape)
 
     def _batch(self, frames: Sequence[Any]) -> Tensor:
-        samples = [self.samples(frame) for frame in frames]
         if self._staging is None:
-            self._staging = _Staging(self._device, self.batch, [pixels.shape for pixels in samples[0]])
-        return self._values(self._staging.move(samples))
+            self._staging = _Staging(self._device, self.batch, self._frame_bytes)
+        return self._unpacked(self._staging.move(len(frames), functools.partial(self._pack, frames)))
 
     def add(
         self,
@@ -84,32 +94,52 @@ class _OnDevice(Pool):
             torch.maximum(row, batch[span].amax(0), out=row)
 
 
-class MovedColours(_OnDevice, ColourPlanes):
-    """Y, U, V, of which R, G, B are made on the device, to the bit as the CPU's kernels do (csrc/cpu/colour.h)."""
+class _MovedPlanes(_OnDevice, PlanesPool):
+    """Planes as the decoder wrote them, without the padding of their lines."""
 
-    def _values(self, samples: Tensor) -> Tensor:
+    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn, device: torch.device) -> None:
+        super().__init__(form, nonlinearity, turn, device)
+        self._read_bytes()
+
+    @property
+    def _frame_bytes(self) -> int:
+        return sum(math.prod(size) for size in self._sizes)
+
+    def _pack(self, frames: Sequence[Any], packed: Tensor) -> None:
+        binary.pack_planes(self._layout, *self._planes(frames), packed)
+
+
+class MovedColours(_MovedPlanes, ColourPlanes):
+    """Y, U, V, of which R, G, B are made on the device, to the bit as the CPU's kernels do (csrc/colour.h)."""
+
+    def _unpacked(self, packed: Tensor) -> Tensor:
+        rgb = torch.empty((len(packed), *self.shape), dtype=torch.uint8, device=packed.device)
+        if not binary.rgb_of_packed(colours_of(self.form), packed, rgb):
+            self._make_rgb(packed, rgb)
+        return rgb
+
+    def _make_rgb(self, packed: Tensor, rgb: Tensor) -> None:
+        """As `binary.rgb_of_packed`, by torch."""
         depth, shift_x, shift_y, _ = YUV[self.form.name]
         up = 11 - depth
         y, rv, gu, gv, bu = (math.floor(factor * (1 << 13) + 0.5) for factor in self.form.colour_factors())
-        Y, U, V = self._yuv(samples)
+        Y, U, V = self._yuv(packed)
         U, V = (U << up) - (128 << 3), (V << up) - (128 << 3)
         luma = ((Y << up) - (self.form.black << 3)) * y >> 16
-        rgb = torch.empty((len(samples), *self.shape), dtype=torch.uint8, device=samples.device)
         for index, chroma in enumerate((V * rv >> 16, (U * gu >> 16) + (V * gv >> 16), U * bu >> 16)):
             wide = _repeated(_repeated(chroma, 1 << shift_y, 1), 1 << shift_x, 2)
             rgb[:, index] = (luma + wide[:, : self.form.height, : self.form.width]).clamp_(0, 255)
-        return rgb
 
-    def _yuv(self, samples: Tensor) -> list[Tensor]:
+    def _yuv(self, packed: Tensor) -> list[Tensor]:
         """int32 [T, lines, samples]."""
         depth, _, _, step = YUV[self.form.name]
-        parts = samples.split([height * width for height, width in self._sizes], 1)
+        parts = packed.split([height * width for height, width in self._sizes], 1)
         wide = [part if depth == 8 else part.view(torch.int16) for part in parts]
         planes = [part.unflatten(1, (height, -1)).int() for part, (height, _) in zip(wide, self._sizes, strict=True)]
         return planes if step == 1 else [planes[0], planes[1][..., 0::2], planes[1][..., 1::2]]
 
 
-class MovedRaw(_OnDevice, RawPlanes):
+class MovedRaw(_MovedPlanes, RawPlanes):
     """Bytes as they are. RGB of their sum is made on the CPU, once."""
 
     def image(self, row: Tensor, total: float) -> Tensor:
@@ -145,6 +175,14 @@ class RgbFrames(_OnDevice):
     def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
         return torch.from_numpy(marks[0]).to(self._device)
 
+    @property
+    def _frame_bytes(self) -> int:
+        return math.prod(self._shape)
+
+    def _pack(self, frames: Sequence[Tensor], packed: Tensor) -> None:
+        for frame, place in zip(frames, packed, strict=True):
+            place.view(self._shape).copy_(frame)
+
     def _rgb(self, frame: Any) -> Tensor:
         return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
 
@@ -153,38 +191,26 @@ class RgbFrames(_OnDevice):
 
 
 class _Staging:
-    """Samples of frames on their way to a device: for a GPU, two pinned buffers, of which one is filled while the other
-    is copied.
-    """
+    """Frames on their way to a device: for a GPU, two pinned buffers, one to be filled while the other is copied."""
 
-    def __init__(self, device: torch.device, batch: int, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, device: torch.device, batch: int, frame_bytes: int) -> None:
         self._device = device
-        sizes = [math.prod(shape) for shape in shapes]
         pinned = device.type == "cuda"
         self._buffers = [
-            torch.empty((batch, sum(sizes)), dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            torch.empty((batch, frame_bytes), dtype=torch.uint8, device="cpu", pin_memory=pinned)
             for _ in range(2 if pinned else 1)
         ]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if pinned else []
-        ends = np.cumsum(sizes).tolist()
-        self._places = [
-            [
-                [row[end - size : end].reshape(shape) for size, end, shape in zip(sizes, ends, shapes, strict=True)]
-                for row in buffer.numpy()
-            ]
-            for buffer in self._buffers
-        ]
         self._turn = 0
 
-    def move(self, samples: Sequence[Sequence[Pixels]]) -> Tensor:
-        """uint8 [T, N] on the device."""
+    def move(self, count: int, pack: Callable[[Tensor], None]) -> Tensor:
+        """uint8 [count, frame_bytes] on the device, of what `pack` writes to such a tensor."""
         self._turn = (self._turn + 1) % len(self._buffers)
         if self._copied:
             self._copied[self._turn].synchronize()
-        for places, parts in zip(self._places[self._turn], samples, strict=False):
-            for place, pixels in zip(places, parts, strict=True):
-                np.copyto(place, pixels)
-        moved = self._buffers[self._turn][: len(samples)].to(self._device, non_blocking=bool(self._copied))
+        packed = self._buffers[self._turn][:count]
+        pack(packed)
+        moved = packed.to(self._device, non_blocking=bool(self._copied))
         if self._copied:
             self._copied[self._turn].record(torch.cuda.current_stream(self._device))
         return moved

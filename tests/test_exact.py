@@ -240,6 +240,15 @@ def test_gap_is_a_bound(backend):
         assert float(info.objective - info.duality_gap) <= best * (1 + 1e-9)
 
 
+def test_without_a_gradient_no_gap_of_one():
+    x = clip(60, 300)
+    _, right = rank_pool(x, 0, return_info=True)
+    with torch.no_grad():
+        _, found = rank_pool(x.clone().requires_grad_(), 0, return_info=True)
+    _, tight = rank_pool(x.clone().requires_grad_(), 0, return_info=True)
+    assert found.iterations == right.iterations < tight.iterations
+
+
 def test_an_end_before_the_tolerance_warns():
     with pytest.warns(RuntimeWarning, match=r"1 of 1 clips did not reach tol = 1e-09 in 2 iterations") as told:
         rank_pool(clip(20, 5), 0, tol=1e-9, max_iter=2)

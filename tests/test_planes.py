@@ -175,25 +175,25 @@ def test_colours_are_ffmpegs_to_the_bit(format, colorspace, color_range, instruc
 @needs_kernels
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("format", YUV)
-def test_colours_are_the_same_on_every_device(format, width, height, device):
+def test_colours_are_the_same_on_every_device(format, width, height, backend):
     for colorspace, color_range in itertools.product(LUMA, (LIMITED, FULL)):
         frames = [random_frame(format, width, height, seed, colorspace, color_range) for seed in range(3)]
         pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
-        there = moved_to(device, pool)
+        there = moved_to(backend.device, pool)
         largest = [each.zeros(torch.uint8) for each in (pool, there)]
         for each, row in zip((pool, there), largest, strict=True):
             each.take_largest(frames, [row], [slice(None)])
-        assert largest[1].device.type == device.type
+        assert largest[1].device.type == backend.device.type
         assert torch.equal(largest[0], largest[1].cpu())
 
 
 @needs_kernels
 @pytest.mark.parametrize("format", ["yuv420p", "bgr24"])
-def test_maxima_of_overlapping_spans(format, device):
+def test_maxima_of_overlapping_spans(format, backend):
     frames = [random_frame(format, 37, 13, seed) for seed in range(7)]
     pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
     spans = [slice(0, 3), slice(2, 7), slice(6, 20)]
-    for each in (pool, moved_to(device, pool)):
+    for each in (pool, moved_to(backend.device, pool)):
         rows = [each.zeros(torch.uint8) for _ in spans]
         rows[0].fill_(200)  # of frames before
         each.take_largest(frames, rows, spans)
@@ -233,13 +233,13 @@ def test_weighted_sums(format, nonlinearity, dtype, instruction_set):
 @pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
 @pytest.mark.parametrize("format", ["yuv420p", "nv12", "yuv444p10le", "rgb24", "bgr0", "gray"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weighted_sums_on_every_device(format, nonlinearity, dtype, device):
+def test_weighted_sums_on_every_device(format, nonlinearity, dtype, backend):
     """In three batches, of which the third has the buffer of the first."""
     frames = [random_frame(format, 131, 7, seed) for seed in range(11)]
     weights = torch.randn(2, 11, dtype=torch.float64)
     pool = pool_for(frames[0], nonlinearity, CPU, None, colours=False)
     expected = pooled_by(pool, frames, weights.tolist())
-    there = moved_to(device, pool)
+    there = moved_to(backend.device, pool)
     rows = [there.empty(dtype) for _ in weights]
     for first in range(0, 11, 4):
         part, mix = weights[:, first : first + 4].tolist(), None
@@ -248,7 +248,7 @@ def test_weighted_sums_on_every_device(format, nonlinearity, dtype, device):
             rows = rows if first else [row.zero_() for row in rows]
         there.add(frames[first : first + 4], rows, part, mix, [first == 0] * 2 if mix is None else ())
     found = torch.stack([there.image(row, line.sum().item()) for row, line in zip(rows, weights, strict=True)])
-    assert found.device.type == device.type
+    assert found.device.type == backend.device.type
     # 11 products and sums of float32, and of planes three of theirs; the kernel's roots and sums before they are mixed.
     assert (found.cpu() - expected).abs().max() <= 12 * 2**-23 * 255 * 6 * weights.abs().sum(1).max()
 

@@ -1,9 +1,8 @@
 // Lines of Y, U, V to lines of R, G, B bytes, as csrc/planes.h defines them.
 #pragma once
-#include <cmath>
 #include <type_traits>
 
-#include "../planes.h"
+#include "../colour.h"
 #include "vectors.h"
 
 namespace dynpool {
@@ -12,26 +11,6 @@ namespace {
 
 // Samples of a line at a time, and lines of luma beside one of chroma: 16 frames as RGB fit the first-level cache.
 constexpr int64_t kColourSpan = 320, kMostLines = 2;
-
-// High halves of products of 16 bits, (sample - black) << up by a factor of 13 bits behind the point: to the bit what
-// FFmpeg's swscale makes of yuv420p, so that a file and its RGB frames pool to the same image.
-struct Factors {
-  int up;                                        // of 8-bit samples 3
-  int16_t black, middle;                         // shifted already
-  int16_t y, rv, gu, gv, bu;
-
-  explicit Factors(const Colour& c)
-      : up(11 - c.depth), black(static_cast<int16_t>(c.black << 3)), middle(128 << 3), y(fixed(c.y)), rv(fixed(c.rv)),
-        gu(fixed(c.gu)), gv(fixed(c.gv)), bu(fixed(c.bu)) {}
-  static int16_t fixed(double factor) { return static_cast<int16_t>(std::floor(factor * (1 << 13) + 0.5)); }
-};
-
-DYNPOOL_HOST_DEVICE int16_t high_half(int16_t a, int16_t b) {
-  return static_cast<int16_t>((static_cast<int32_t>(a) * b) >> 16);
-}
-DYNPOOL_HOST_DEVICE uint8_t clipped(int16_t value) {
-  return static_cast<uint8_t>(value < 0 ? 0 : value > 255 ? 255 : value);
-}
 
 // What the chroma samples of a line add to luma.
 struct ChromaLine {
@@ -42,11 +21,10 @@ template <class Sample, int step>
 void fill_chroma(const Factors& f, const Sample* u, const Sample* v, int64_t n, ChromaLine& line) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const int16_t U = static_cast<int16_t>((u[i * step] << f.up) - f.middle);
-    const int16_t V = static_cast<int16_t>((v[i * step] << f.up) - f.middle);
-    line.r[i] = high_half(V, f.rv);
-    line.g[i] = static_cast<int16_t>(high_half(U, f.gu) + high_half(V, f.gv));
-    line.b[i] = high_half(U, f.bu);
+    const Chroma added = chroma_of(f, u[i * step], v[i * step]);
+    line.r[i] = added.r;
+    line.g[i] = added.g;
+    line.b[i] = added.b;
   }
 }
 
@@ -55,10 +33,10 @@ template <class Sample, int shift>
 void colour_line(const Factors& f, const Sample* Y, int64_t n, const ChromaLine& chroma, uint8_t* rgb, int64_t pitch) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const int16_t y = high_half(static_cast<int16_t>((Y[i] << f.up) - f.black), f.y);
-    rgb[i] = clipped(static_cast<int16_t>(y + chroma.r[i >> shift]));
-    rgb[i + pitch] = clipped(static_cast<int16_t>(y + chroma.g[i >> shift]));
-    rgb[i + 2 * pitch] = clipped(static_cast<int16_t>(y + chroma.b[i >> shift]));
+    const int16_t y = luma_of(f, Y[i]);
+    rgb[i] = sum_as_byte(y, chroma.r[i >> shift]);
+    rgb[i + pitch] = sum_as_byte(y, chroma.g[i >> shift]);
+    rgb[i + 2 * pitch] = sum_as_byte(y, chroma.b[i >> shift]);
   }
 }
 

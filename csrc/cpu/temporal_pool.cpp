@@ -165,6 +165,14 @@ void pool_planes(const PlanesParams& p, int num_threads) {
   parallel_for(threads, threads, [&](int64_t i) { kernels.planes(p, lines * i / threads, lines * (i + 1) / threads); });
 }
 
+void pack_planes(const PlanesParams& p, uint8_t* to) {
+  for (int64_t j = 0; j < p.count * p.num_planes; ++j) {
+    const Plane plane = p.plane[j % p.num_planes];
+    const uint8_t* line = p.planes[j];
+    for (int64_t y = 0; y < plane.height; ++y, line += p.strides[j], to += plane.width) std::memcpy(to, line, plane.width);
+  }
+}
+
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int num_threads) {
   const Kernels kernels = kernels_of(p.x_dtype);
   const int64_t rows = (p.T + kGramBlock - 1) / kGramBlock * kGramBlock, size = rows * rows + rows + 1;

@@ -167,6 +167,37 @@ void check_largest(const Frames& frames, const std::string& name, bool at_end) {
   }
 }
 
+// Packed as the decoder's planes, U and V in one where they alternate; and R, G, B of that.
+void check_packed(const Frames& frames, const std::string& name, bool at_end) {
+  PackedPlanes packed{frames.colour, frames.count, frames.width, frames.height};
+  const bool alternate = frames.format.step == 2;
+  PlanesParams p = frames.params();
+  std::vector<const uint8_t*> planes;
+  std::vector<int64_t> strides;
+  for (size_t j = 0; j < frames.planes.size(); ++j) {
+    if (alternate && j % 3 == 2) continue;
+    planes.push_back(frames.planes[j]);
+    strides.push_back(frames.strides[j]);
+  }
+  p.planes = planes.data();
+  p.strides = strides.data();
+  p.num_planes = alternate ? 2 : 3;
+  p.colour = nullptr;
+  p.plane[0] = {frames.width * frames.size(), frames.height};
+  p.plane[1] = {packed.chroma_width() * frames.size() * (alternate ? 2 : 1), packed.chroma_height()};
+  p.plane[2] = p.plane[1];
+  const Guarded bytes(frames.count * packed.samples() * frames.size(), at_end), rgb(frames.count * frames.pixels(), at_end);
+  cpu::pack_planes(p, bytes.as<uint8_t>());
+  packed.planes = bytes.as<uint8_t>();
+  packed.rgb = rgb.as<uint8_t>();
+  cuda::make_rgb(packed, 0, nullptr);
+  for (int64_t t = 0; t < frames.count; ++t)
+    for (int64_t i = 0; i < frames.pixels(); ++i) {
+      const int found = packed.rgb[t * frames.pixels() + i], want = frames.byte(t, i);
+      CHECK(found == want, "%s, packed, frame %d, %d: %d, want %d", name.c_str(), int(t), int(i), found, want);
+    }
+}
+
 void test_planes() {
   Random random(3);
   constexpr int64_t kSizes[][2] = {{1, 1}, {2, 3}, {17, 13}, {130, 5}, {333, 4}, {1091, 3}};
@@ -180,6 +211,7 @@ void test_planes() {
         for (Nonlinearity nonlinearity : {Nonlinearity::identity, Nonlinearity::sqrt})
           check_sums(frames, nonlinearity, 1 + count % 3, mixed, name, at_end, random);
         check_largest(frames, name, at_end);
+        if (format.depth && count < 32) check_packed(frames, name, at_end);
       }
 }
 
