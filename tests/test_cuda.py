@@ -10,7 +10,9 @@ from cases import frames
 from conftest import parameters, require
 
 from dynpool import RankPoolStream, approx_rank_pool, context, dynamic_image, dynamic_images, ops, pooling, rank_pool
-from dynpool.pools import _Staging
+from dynpool.decoder import Turn
+from dynpool.formats import YUV, Format
+from dynpool.pools import MovedColours, _Staging
 
 OPTIONS = [
     {},
@@ -185,15 +187,24 @@ def test_more_than_two_to_the_31_elements(cuda):
 
 def test_frames_wait_for_their_copy(cuda):
     """Two pinned buffers in turn: a batch is not written over before its copy is done."""
-    shapes = (240, 320), (120, 160)
-    staging = _Staging(cuda, 4, shapes)
-    counts = [4 - number % 2 for number in range(10)]
-    batches = [[[np.asarray(frames(shape, torch.uint8)) for shape in shapes] for _ in range(n)] for n in counts]
+    staging = _Staging(cuda, 4, 115_201)
+    batches = [frames((4 - number % 2, 115_201), torch.uint8) for number in range(10)]
     torch.cuda._sleep(200_000_000)  # copies are held up
-    moved = [staging.move(batch) for batch in batches]
+    moved = [staging.move(len(batch), lambda packed, batch=batch: packed.copy_(batch)) for batch in batches]
     for batch, there in zip(batches, moved, strict=True):
-        expected = np.stack([np.concatenate([plane.reshape(-1) for plane in planes]) for planes in batch])
-        np.testing.assert_array_equal(there.cpu(), expected)
+        assert torch.equal(there.cpu(), batch)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (13, 7), (321, 241), (1920, 1080)])
+@pytest.mark.parametrize("name", YUV)
+def test_planes_become_rgb_as_torch_makes_it(name, width, height, cuda):
+    pool = MovedColours(Format(name, width, height, 1, 1), "sqrt", Turn(False, False, False), cuda)
+    packed = frames((3, pool._frame_bytes), torch.uint8, cuda)
+    if YUV[name].depth > 8:
+        packed[:, 1::2] %= 4
+    expected = torch.empty((3, *pool.shape), dtype=torch.uint8, device=cuda)
+    pool._make_rgb(packed, expected)
+    assert torch.equal(pool._unpacked(packed), expected)
 
 
 def test_dynamic_images_of_arrays(cuda):
