@@ -125,7 +125,7 @@ PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int sh
 }
 
 #ifdef DYNPOOL_WITH_CPU
-// planes, strides: those of a frame behind one another.
+// planes, strides: of one frame after the other.
 dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides) {
   const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
   require(count > 0 && planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
@@ -192,7 +192,7 @@ class Unlocked {
 
 #ifdef DYNPOOL_WITH_CUDA
 // Memory from Python's allocate(bytes) -> Tensor, kept until the launch is enqueued: the caching allocator orders reuse
-// behind it. Launches hold the interpreter's lock.
+// after it. Launches hold the interpreter's lock.
 class Scratch {
  public:
   explicit Scratch(const py::object& allocate) : allocate_(allocate) {}

@@ -10,7 +10,7 @@ namespace dynpool {
 inline namespace DYNPOOL_ISA {
 namespace {
 
-// High halves of products of 16 bits: (sample - black) << up by a factor of 13 bits behind the point.
+// High halves of products of 16 bits: (sample - black) << up by a factor of 13 bits after the point.
 struct Factors {
   int up;                                        // of 8-bit samples 3
   int16_t black, middle;                         // shifted already

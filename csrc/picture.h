@@ -6,7 +6,7 @@
 
 namespace dynpool {
 
-// The image [3, height, width] of weighted sums of Y, U and V, one plane behind the other, whose weights add up to
+// The image [3, height, width] of weighted sums of Y, U and V, one plane after the other, whose weights add up to
 // `total`. T: float or double.
 template <class T>
 struct PlaneSums {

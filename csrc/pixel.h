@@ -208,7 +208,7 @@ DYNPOOL_HOST_DEVICE Acc apply_dpsi(Acc z) {
 }
 
 // Normalisation. ψ is multiplicative and the signed root of a product is the product of signed roots, so that without a
-// mean a division by std moves behind the sum over frames, and for the identity so does the mean:
+// mean a division by std moves after the sum over frames, and for the identity so does the mean:
 //   Σ A ψ(x / s) = ψ(1/s) Σ A ψ(x)          Σ A (x - m) / s = (Σ A x - m Σ A) / s
 // Only ψ = √ with a mean has to normalise every pixel ("inside").
 template <Nonlinearity psi>

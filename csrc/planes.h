@@ -11,7 +11,7 @@
 // or, without weights, largest[i] = max(largest[i], max_t x[t, i]). x is
 //
 //   - with `colour`, the bytes R, G, B of a frame Y, U, V: i runs over [3, height, width], planes as one writes them;
-//   - else the bytes of the planes themselves, one plane behind the other, without the padding of their lines.
+//   - else the bytes of the planes themselves, one plane after the other, without the padding of their lines.
 //
 // A frame is converted line by line, in the first-level cache: nothing of its size is ever written. Chroma is taken from
 // the nearest sample: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, each product rounded down, and clipped
@@ -55,7 +55,7 @@ struct PlanesParams {
   uint8_t* largest = nullptr;          // instead of weights, mix and sums
 };
 
-// The planes of frames, one behind the other, without the padding of their lines.
+// The planes of frames, one after the other, without the padding of their lines.
 struct PackedPlanes {
   Colour colour;
   int64_t count = 0, width = 0, height = 0;  // frames; samples

@@ -281,7 +281,7 @@ def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], lar
 
 
 def pack_planes(layout: Any, planes: Sequence[int], strides: Sequence[int], packed: Tensor) -> None:
-    """packed [T, N] = the bytes of planes that are no colours, one behind the other, without the padding of lines."""
+    """packed [T, N] = the bytes of planes that are no colours, one after the other, without the padding of lines."""
     _extension().cpu.pack_planes(layout, planes, strides, packed.data_ptr())
 
 

@@ -51,7 +51,7 @@ class RankPoolInfo:
 
     `objective` is that of the problem solved, `duality_gap` a bound on how far it lies above the minimum, both float64
     [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T]; `weights`, with which the
-    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T]. Both are 0 behind a clip's end.
+    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T]. Both are 0 past a clip's end.
     """
 
     objective: Tensor
@@ -165,7 +165,7 @@ def rank_pool(
     if not isinstance(max_iter, int) or max_iter < 1:
         raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
     if dim == 0 and lengths is not None:
-        raise ValueError("lengths need the clips in dimension 0 of x and the frames behind it, got dim = 0")
+        raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
     num_frames = x.shape[dim]
     batch = 1 if dim == 0 else x.shape[0]
     counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
@@ -294,7 +294,7 @@ class _Options:
     def pool(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, rows: bool = False) -> Tensor:
         """Σ_t weights[b, w, t] ψ(x[b, t]) in Acc, W in the place of T, or nowhere."""
         bands = None
-        if self.lengths is not None:  # what lies behind a clip's end is not read
+        if self.lengths is not None:  # what lies beyond a clip's end is not read
             bands = torch.stack([torch.zeros_like(self.lengths), self.lengths], -1)[:, None]
             bands = bands.expand(-1, weights.shape[1], -1).contiguous()
         plan = self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
@@ -402,7 +402,7 @@ class _RankPool(torch.autograd.Function):
 
 
 def _in_blocks(frames: Tensor) -> Tensor:
-    """[T, D] as [n, T, _BLOCK], zeros behind the last."""
+    """[T, D] as [n, T, _BLOCK], zeros after the last."""
     return F.pad(frames, (0, -frames.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK)).transpose(0, 1)
 
 
@@ -447,7 +447,7 @@ class _FirstDerivative(torch.autograd.Function):
 
 
 class Gram(NamedTuple):
-    """Products of the frames of each clip, float64, 0 for frames behind its end; ψ̄ is the mean of its ψ(I_t)."""
+    """Products of the frames of each clip, float64, 0 for frames past its end; ψ̄ is the mean of its ψ(I_t)."""
 
     centred: Tensor  # [B, T, T]: ⟨ψ(I_s) - ψ̄, ψ(I_t) - ψ̄⟩
     cross: Tensor  # [B, T]: ⟨ψ(I_t) - ψ̄, ψ̄⟩

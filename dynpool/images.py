@@ -73,7 +73,7 @@ def dynamic_image(
     and min-max blows up the rounding of roots. In other formats and odd sizes FFmpeg interpolates colour between its
     samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
     17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the
-    first become like it: behind a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
+    first become like it: after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
     sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what they are: the
     pixel that differs most does so by 3 levels in the median of 111 real clips, and by 36 in one.
 
@@ -141,7 +141,7 @@ def dynamic_images(
 
     Returns:
         uint8 Tensor [W, 3, H, W'], W = 1 + ⌈(T - window) / stride⌉ images for T > window, else 1; with stride >
-        window, none that would start behind the last frame.
+        window, none that would start after the last frame.
 
     Raises, warns: as `dynamic_image`.
     """
@@ -211,7 +211,7 @@ class Recipe:
 
     interleaved: images lie in memory as [H, W, 3], which is how they are written and scaled, instead of [3, H, W].
     starts: of a video of so many frames, the first frames of the windows that are wanted, ascending, instead of one
-    every `stride`; none behind one that reaches the end of the video.
+    every `stride`; none after one that reaches the end of the video.
     """
 
     method: Method = "approx"
@@ -272,7 +272,7 @@ Making: TypeAlias = Generator[Tensor, None, Account]
 class Pictures:
     """The images of a video, uint8 [3, H, W], one by one as their windows end: no more is held than the open windows,
     of a file, but for "exact", which keeps the frames, and for windows that `starts` chose; folders and iterables are
-    read whole. `account` is there behind the last.
+    read whole. `account` is there after the last.
     """
 
     account: Account

@@ -158,7 +158,7 @@ class TemporalMaxPool(nn.Module):
 
     Shapes:
         x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
-        lengths: [B] integers, for padded clips with B at dimension 0: what lies behind lengths[b] frames has no say,
+        lengths: [B] integers, for padded clips with B at dimension 0: what lies beyond lengths[b] frames has no say,
         not even when it is NaN.
         Returns x without `dim`, in the dtype of x. A NaN before the end of a clip gives NaN.
 
@@ -187,7 +187,7 @@ class TemporalMaxPool(nn.Module):
 
 
 def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Tensor:
-    """x with the smallest value of its dtype behind each clip's end."""
+    """x with the smallest value of its dtype past each clip's end."""
     lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
     padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]
     shape = [padding.shape[0], *(padding.shape[1] if d == dim else 1 for d in range(1, x.dim()))]

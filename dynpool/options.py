@@ -53,7 +53,7 @@ def _recipe(
     start: Annotated[int, typer.Option(metavar="N", help="First frame to use, from 0.")] = 0,
     end: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Frame to stop before.  [default: behind the last]", show_default=False),
+        typer.Option(metavar="N", help="Frame to stop before.  [default: after the last]", show_default=False),
     ] = None,
     every: Annotated[int, typer.Option(metavar="N", help="Use every Nth frame.")] = 1,
     max_frames: Annotated[

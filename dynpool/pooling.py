@@ -106,9 +106,9 @@ def approx_rank_pool(
         window, stride: pool windows of `window` frames every `stride` frames (by default `window`: no overlap). They
             take the place of T at `dim`, W = 1 + (T - window) // stride of them, as `Tensor.unfold` does.
         lengths: [B], for a padded batch whose dimension 0 is B: pools the first lengths[b] frames of clip b. What
-            lies behind is never read. With `window`, clip b has 1 + (lengths[b] - window) // stride windows, and zeros
+            lies beyond is never read. With `window`, clip b has 1 + (lengths[b] - window) // stride windows, and zeros
             in the place of the windows that only longer clips have.
-        offsets: [B+1], rising from 0 to ΣT: clips packed one behind the other along `dim`, clip b being frames
+        offsets: [B+1], rising from 0 to ΣT: clips packed one after the other along `dim`, clip b being frames
             offsets[b] … offsets[b+1] - 1. The B pooled clips (with `window`, all windows in order) take the place of T.
         normalize_weights: divide α by ‖α‖₁/2: the result is the difference of two weighted means, in the units of
             ψ(x), whatever T. Without it values grow with T (‖α‖₁ is 31 at T = 10, 3 223 at 100).
@@ -312,7 +312,7 @@ def _checked_int(name: str, value: Any) -> int:
 
 def _batch_size(x: Tensor, dim: int, what: str) -> int:
     if dim == 0:
-        raise ValueError(f"{what} need the clips in dimension 0 of x and the frames behind it, got dim = 0")
+        raise ValueError(f"{what} need the clips in dimension 0 of x and the frames after it, got dim = 0")
     return x.shape[0]
 
 

@@ -1,6 +1,6 @@
 """A video of any kind -> its RGB frames as uint8 [T, 3, H, W]. Files are decoded by `decoder.py`.
 
-Frames lie behind one another in one uint8 buffer [T, H, W, 3]; the tensor handed out is a permuted view of it, so a
+Frames lie one after the other in one uint8 buffer [T, H, W, 3]; the tensor handed out is a permuted view of it, so a
 video is held in memory once, at one byte a value.
 """
 
@@ -122,7 +122,7 @@ def check_reading(
     if not (_is_positive(start) or (isinstance(start, Integral) and start == 0 and not isinstance(start, bool))):
         raise ValueError(f"start must be a frame number from 0, got {start!r}")
     if end is not None and not (_is_positive(end) and end > start):
-        raise ValueError(f"end must be a frame number behind start = {start}, got {end!r}")
+        raise ValueError(f"end must be a frame number after start = {start}, got {end!r}")
     _check_most("start", start)
     _check_most("end", end)
     check_count("every", every)

@@ -118,7 +118,7 @@ def rank_rows(
 
 
 def rank_table(longest: int, *, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
-    """α of clips of 0, 1, … `longest` frames, [longest + 1, longest], zero behind each clip's end."""
+    """α of clips of 0, 1, … `longest` frames, [longest + 1, longest], zero past each clip's end."""
     return _ragged_alpha(torch.arange(longest + 1, device="cpu"), longest, time_average, normalize, dtype)
 
 
@@ -157,7 +157,7 @@ def _normalized(alpha: Tensor, normalize: bool) -> Tensor:
 
 
 def _ragged_alpha(lengths: Tensor, longest: int, time_average: bool, normalize: bool, dtype: torch.dtype) -> Tensor:
-    """α of clips of different lengths [N] as rows [N, longest], zero behind each clip's end."""
+    """α of clips of different lengths [N] as rows [N, longest], zero past each clip's end."""
     t = torch.arange(1, longest + 1, dtype=torch.float64, device=lengths.device)
     n = lengths.unsqueeze(1)
     alpha = _alpha(t, n, time_average)

@@ -100,7 +100,7 @@ def tiny_model(kind: str = "dynamic", classes: int = CLASSES, **options: object)
 
 
 def videos(*lengths: int, fill: float = 0.0, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Noise [B, T, 3, SIZE, SIZE] in 0 … 255, `fill` behind the ends of the clips."""
+    """Noise [B, T, 3, SIZE, SIZE] in 0 … 255, `fill` after the ends of the clips."""
     noise = torch.Generator().manual_seed(seed)
     video = torch.full((len(lengths), max(lengths), 3, SIZE, SIZE), fill, dtype=dtype)
     for clip, length in zip(video, lengths, strict=True):
@@ -173,7 +173,7 @@ def normalized(model: VideoModel, image: Tensor) -> Tensor:
 
 
 def _run(model: VideoModel, x: Tensor, stream: str, start: str | None = None, stop: str | None = None) -> Tensor:
-    """One image, or map, through the layers behind `start` up to `stop`."""
+    """One image, or map, through the layers after `start` up to `stop`."""
     names = [name for name, _ in model.backbone.named_children()]
     first = 0 if start is None else names.index(start) + 1
     last = len(names) if stop is None else names.index(stop) + 1

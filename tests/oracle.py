@@ -6,7 +6,7 @@ y = Σ_k a[k] · ψ(z[first + k]), so that a frame outside every row is not even
 Error bounds. Let u be the unit roundoff of the accumulate type (2^-24, or 2^-53 for float64 input). A sum of n
 products, in whatever order, is off by at most n·u·Σ|terms| to first order, and each term carries at most SLACK
 roundings of its own (of a, of 1/std, of the difference to the mean, of the product, of the root …):
-(n + SLACK)·u·Σ|terms|. For ψ = id the mean may be subtracted behind the sum, so a term counts as
+(n + SLACK)·u·Σ|terms|. For ψ = id the mean may be subtracted after the sum, so a term counts as
 |a|·(|x| + |mean|)/std. Results are rounded once more to their own type: u_out·|y|, or half its smallest denormal.
 Roots of uint8 pixels may come from a reciprocal-root step that is good to ROOT_STEP, relative.
 """

@@ -342,9 +342,7 @@ def test_chosen_frames_and_folders_of_images(clip, here):
         Image.fromarray(frame).save(folder / f"{number}.png")
     run("image", folder)
     assert torch.equal(picture(here / "frames.png"), dynamic_image(FRAMES))
-    assert (
-        "--end must be a frame number behind start = 3" in run("image", clip, "--start", 3, "--end", 2, code=2).output
-    )
+    assert "--end must be a frame number after start = 3" in run("image", clip, "--start", 3, "--end", 2, code=2).output
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_capturing_gives_the_same_bits(options, monkeypatch):
 
 
 def test_side_stream(cuda):
-    """The kernel runs on the current stream: behind the copy that it reads."""
+    """The kernel runs on the current stream: after the copy that it reads."""
     stream = torch.cuda.Stream()
     x = torch.zeros(8, 31, 3, 224, 224, device=cuda)
     with torch.cuda.stream(stream):

@@ -195,7 +195,7 @@ def test_features_of_any_layer_are_pooled_over_the_video():
     assert features.shape == (2, 5 * 8 * 8)
     maps = model.backbone.conv1(images).clamp(min=0)
     torch.testing.assert_close(features[1], maps.flatten(1).amax(0), rtol=1e-12, atol=1e-12)
-    assert model.features(video, [4, 3], "conv1").min() < 0  # the ReLU behind it works in place
+    assert model.features(video, [4, 3], "conv1").min() < 0  # the ReLU after it works in place
     with pytest.raises(ValueError, match="'nowhere'"):
         model.features(video, [4, 3], "nowhere")
 
@@ -487,7 +487,7 @@ class Pair(nn.Module):
         (
             sequences_first,
             {"kind": "two_stream", "branch": "patches"},
-            r"inside: behind a branch, TransformerEncoderLayer must see rows \[N, ...\] = \[3, ...\], got \[16, 3, 8\]",
+            r"inside: after a branch, TransformerEncoderLayer must see rows \[N, ...\] = \[3, ...\], got \[16, 3, 8\]",
         ),
         (
             attentive,

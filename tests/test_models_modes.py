@@ -197,7 +197,7 @@ def test_compile_after_a_layer_was_replaced(compiled):
 
 
 def blocks() -> nn.Sequential:
-    """`tiny` with a batch norm and a dropout in a block before relu1, and a block behind."""
+    """`tiny` with a batch norm and a dropout in a block before relu1, and a block after."""
     network = tiny()
     network.conv1 = nn.Sequential(network.conv1, nn.BatchNorm2d(5), nn.Dropout(0.5))
     network.relu2 = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))

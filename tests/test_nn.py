@@ -155,7 +155,7 @@ def small_network():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_after_any_layer(backend, memory_format):
-    """Pooled behind each layer in turn: the rest runs on the image, and gradients reach the first layer."""
+    """Pooled after each layer in turn: the rest runs on the image, and gradients reach the first layer."""
     batch, num_frames = 2, 5
     x = torch.rand(batch * num_frames, 3, 8, 8).to(backend.device).contiguous(memory_format=memory_format)
     for cut in range(len(small_network()) + 1):

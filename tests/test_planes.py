@@ -700,7 +700,7 @@ def test_packets_that_are_too_many_to_keep(method, monkeypatch):
 
 
 def test_packed_frames_are_counted():
-    """Two frames in a packet, an empty one behind, and a byte at the end: as in many AVI files of HMDB51."""
+    """Two frames in a packet, an empty one after, and a byte at the end: as in many AVI files of HMDB51."""
     for path in clips.real_clips("hmdb51"):
         with open_video(str(path), ALL) as decoder:
             assert decoder.expected == len(list(decoder.frames()))

@@ -206,7 +206,7 @@ def test_a_run_stopped_twice_within_a_step(more, tmp_path):
 
 
 class StopMeasuring(Callback):
-    """Ends the run when validation begins behind a step, as Lightning does at SIGTERM."""
+    """Ends the run when validation begins after a step, as Lightning does at SIGTERM."""
 
     def __init__(self, step):
         self.step = step
@@ -465,7 +465,7 @@ print("left", flush=True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows gives orphans no other parent")
-@pytest.mark.parametrize(("works", "last"), [("in", ""), ("behind", "left\n")])
+@pytest.mark.parametrize(("works", "last"), [("in", ""), ("after", "left\n")])
 def test_a_process_ends_with_that_which_started_it(works, last):
     """As Lightning does for several devices; killed before the other has joined, or when it does something else."""
     code = _LAUNCHED.replace("{works}", works)
@@ -612,7 +612,7 @@ def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_ends(root, tmp_path):
     with pytest.raises(
-        ValueError, match=r"diverged: weights are not finite behind epoch 1\. Lower optimiser\.lr = 1e\+30"
+        ValueError, match=r"diverged: weights are not finite after epoch 1\. Lower optimiser\.lr = 1e\+30"
     ):
         fit(tiny.config(root, "optimiser.lr=1e30"), tmp_path, backbone=tiny.network())
     assert not (tmp_path / "last.ckpt").exists()

@@ -372,7 +372,7 @@ def test_compile_keeps_channels_last(device):
 
 
 def test_compile_by_inductor(device):
-    """The default compiler, around the operation and behind it, forward and backward."""
+    """The default compiler, around the operation and after it, forward and backward."""
 
     def block(x):
         return approx_rank_pool((x * 2).relu() + 0.1, nonlinearity="sqrt", std=2.0).tanh()

@@ -932,7 +932,7 @@ def test_no_frame_is_chosen(tmp_path):
         read_clip(tmp_path / "clip.mkv", start=4)
     for options, message in (
         ({"start": -1}, "start must be a frame number from 0, got -1"),
-        ({"start": 3, "end": 3}, "end must be a frame number behind start = 3, got 3"),
+        ({"start": 3, "end": 3}, "end must be a frame number after start = 3, got 3"),
         ({"every": 0}, "every must be a positive integer, got 0"),
         ({"start": 2**63}, f"start must be at most 2147483647, got {2**63}"),
         ({"end": 2**63}, f"end must be at most 2147483647, got {2**63}"),

@@ -15,7 +15,7 @@ from dynpool import rank_weights
 from dynpool.weights import rank_rows, rank_table
 
 # By hand from α_t = Σ_{j=t..T} (2j - T - 1)/j. For T = 10 the terms are
-# -9, -7/2, -5/3, -3/4, -1/5, 1/6, 3/7, 5/8, 7/9, 9/10, summed from behind.
+# -9, -7/2, -5/3, -3/4, -1/5, 1/6, 3/7, 5/8, 7/9, 9/10, summed from the last.
 RUNNING_MEANS = {
     1: [Fraction(0)],
     2: [Fraction(-1, 2), Fraction(1, 2)],

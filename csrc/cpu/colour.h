@@ -127,7 +127,7 @@ template <class Sample, int step, int shift, int lines>
 void colour_vectors(const Factors& f, const Sample* const* Y, const Sample* u, const Sample* v, int64_t n, uint8_t* rgb,
                     int64_t pitch) {
   constexpr int64_t kBytes = sizeof(Words);
-  const int64_t readable = step == 1 ? n : n - 1;  // behind the last of V there is no U
+  const int64_t readable = step == 1 ? n : n - 1;  // after the last of V there is no U
   int64_t i = 0;
   for (; i + kBytes <= readable; i += kBytes) colour_vector<Sample, step, shift, lines, true>(f, Y, u, v, i, n, rgb, pitch);
   for (; i < n; i += kBytes) colour_vector<Sample, step, shift, lines, false>(f, Y, u, v, i, n, rgb, pitch);

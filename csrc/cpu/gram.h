@@ -69,7 +69,7 @@ void transpose(Vector* rows) {
   }
 }
 
-// ψ of pixels i … i + V of a frame that has n of them, and 0 behind its end.
+// ψ of pixels i … i + V of a frame that has n of them, and 0 past its end.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 inline __attribute__((always_inline)) typename Lanes<Acc>::type load_pixels(const X* x, int64_t i, int64_t n,
                                                                             const TilePixels<Acc>& pixels) {
@@ -94,7 +94,7 @@ inline __attribute__((always_inline)) typename Lanes<Acc>::type load_pixels(cons
   return result;
 }
 
-// panel [padded, V] = ψ of `count` frames less the average, 0 behind the n pixels and for missing frames;
+// panel [padded, V] = ψ of `count` frames less the average, 0 after the n pixels and for missing frames;
 // cross[t] += ⟨ψ_t - average, average⟩.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t count, const Acc* average,
@@ -159,7 +159,7 @@ void multiply_step(double* K, int64_t pitch, const Acc* panels, int64_t panel_pi
   }
 }
 
-// Pixels [begin, begin + n) behind a tile of all frames; runs as short as a tile's are over before the hardware follows.
+// Pixels [begin, begin + n) after a tile of all frames; runs as short as a tile's are over before the hardware follows.
 template <class X>
 void prefetch_frames(const TileFrames<X>& frames, int64_t tile, int64_t T, int64_t begin, int64_t n) {
   if (frames.element_stride != 1) return;

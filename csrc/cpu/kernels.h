@@ -221,7 +221,7 @@ void store_tile(DType dtype, void* y, int64_t offset, int64_t stride, const Acc*
   }
 }
 
-// What normalisation leaves to do behind the sum over frames (pixel.h).
+// What normalisation leaves to do after the sum over frames (pixel.h).
 template <Nonlinearity psi, class Acc>
 void normalize_sum(Acc* acc, const Acc* a, int64_t count, const TilePixels<Acc>& pixels, int64_t n) {
   Acc weight_sum = 0;

@@ -107,7 +107,7 @@ Floats signed_root(Floats z);
 #ifdef __AVX512BW__
 using Words = __m512i;
 inline Words load_words(const void* x) { return _mm512_loadu_si512(x); }
-// The first bytes, zeros behind them.
+// The first bytes, zeros after them.
 inline Words load_words(const void* x, int64_t bytes) {
   const __mmask64 mask = bytes >= 64 ? ~__mmask64(0) : bytes > 0 ? (__mmask64(1) << bytes) - 1 : 0;
   return _mm512_maskz_loadu_epi8(mask, x);

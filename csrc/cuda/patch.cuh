@@ -240,7 +240,7 @@ struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
 };
 
 // Pixels 32 apart, of a row of which `left` are left from the first on: a warp reads whole lines, wherever they begin.
-// Those behind the end are zero.
+// Those past the end are zero.
 template <>
 struct Patch<float, Access::spread> {
   static constexpr int V = patch_size<float, Access::spread>;

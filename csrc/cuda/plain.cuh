@@ -57,7 +57,7 @@ struct Plain {
   Extent extent;
 };
 
-// The same for rows that each have frames and weights of their own: those of clips, or of clips packed one behind another.
+// The same for rows that each have frames and weights of their own: those of clips, or of clips packed one after another.
 struct PlainRows : Plain {
   const int64_t* bands;  // or null: all frames
   int64_t K;

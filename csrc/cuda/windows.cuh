@@ -38,7 +38,7 @@ struct WindowsMemory {
   static constexpr int kRows = kChunk + R;  // that a chunk may have to do with
   int first[kRows], end[kRows];             // frames [first, end) of each
   int begun[kChunk], ended[kChunk];         // rows that have begun by a frame, and ended before it
-  // Of the rows open at a frame, then zeros; behind them kEnded if the oldest ended before it, kPartly if they are not R.
+  // Of the rows open at a frame, then zeros; after them kEnded if the oldest ended before it, kPartly if they are not R.
   static constexpr uint32_t kEnded = 1, kPartly = 2;
   static constexpr int kPitch = (R + 1 + 3) / 4 * 4;
   alignas(16) float weight[kChunk][kPitch];

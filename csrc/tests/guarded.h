@@ -11,7 +11,7 @@
 
 namespace dynpool::test {
 
-// Memory that ends where a page that may not be touched begins, whatever word that is in; or begins behind such a page.
+// Memory that ends where a page that may not be touched begins, whatever word that is in; or begins after such a page.
 class Guarded {
  public:
   Guarded(int64_t bytes, bool at_end) {

@@ -86,7 +86,7 @@ struct Problem {
     const double v = x[t * elements + e], m = mean[channel_of[e]];
     return v == m ? 1 : (std::fabs(v) + std::fabs(m)) / std::fabs(v - m);
   }
-  // Of ψ(z), for tolerances. The identity's mean may be subtracted behind the sum (pixel.h), where x and m have rounded.
+  // Of ψ(z), for tolerances. The identity's mean may be subtracted after the sum (pixel.h), where x and m have rounded.
   double size(int64_t t, int64_t e) const {
     if (psi != Nonlinearity::identity || mean.empty()) return std::fabs(psi_of(z(t, e))) * condition(t, e);
     return (std::fabs(x[t * elements + e]) + std::fabs(mean[channel_of[e]])) * std::fabs(inverse_std(e));

@@ -1,5 +1,5 @@
 // Sums of decoded frames and pictures of them, against plain loops. Every buffer ends at a page that cannot be touched, or
-// begins behind one, so that a step outside is found in whatever instruction set.
+// begins after one, so that a step outside is found in whatever instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

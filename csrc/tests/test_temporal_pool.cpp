@@ -735,7 +735,7 @@ void check_solver(Objective objective, int64_t T, double C, Random& random) {
     for (int64_t q = 0; q < T; ++q) {
       for (int64_t t = 0; t < T; ++t) s[q] += k[q * T + t] * w[t];
       want += w[q] * s[q] / 2;
-      CHECK(q < n || w[q] == 0, "solver: frame %d, behind the end, weighs %g", int(q), w[q]);
+      CHECK(q < n || w[q] == 0, "solver: frame %d, past the end, weighs %g", int(q), w[q]);
     }
     for (int64_t q = 0; q < n; ++q) {
       if (objective == Objective::svr) want += C * std::pow(std::max(0.0, std::abs(q + 1 - s[q]) - kEpsilon), 2);

@@ -31,7 +31,7 @@ class Sampling:
             middle), or, with jitter, as many drawn at random. Their order stays that of time.
         frames: thin each window (the whole video) to this many frames: the middles of equal parts of it, or, with
             jitter, a frame drawn from each part. Shorter ones stay as they are.
-        jitter: draw o from 0 … stride - 1 (as far as a whole window fits behind it), and draw windows and frames.
+        jitter: draw o from 0 … stride - 1 (as far as a whole window fits after it), and draw windows and frames.
         reverse: probability with which the frames run backwards; 1 is always.
     """
 
@@ -133,7 +133,7 @@ class Sampling:
 
 
 def window_frames(starts: Sequence[int], window: int, num_frames: int, backwards: bool = False) -> Indices:
-    """Frames [W, window] of windows that start there; behind the end of the video, its last frame again."""
+    """Frames [W, window] of windows that start there; past the end of the video, its last frame again."""
     played = np.minimum(np.array(starts)[:, None] + np.arange(window), num_frames - 1)
     return num_frames - 1 - played if backwards else played
 

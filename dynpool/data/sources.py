@@ -56,7 +56,7 @@ class Pooling:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames themselves: windows one behind the other, [W·K, 3, H, W]."""
+    """The frames themselves: windows one after the other, [W·K, 3, H, W]."""
 
     geometry: Geometry
     cache: Cache | None = None

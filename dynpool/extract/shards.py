@@ -2,7 +2,7 @@
 
 A sample is <video>.png, or <video>.0000.png, <video>.0001.png, … for windows, with <video>.json on what they are of
 and, where videos lie in folders of classes, <video>.cls, the number of its class. Dots in a video's name become %2e:
-behind the first dot, WebDataset sees a suffix.
+after the first dot, WebDataset sees a suffix.
 
 A tar file that is being written is called .part; a run that was killed leaves one, and the next goes on with it from
 where the last video ends that the manifest has. Of one that is shorter than the manifest says, as after a power
@@ -29,7 +29,7 @@ class Shards:
     """The tar files of a folder; one is closed when it has reached `limit` bytes.
 
     Attributes:
-        lost: entries whose images were to lie in the shard that goes on, behind where that ends.
+        lost: entries whose images were to lie in the shard that goes on, after where that ends.
     """
 
     def __init__(self, folder: Path, limit: int, entries: Iterable[Entry]) -> None:

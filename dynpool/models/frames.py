@@ -161,7 +161,7 @@ def _to_picture(pooled: Tensor, least: float) -> Tensor:
 
 
 def _norms(maps: Tensor, dims: int) -> Tensor:
-    """Of maps in dimensions behind the first `dims`, which remain."""
+    """Of maps in dimensions after the first `dims`, which remain."""
     dtype = accumulate_dtype(maps.dtype)
     if maps.dtype == dtype or not maps.is_cpu or torch.compiler.is_compiling():
         return torch.linalg.vector_norm(maps, dim=tuple(range(dims, maps.dim())), dtype=dtype)

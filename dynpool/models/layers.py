@@ -103,7 +103,7 @@ def lets_rows_go(backbone: nn.Module, name: str, images: Tensor) -> bool:
 
 
 def scores_of(output: Any) -> Tensor:
-    """The scores in what a backbone returns: auxiliary ones, in training, come behind.
+    """The scores in what a backbone returns: auxiliary ones, in training, come after.
 
     Raises:
         ValueError: they are not there.
@@ -204,7 +204,7 @@ class Forked(nn.Module):
         if not any(self._has_rows(place, value) for place, value in _places(args, kwargs)):
             shapes = ", ".join(str(list(v.shape)) for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor))
             raise ValueError(
-                f"behind a branch, {type(self.static).__name__} must see rows [N, ...] = [{self.route.size}, ...], got "
+                f"after a branch, {type(self.static).__name__} must see rows [N, ...] = [{self.route.size}, ...], got "
                 f"{shapes} (attention: batch_first=True)"
             )
 

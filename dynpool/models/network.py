@@ -21,7 +21,7 @@ from .rows import Rows
 
 
 class Route:
-    """Where the rows of one forward pass stand: of `size` behind a branch, `static` in front belong to frames, the
+    """Where the rows of one forward pass stand: of `size` after a branch, `static` in front belong to frames, the
     others to windows.
     """
 
@@ -42,7 +42,7 @@ class VideoNetwork(nn.Module):
 
     Shapes:
         video: [B, T, 3, H, W] in pixel units 0 … 255, uint8 or floating. With pool = "none": T images of each video.
-        lengths: [B] integers, for padded videos: how many of the T frames belong to it. What lies behind is left out.
+        lengths: [B] integers, for padded videos: how many of the T frames belong to it. What lies beyond is left out.
         Returns scores [B, num_classes], before the softmax.
 
     Raises:
@@ -151,7 +151,7 @@ class VideoNetwork(nn.Module):
         return normalized.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _hooks(self) -> list[tuple[str, Callable[..., Tensor]]]:
-        """What is done behind which layers."""
+        """What is done after which layers."""
         at = ((pools_at(self.config), self._pool_frames), (self.video_layer, self._pool_windows))
         return [(name, hook) for name, hook in at if name is not None]
 
@@ -211,7 +211,7 @@ class VideoNetwork(nn.Module):
             return output
         self._route.passed.append(pools_at(self.config))
         dynamic, self._route.rows = self._pool(output, frames)
-        return self._behind_static(self._static_rows(output, frames), dynamic) if forks(self.config) else dynamic
+        return self._after_static(self._static_rows(output, frames), dynamic) if forks(self.config) else dynamic
 
     def _pool_windows(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """At the video layer: the windows become one row a video."""
@@ -221,9 +221,9 @@ class VideoNetwork(nn.Module):
         self._route.passed.append(self.video_layer)
         self._route.rows = Rows(windows.clips, 1)
         pooled = windows.max(output[n:]) if self.config.video_pool == "max" else windows.mean(output[n:])
-        return self._behind_static(output[:n], pooled.to(output.dtype)) if n else pooled
+        return self._after_static(output[:n], pooled.to(output.dtype)) if n else pooled
 
-    def _behind_static(self, static: Tensor, dynamic: Tensor) -> Tensor:
+    def _after_static(self, static: Tensor, dynamic: Tensor) -> Tensor:
         """The rows of both streams."""
         rows = torch.cat([static, dynamic])
         self._route.size = rows.shape[0]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rows:
-    """Up to `size` rows of each of `clips` clips, one clip behind the other.
+    """Up to `size` rows of each of `clips` clips, one clip after the other.
 
-    `counts` int64 [clips] says how many rows each clip has, at least 1; None: all of them have `size`. The rows behind
+    `counts` int64 [clips] says how many rows each clip has, at least 1; None: all of them have `size`. The rows after
     a clip's count are absent, or, where not `packed`, padding. `packs` says whether rows made of these may be packed.
     """
 
@@ -35,7 +35,7 @@ class Rows:
         return torch.arange(self.clips, device=device)
 
     def at(self, positions: Tensor) -> Tensor:
-        """Row numbers of positions [B or 1, ...] in each clip, [B, ...]; behind a clip's end that of its last row."""
+        """Row numbers of positions [B or 1, ...] in each clip, [B, ...]; past a clip's end that of its last row."""
         shape = (self.clips, *(1,) * (positions.dim() - 1))
         if self.counts is None:
             return self._clips(positions.device).view(shape) * self.size + positions.clamp(max=self.size - 1)
@@ -58,7 +58,7 @@ class Rows:
         return self._kept(batch)
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Rows [R, ...] -> [B, size, ...], the last row of a clip repeated behind its end."""
+        """Rows [R, ...] -> [B, size, ...], the last row of a clip repeated past its end."""
         shape = (self.clips, self.size)
         if self.counts is None:
             return rows.unflatten(0, shape)

@@ -236,7 +236,7 @@ class Config:
     def model_config(self, num_classes: int) -> ModelConfig:
         """The model for so many classes: what the data imply is filled in.
 
-        Pictures, which the data have pooled already, need pool = "none". Windows of frames lie one behind the other,
+        Pictures, which the data have pooled already, need pool = "none". Windows of frames lie one after the other,
         and the model pools each. The backbone is tried with images of data.size, which a CaffeNet is made for,
         unless model.size says otherwise.
         """

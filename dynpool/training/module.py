@@ -91,7 +91,7 @@ class VideoClassifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.parameters()):
             raise ValueError(
-                f"training diverged: weights are not finite behind epoch {self.current_epoch + 1}. Lower "
+                f"training diverged: weights are not finite after epoch {self.current_epoch + 1}. Lower "
                 f"optimiser.lr = {self.optimiser_config.lr:g}, or set optimiser.clip, and start in another folder"
             )
 

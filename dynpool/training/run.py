@@ -351,7 +351,7 @@ class Checkpoint(ModelCheckpoint):
 
 class StepCheckpoint(Checkpoint):
     """Every so many steps, but for the last of an epoch: the epoch's own comes when it has been measured, and a run
-    that goes on behind the last step would leave that out.
+    that goes on after the last step would leave that out.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
