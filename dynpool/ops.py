@@ -40,22 +40,19 @@ class Plan(NamedTuple):
 def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: Plan) -> Tensor:
     """`reference.temporal_pool` by kernels, in x's memory format; the arguments are canonical and checked."""
     bands, dim, channel_dim, nonlinearity, out_dtype, squeeze, overlap = plan
-    if forward_ad._current_level >= 0:  # of forward_ad or any jvp: a kernel would lose its tangents silently
-        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-    elif context.is_compiling():
-        if context.is_transforming():
-            y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-        else:
-            y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
-    elif context.is_transforming():
-        if context.num_modes():  # whose graph would lack what kernels do
-            y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
-        else:
-            y = _TransformablePool.apply(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype)
-    elif isinstance(x, FakeTensor) or context.num_modes():
-        y = _temporal_pool_op(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
+    compiling, transforming = context.is_compiling(), context.is_transforming()
+    arguments = (x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+    if (
+        forward_ad._current_level >= 0  # of forward_ad or any jvp: a kernel would lose its tangents silently
+        or (transforming and (compiling or context.num_modes()))  # a graph would lack what kernels do
+    ):
+        y = _by_reference(*arguments)
+    elif transforming:
+        y = _TransformablePool.apply(*arguments)
+    elif compiling or isinstance(x, FakeTensor) or context.num_modes():
+        y = _temporal_pool_op(*arguments, overlap)
     elif binary.kernels_for(x.device) is None or not {type(x), type(weights), type(mean), type(std)} <= binary.POOLED:
-        y = _by_reference(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)
+        y = _by_reference(*arguments)
     else:
         x, weights = x.resolve_neg(), weights.resolve_neg()  # kernels take memory at its word
         return _call_for(x, weights.shape, plan)(x, weights, contiguous(mean), contiguous(std))
@@ -332,14 +329,14 @@ def _call_for(x: Tensor, rows_shape: Sequence[int], plan: Plan) -> Call:
     return call
 
 
-def _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
+def _forward(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
     x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
     plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
     return Call(x, weights.shape, plan).forward(x, weights, mean, std)
 
 
-def _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
+def _backward(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
     x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
     plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
     return Call(x, weights.shape, plan).backward(grad, x, weights, mean, std, needs)
@@ -383,7 +380,7 @@ class _Pool(torch.autograd.Function):
             bands, dim, *rest, squeeze, _ = call.plan
             grad = grad.unsqueeze(dim) if squeeze else grad
             x = call.zeros() if x is None else x
-            grads = _differentiable_backward(grad, x, weights, mean, std, bands, dim, *rest, needs[:4])
+            grads = _differentiable_backward(grad, x, weights, bands, mean, std, dim, *rest, needs[:4])
         else:
             grads = call.backward(grad, x, weights, mean, std, needs)
             if len(grads) == 1 and needs[0]:  # the usual case, quickly
@@ -408,22 +405,22 @@ def _traced(grad: Tensor) -> bool:
     )
 
 
-def _differentiable_backward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
+def _differentiable_backward(grad, *inputs):  # type: ignore[no-untyped-def]
     if _traced(grad):
-        return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
+        return reference.temporal_pool_backward(grad, *inputs)
     if context.is_transforming():
-        return _TransformableBackward.apply(grad, x, weights, mean, std, bands, *rest)
-    return _PoolBackward.apply(grad, x, weights, mean, std, bands, *rest)
+        return _TransformableBackward.apply(grad, *inputs)
+    return _PoolBackward.apply(grad, *inputs)
 
 
 class _PoolBackward(torch.autograd.Function):
     """First derivatives by kernels, higher ones by reference.py."""
 
     @staticmethod
-    def forward(ctx, grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(grad, x, weights, mean, std, bands)
-        ctx.rest = rest
-        return tuple(_backward(grad, x, weights, mean, std, bands, *rest))
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs[:6])
+        ctx.rest = inputs[6:]
+        return tuple(_backward(*inputs))
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
@@ -434,20 +431,17 @@ class _PoolBackward(torch.autograd.Function):
 def _second_backward(
     grads: Sequence[Tensor], saved: Sequence[Tensor], rest: tuple[Any, ...], needs: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    """Gradients of `_backward` for those of (grad, x, weights, mean, std) that `needs` marks."""
-    inputs, bands = list(saved[:5]), saved[5]
-    wanted = [i for i in range(5) if needs[i]]
+    """Gradients of `_backward` for those of (grad, x, weights, bands, mean, std) that `needs` marks."""
+    wanted = [i for i in range(len(saved)) if needs[i]]
 
     def first(*values: Tensor) -> tuple[Tensor, ...]:
-        given = list(inputs)
+        given: list[Any] = list(saved)
         for i, value in zip(wanted, values, strict=True):
             given[i] = value
-        grad, x, weights, mean, std = given
-        return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
+        return reference.temporal_pool_backward(*given, *rest)
 
-    _, pull_back, *_ = torch.func.vjp(first, *(inputs[i] for i in wanted))
-    second: tuple[Tensor, ...] = pull_back(tuple(grads))
-    return second
+    _, pull_back, *_ = torch.func.vjp(first, *(saved[i] for i in wanted))
+    return pull_back(tuple(grads))
 
 
 # --- functorch ------------------------------------------------------------------------------------
@@ -457,19 +451,18 @@ class _TransformablePool(torch.autograd.Function):
     """As _Pool, with a rule for vmap."""
 
     @staticmethod
-    def forward(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        return _forward(x, weights, mean, std, bands, *rest)
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return _forward(*inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-        x, weights, mean, std, bands, *rest = inputs
-        ctx.save_for_backward(x, weights, mean, std, bands)
-        ctx.rest = tuple(rest)
+        ctx.save_for_backward(*inputs[:5])
+        ctx.rest = inputs[5:]
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         needs = ctx.needs_input_grad
-        return _spread(_differentiable_backward(grad, *ctx.saved_tensors, *ctx.rest, tuple(needs[:4])), needs)
+        return _spread(_differentiable_backward(grad, *ctx.saved_tensors, *ctx.rest, _without_bands(needs)), needs)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
@@ -477,15 +470,15 @@ class _TransformablePool(torch.autograd.Function):
             x, dim, channel_dim = inputs[0].movedim(in_dims[0], 0), inputs[5] + 1, inputs[6]
             shifted = (dim, None if channel_dim is None else channel_dim + 1)
             return _TransformablePool.apply(x, *inputs[1:5], *shifted, *inputs[7:]), 0
-        return torch.vmap(_pool_of_inputs, in_dims)(*inputs), 0
+        return torch.vmap(_by_reference, in_dims)(*inputs), 0
 
 
 class _TransformableBackward(torch.autograd.Function):
     """As _PoolBackward, with a rule for vmap."""
 
     @staticmethod
-    def forward(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-        return tuple(_backward(grad, x, weights, mean, std, bands, *rest))
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return tuple(_backward(*inputs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -508,19 +501,16 @@ class _TransformableBackward(torch.autograd.Function):
             dim, channel_dim = inputs[6] + 1, inputs[7]
             shifted = (dim, None if channel_dim is None else channel_dim + 1)
             return _TransformableBackward.apply(grad, x, *inputs[2:6], *shifted, *inputs[8:]), (0,)
-        return torch.vmap(_backward_of_inputs, in_dims)(*inputs), (0,) * sum(needs)
+        return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(needs)
 
 
 def _only_batched(in_dims: Sequence[Any], positions: Sequence[int]) -> bool:
     return all(d is None for i, d in enumerate(in_dims) if i not in positions and not isinstance(d, tuple))
 
 
-def _pool_of_inputs(x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-    return _by_reference(x, weights, bands, mean, std, *rest)
-
-
-def _backward_of_inputs(grad, x, weights, mean, std, bands, *rest):  # type: ignore[no-untyped-def]
-    return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *rest)
+def _without_bands(needs: Sequence[bool]) -> tuple[bool, ...]:
+    """Of (x, weights, mean, std)."""
+    return (*needs[:2], *needs[3:5])
 
 
 # --- torch.library, for compilers ----------------------------------------------------------------------------------
@@ -539,7 +529,7 @@ def _temporal_pool_op(
     out_dtype: torch.dtype,
     overlap: int = 0,
 ) -> Tensor:
-    return _forward(x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, overlap)
+    return _forward(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap)
 
 
 @torch.library.custom_op("dynpool::temporal_pool_backward", mutates_args=())
@@ -556,7 +546,7 @@ def _temporal_pool_backward_op(
     out_dtype: torch.dtype,
     needs: Sequence[bool],
 ) -> List[Tensor]:  # noqa: UP006, torch 2.6 knows no schema for list
-    return _backward(grad, x, weights, mean, std, bands, dim, channel_dim, nonlinearity, out_dtype, needs)
+    return _backward(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, needs)
 
 
 @_temporal_pool_op.register_fake
@@ -572,44 +562,32 @@ def _(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dt
 
 
 def _op_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x, weights, bands, mean, std, *rest, _ = inputs
-    ctx.save_for_backward(x, weights, mean, std, bands)
-    ctx.rest = tuple(rest)
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:-1]  # not overlap
 
 
 def _op_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, weights, mean, std, bands = ctx.saved_tensors
-    x_needs, weights_needs, _, mean_needs, std_needs = ctx.needs_input_grad[:5]
-    needs = [x_needs, weights_needs, mean_needs, std_needs]
-    grads = _temporal_pool_backward_op(grad, x, weights, bands, mean, std, *ctx.rest, needs)
-    dx, dweights, dmean, dstd = _spread(grads, needs)
-    return dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest), None
+    needs = ctx.needs_input_grad
+    grads = _temporal_pool_backward_op(grad, *ctx.saved_tensors, *ctx.rest, list(_without_bands(needs)))
+    return _spread(grads, needs)
 
 
 def _op_backward_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    grad, x, weights, bands, mean, std, *rest = inputs
-    ctx.save_for_backward(grad, x, weights, mean, std, bands)
-    ctx.rest = tuple(rest)
+    ctx.save_for_backward(*inputs[:6])
+    ctx.rest = (*inputs[6:-1], tuple(inputs[-1]))
 
 
 def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
-    grad_needs, x_needs, weights_needs, _, mean_needs, std_needs = ctx.needs_input_grad[:6]
-    needs = [grad_needs, x_needs, weights_needs, mean_needs, std_needs]
-    rest = (*ctx.rest[:-1], tuple(ctx.rest[-1]))
-    second = _second_backward(grads, ctx.saved_tensors, rest, needs)
-    dgrad, dx, dweights, dmean, dstd = _spread(second, needs)
-    return dgrad, dx, dweights, None, dmean, dstd, *(None,) * len(ctx.rest)
+    needs = ctx.needs_input_grad
+    return _spread(_second_backward(grads, ctx.saved_tensors, ctx.rest, needs), needs)
 
 
-def _op_vmap(info, in_dims, x, weights, bands, mean, std, *rest):  # type: ignore[no-untyped-def]
-    rest = rest[:4]  # not overlap
-    dims = (in_dims[0], in_dims[1], in_dims[3], in_dims[4], in_dims[2], *(None,) * len(rest))
-    return torch.vmap(_pool_of_inputs, dims)(x, weights, mean, std, bands, *rest), 0
+def _op_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+    return torch.vmap(_by_reference, in_dims[:-1])(*inputs[:-1]), 0  # not overlap
 
 
-def _op_backward_vmap(info, in_dims, grad, x, weights, bands, mean, std, *rest):  # type: ignore[no-untyped-def]
-    dims = (*in_dims[:3], in_dims[4], in_dims[5], in_dims[3], *(None,) * len(rest))
-    grads = torch.vmap(_backward_of_inputs, dims)(grad, x, weights, mean, std, bands, *rest)
+def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+    grads = torch.vmap(reference.temporal_pool_backward, (*in_dims[:-1], None))(*inputs)
     return list(grads), [0] * len(grads)
 
 
