@@ -339,7 +339,6 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
                              static_cast<const uint8_t*>(pointer(planes)), static_cast<uint8_t*>(pointer(rgb))},
                             device, pointer(stream));
   });
-  cuda.def("device_count", &dynpool::cuda::device_count);
   cuda.def("architectures", &dynpool::cuda::architectures);
 #endif
 }

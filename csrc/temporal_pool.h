@@ -153,13 +153,13 @@ void limit_instruction_set(const char* limit);
 
 namespace cuda {
 // Device memory that a launch needs beside its tensors; the caller keeps it until the stream has passed the launch.
-using Allocate = void* (*)(int64_t bytes, void* context);
+using Allocate = void* (*)(int64_t bytes, void* allocator);
 // `stream` is a cudaStream_t of `device`. All enqueue and return; errors of the launch throw std::runtime_error.
-void temporal_pool(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* context);
-void temporal_pool_backward(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* context);
+void temporal_pool(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* allocator);
+void temporal_pool_backward(const TemporalPoolParams& p, int device, void* stream, Allocate allocate, void* allocator);
 // As cpu::gram, but y holds ψ̄, Acc, and plays a part.
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int device, void* stream,
-          Allocate allocate, void* context);
+          Allocate allocate, void* allocator);
 void solve(const SolverParams& p, int device, void* stream);
 int device_count();          // 0 where there is no driver
 const char* architectures();  // as compiled, "75;80;…"

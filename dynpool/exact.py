@@ -39,8 +39,8 @@ R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
 _TILE = 1 << 20  # floats of the frames that are held at a time
-_BLOCK = 64  # values of a frame whose products are summed in float32,
-_LONGEST = 1024  # and of kernels at most
+_BLOCK = 64  # values of a frame whose products are summed in float32, by torch
+_KERNEL_BLOCK = 1024  # and by kernels, at most
 _LEVELS = 256  # of bytes
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
@@ -425,7 +425,7 @@ def _lost(
     if x.dtype == torch.float64:
         nothing = torch.zeros_like(lengths, dtype=torch.bool)
         return nothing, nothing
-    values = min(max(1, x.numel() // max(1, weights.numel()) // _LONGEST), _LEVELS)
+    values = min(max(1, x.numel() // max(1, weights.numel()) // _KERNEL_BLOCK), _LEVELS)
     terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
     factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean

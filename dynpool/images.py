@@ -27,7 +27,7 @@ Method = Literal["approx", "exact", "mean", "max"]
 ImageMode = Literal["minmax", "minmax_channel"]
 Starts: TypeAlias = Callable[[int], Sequence[int]]
 
-MID_GREY = 128
+_MID_GREY = 128
 _KEPT_LENGTH = 4096  # frames of a video whose weights are kept
 # What pixels of a decoder that stay the same pool to in float32, at most: in 1600 frames, and of more in proportion.
 _ROUNDING, _ROUNDED = {"sqrt": 4e-5, "identity": 1e-3}, 1600
@@ -113,7 +113,7 @@ def dynamic_images(
     video: Video,
     *,
     window: int,
-    stride: int,
+    stride: int | None = None,
     method: Method = "approx",
     nonlinearity: Nonlinearity = "sqrt",
     time_average: bool = True,
@@ -126,7 +126,7 @@ def dynamic_images(
     timeout: float | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Dynamic images of windows of a video: `window` frames each, one every `stride` frames.
+    """Dynamic images of windows of a video: `window` frames each, one every `stride` frames (by default `window`).
 
     Windows start at frames 0, stride, 2·stride, … until one reaches the end of the video. It is padded by repeating
     the last frame, as in the authors' released recipe (window 10, stride 6), and so is a video shorter than one window:
@@ -199,7 +199,7 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
             return to_image(values.double(), mode)
         raise ValueError("pooled must be finite, got NaN or infinity")
     still = span == 0
-    return (values - low).div_(span + still).mul_(255).add_(still * MID_GREY).round_().to(torch.uint8)
+    return (values - low).div_(span + still).mul_(255).add_(still * _MID_GREY).round_().to(torch.uint8)
 
 
 # --- how ------------------------------------------------------------------------------------------------------------
@@ -238,10 +238,17 @@ class Recipe:
             check_count("window", self.window, MAX_FRAMES)
         if self.stride is not None:
             check_count("stride", self.stride)
+            if self.window is None:
+                raise ValueError(f"stride has no meaning without window, got {self.stride}")
         if self.resize_first and self.size is None:
             raise ValueError("resize_first has no meaning without size")
         check_device(self.device)
         return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
+
+    @property
+    def step(self) -> int | None:
+        """Frames from window to window."""
+        return self.window if self.stride is None else self.stride
 
     def weights(self, count: int) -> Sequence[float]:
         """Of `count` frames; not of a maximum."""
@@ -338,11 +345,11 @@ def check_device(device: torch.device | str | None) -> None:
 
 def _of_decoder(decoder: Decoder, recipe: Recipe) -> Making:
     feed = _Feed(decoder, recipe)
-    if recipe.window is None or recipe.stride is None:
+    if recipe.step is None:
         picture, count = _whole(feed)
         yield picture
     else:
-        yield from _pictures(feed, range(0, sys.maxsize, recipe.stride))
+        yield from _pictures(feed, range(0, sys.maxsize, recipe.step))
         count = feed.count
     return Account(count, decoder.damaged)
 
@@ -495,11 +502,11 @@ def _of_frames(video: Video, recipe: Recipe) -> Making:
         timeout=recipe.timeout,
     )
     frames = clip.frames if recipe.device is None else clip.frames.to(recipe.device)
-    if recipe.window is None or recipe.stride is None:
+    if recipe.window is None or recipe.step is None:
         yield _image(frames, len(frames), recipe)
     else:
         count = len(frames)
-        starts = recipe.starts(count) if recipe.starts else covering_starts(count, recipe.window, recipe.stride)
+        starts = recipe.starts(count) if recipe.starts else covering_starts(count, recipe.window, recipe.step)
         for first in starts:
             yield _image(frames[first : first + recipe.window], recipe.window, recipe)
     return Account(len(frames), clip.damaged)

@@ -70,7 +70,7 @@ def _recipe(
         nonlinearity=nonlinearity.value,
         time_average=time_average,
         window=window,
-        stride=window if stride is None else stride,
+        stride=stride,
         size=size,
         start=start,
         end=end,

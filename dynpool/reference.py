@@ -127,5 +127,4 @@ def temporal_pool_backward(
         return temporal_pool(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype)  # type: ignore
 
     _, pull_back, *_ = torch.func.vjp(pool, *(inputs[i] for i in wanted))
-    grads: tuple[Tensor, ...] = pull_back(grad)
-    return grads
+    return pull_back(grad)

@@ -50,8 +50,7 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
     if objective == "svr":
         return solution
     moves = K.diagonal(dim1=1, dim2=2).any(1, keepdim=True)
-    u, *others = solution  # which Dynamo follows in every torch, unlike slices of named tuples and `_replace`
-    return Solution(u.where(moves, 0), *others)  # frames that are all alike are solved by any u
+    return solution._replace(u=solution.u.where(moves, 0))  # frames that are all alike are solved by any u
 
 
 def _solve_by_kernel(
@@ -117,8 +116,7 @@ def _lu_factor(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solve_systems(factors: tuple[Tensor, Tensor], b: Tensor) -> Tensor:
-    x: Tensor = torch.linalg.lu_solve(*factors, b)
-    return x
+    return torch.linalg.lu_solve(*factors, b)
 
 
 # --- pairs of frames -----------------------------------------------------------------------------------------------

@@ -237,6 +237,17 @@ def test_one_window_over_all_is_the_dynamic_image():
     assert torch.equal(dynamic_images(frames, window=9, stride=1)[0], dynamic_image(frames))
 
 
+def test_windows_without_a_stride_do_not_overlap(tmp_path):
+    frames = clips.random_frames(11)
+    clips.write(tmp_path / "clip.mkv", frames)
+    expected = dynamic_images(frames, window=4, stride=4)
+    assert len(expected) == 3
+    assert torch.equal(dynamic_images(frames, window=4), expected)
+    of_file = dynamic_images(tmp_path / "clip.mkv", window=4)
+    assert (of_file.int() - dynamic_images(tmp_path / "clip.mkv", window=4, stride=4).int()).abs().max() == 0
+    assert len(of_file) == 3
+
+
 def test_still_windows_are_grey_beside_moving_ones():
     frames = np.concatenate([clips.random_frames(1).repeat(5, 0), clips.random_frames(5)])
     still, moving = dynamic_images(frames, window=5, stride=5)
@@ -345,6 +356,8 @@ def test_options_are_refused_before_anything_is_read(options, message):
 def test_bad_windows_are_refused(window, stride, name):
     with pytest.raises(ValueError, match=f"{name} must be a positive integer, got"):
         dynamic_images(clips.random_frames(4), window=window, stride=stride)
+    with pytest.raises(ValueError, match="stride has no meaning without window, got 2"):
+        Recipe(stride=2).check()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

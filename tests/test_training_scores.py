@@ -396,7 +396,7 @@ def test_the_command_fuse(files):
     ],
 )
 def test_what_a_user_can_mend_is_said_in_a_line(capsys, error, message):
-    with pytest.raises(RuntimeError if message is None else typer.Exit), commands._said("fuse", "train"):
+    with pytest.raises(RuntimeError if message is None else typer.Exit), commands._said("fuse"):
         raise error
     assert re.match(message or "$", capsys.readouterr().err)
 

@@ -234,7 +234,7 @@ void limit_instruction_set(const char* limit) {
       return;
     }
   }
-  throw std::invalid_argument(std::string("limit must be 'baseline', 'avx2' or 'avx512', got '") + limit + "'");
+  throw std::invalid_argument(std::string("limit must be 'baseline', 'avx2', 'avx512' or 'avx512vbmi', got '") + limit + "'");
 }
 
 }  // namespace cpu

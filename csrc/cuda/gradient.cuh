@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kGradientFrames = 4;
 
-// (first, end) of row w within frames [begin, end).
+// The frames [begin, end) that a row has of some.
 struct Span {
   int begin, end;
   __device__ __forceinline__ bool has(int t) const { return begin <= t && t < end; }

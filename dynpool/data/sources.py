@@ -186,12 +186,10 @@ def _picture(path: Path | Member) -> Image.Image:
         raise VideoError(str(path), f"cannot be read as a picture: {error}") from error
 
 
-def _kept(cache: Cache | None, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+def _kept(cache: Cache, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
     """From the cache, under the key with the version of the file, key[1]; or made. What was made with a warning is not
     kept: of a damaged file, every run is told.
     """
-    if cache is None:
-        return make()
     name = "|".join(map(str, (key[0], file_version(str(key[1])), *key[2:])))
     if (kept := cache.get(name)) is not None:
         return kept

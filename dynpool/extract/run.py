@@ -116,7 +116,7 @@ class Extraction:
                 "shard_size needs a source of classes, whose videos shards label, "
                 f"got {os.fspath(source)!r}, which has the folders train and test: extract each by itself"
             )
-        self._recipe = replace(recipe, stride=recipe.stride or recipe.window)
+        self._recipe = replace(recipe, stride=recipe.step)
         self._jpeg, self._in_shards, self._out = jpeg, shard_size is not None, Path(out).absolute()
         self._scratch = self._out / _SCRATCH
         self._shards: Shards | None = None
@@ -245,8 +245,6 @@ class Extraction:
 
 def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_size: int | None) -> None:
     recipe.check()
-    if recipe.stride is not None and recipe.window is None:
-        raise ValueError(f"stride has no meaning without window, got {recipe.stride!r}")
     if recipe.starts is not None:
         raise ValueError("starts has no meaning for a dataset: windows start every stride frames")
     if jpeg is not None and (not isinstance(jpeg, int) or isinstance(jpeg, bool) or not 1 <= jpeg <= 100):

@@ -34,8 +34,7 @@ class CaffeNet(nn.Sequential):
         """Scores [N, num_classes]."""
         if images.dim() != 4 or any(_side(side) != _side(self.size) for side in images.shape[2:]):
             raise ValueError(f"images must have shape [N, 3, {self.size}, {self.size}], got {list(images.shape)}")
-        scores: Tensor = super().forward(images)
-        return scores
+        return super().forward(images)
 
     def _convolutions(self) -> None:
         """Adds conv1 to pool5."""

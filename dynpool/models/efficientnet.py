@@ -15,5 +15,4 @@ class EfficientNetLite(_EfficientNet):  # type: ignore[misc]
 
     def forward(self, inputs: Tensor) -> Tensor:
         pooled = self._avg_pooling(self.extract_features(inputs))
-        scores: Tensor = self._fc(self._dropout(pooled.flatten(1)))
-        return scores
+        return self._fc(self._dropout(pooled.flatten(1)))

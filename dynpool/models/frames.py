@@ -11,7 +11,7 @@ from ..reference import accumulate_dtype
 from .config import ModelConfig, pools_at
 from .rows import Rows
 
-_MID_GREY = 127.5
+_CENTRE = 127.5
 _LARGEST = {"identity": 255.0, "sqrt": 255.0**0.5}  # ψ(255)
 # What normalised weights give below this part of the frames' own size is rounding (float32 sums of some hundred frames
 # reach 1e-5 of it), and is not blown up.
@@ -105,7 +105,7 @@ class FramePool:
     ) -> Tensor:
         dtype = accumulate_dtype(clips.dtype)
         if self.method == "exact":
-            d: Tensor = rank_pool(
+            return rank_pool(
                 clips,
                 objective=self.objective,
                 C=self.C,
@@ -114,7 +114,6 @@ class FramePool:
                 lengths=counts,
                 out_dtype=dtype,
             )
-            return d
         return approx_rank_pool(
             clips,
             time_average=self.time_average,
@@ -133,7 +132,7 @@ class FramePool:
         if size is not None:
             return _to_size(pooled, size, still)
         if self.at_input:
-            return _MID_GREY * (1 + pooled / _LARGEST[self.nonlinearity])
+            return _CENTRE * (1 + pooled / _LARGEST[self.nonlinearity])
         return pooled
 
 
@@ -157,7 +156,7 @@ def _to_picture(pooled: Tensor, least: float) -> Tensor:
     """
     low, high = pooled.amin((1, 2, 3), keepdim=True), pooled.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp(min=least)
-    return _MID_GREY + (pooled - (low + high) / 2) * _ratio(2 * _MID_GREY, span)
+    return _CENTRE + (pooled - (low + high) / 2) * _ratio(2 * _CENTRE, span)
 
 
 def _norms(maps: Tensor, dims: int) -> Tensor:

@@ -79,7 +79,7 @@ def train(
 
       dynpool train --resume -o runs/weizmann
     """
-    with _said("train", "train"):
+    with _said("train"):
         from .run import is_main, saved_config, train_splits
 
         given = _given(data, model, split) + (overrides or [])
@@ -110,7 +110,7 @@ def evaluate(
 
       dynpool evaluate runs/split1 runs/split2 runs/split3 --set data.test_windows=20 -o results
     """
-    with _said("evaluate", "train"):
+    with _said("evaluate"):
         from .evaluate import evaluate as run_evaluation
         from .report import show, write_results
         from .run import runs_in
@@ -161,7 +161,7 @@ def fuse(
 
       dynpool fuse runs/static runs/dynamic
     """
-    with _said("fuse", "train"):
+    with _said("fuse"):
         from .fusion import fuse as run_fusion
         from .report import show
         from .scores import write
@@ -195,7 +195,7 @@ def compare(
 
       dynpool compare rgb.scores dynamic.scores -o classes.csv
     """
-    with _said("compare", "train"):
+    with _said("compare"):
         from . import report
         from .scores import in_common
 
@@ -296,7 +296,7 @@ def _complain(text: str) -> None:
 
 
 @contextmanager
-def _said(command: str, extra: str) -> Iterator[None]:
+def _said(command: str) -> Iterator[None]:
     """Errors of the user in one line, with exit code 2; warnings in one line, too."""
 
     def warn(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -313,6 +313,6 @@ def _said(command: str, extra: str) -> Iterator[None]:
                 raise
             text = f"torchvision, which Lightning imports, does not fit this torch ({error}): remove or replace it"
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
-            text = f"{text}: pip install dynpool[{extra}]"
+            text = f"{text}: pip install dynpool[train]"
         _complain(f"dynpool {command}: {text}")
         raise typer.Exit(2) from None

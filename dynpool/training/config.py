@@ -267,8 +267,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in YAML."""
-        values: dict[str, Any] = plain(asdict(self))
-        return values
+        return plain(asdict(self))
 
     def with_split(self, split: int | str) -> Config:
         return replace(self, data=replace(self.data, split=split))

@@ -17,7 +17,7 @@ def describe(config: Config, listing: Listing, model: ModelConfig, train: bool =
         dataset=listing.dataset,
         split=listing.split,
         modality=modality(config, model),
-        pretraining=pretraining(model, config),
+        pretraining=pretraining(config, model),
         windows=_windows(config, model, train),
     )
 
@@ -39,7 +39,7 @@ def modality(config: Config, model: ModelConfig) -> str:
     return {"approx": what, "exact": f"{what}, exact"}.get(str(model.pool), f"{model.pool} of frames")
 
 
-def pretraining(model: ModelConfig, config: Config) -> str:
+def pretraining(config: Config, model: ModelConfig) -> str:
     """Where the weights began."""
     weights = config.model.get("weights") or model.weights
     if weights is None:

@@ -52,8 +52,7 @@ class VideoClassifier(L.LightningModule):
 
     def forward(self, video: Tensor, lengths: Tensor) -> Tensor:
         """Scores [B, num_classes]."""
-        scores: Tensor = self.model(video, lengths)
-        return scores
+        return self.model(video, lengths)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -61,17 +60,16 @@ class VideoClassifier(L.LightningModule):
         self._prepare()  # a run that goes on in the middle of an epoch does not start it
 
     def on_train_epoch_start(self) -> None:
-        self._prepare()
-        now = rate(self.optimiser_config, self.current_epoch, int(self.trainer.max_epochs or 1))
-        self.log("train/lr", now, sync_dist=True)
+        self.log("train/lr", self._prepare(), sync_dist=True)
 
-    def _prepare(self) -> None:
-        self._set_rate()
-        keep = self.optimiser_config
-        for module in self.model.modules():
-            frozen = keep.freeze_batchnorm and isinstance(module, nn.modules.batchnorm._BatchNorm)
-            if frozen or (keep.train == "head" and isinstance(module, nn.modules.batchnorm._BatchNorm)):
-                module.eval()
+    def _prepare(self) -> float:
+        """What an epoch begins with; its rate."""
+        config = self.optimiser_config
+        if config.freeze_batchnorm or config.train == "head":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self._set_rate()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
@@ -124,12 +122,13 @@ class VideoClassifier(L.LightningModule):
             optimiser = torch.optim.AdamW(self._groups(), config.lr, weight_decay=config.weight_decay)
         return optimiser
 
-    def _set_rate(self) -> None:
+    def _set_rate(self) -> float:
         """The epoch alone says the rate, so that nothing of it has to be kept for a run that goes on."""
         config = self.optimiser_config
         now = rate(config, self.current_epoch, int(self.trainer.max_epochs or 1))
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["lr"] = now * group["scale"]
+        return now
 
     def _groups(self) -> list[dict[str, Any]]:
         """The last layer with its own rate; what is not trained stays out."""

@@ -66,8 +66,7 @@ def confusion(streams: Sequence[Scores]) -> Counts:
     """
     if len({stream.classes for stream in streams}) > 1:
         raise ValueError("scores must be of the same classes")
-    total: Counts = np.sum([stream.confusion() for stream in streams], 0)
-    return total
+    return np.sum([stream.confusion() for stream in streams], 0)
 
 
 def write_results(streams: Sequence[Scores], folder: str | os.PathLike[str]) -> list[Path]:
