@@ -1,10 +1,12 @@
-"""Pictures of a video -> files, of which all appear or none."""
+"""Files that appear whole or not at all; pictures of a video -> PNG or JPEG files, of which all appear or none."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -14,6 +16,21 @@ from torch import Tensor
 
 _STRATEGY = Image.RLE  # zlib's: a fifth of the time of its own one, which makes files hardly smaller
 _FULL_COLOUR = 0  # a sample of colour a pixel: coloured edges are what motion is seen by
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], suffix: str | None = None) -> Iterator[Path]:
+    """A name in the folder of `path`, with its ending or another, for a file that takes its place at the end; what was
+    written before an error is removed.
+    """
+    path = Path(path)
+    name = f".{path.stem}.{secrets.token_hex(8)}"  # processes of containers share numbers
+    temporary = path.with_name(name + (path.suffix if suffix is None else suffix))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Job(NamedTuple):

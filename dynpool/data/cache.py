@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..files import file_state
+from ..writing import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +65,9 @@ class FolderCache:
     def put(self, key: str, value: Tensor) -> None:
         if not self._writable:
             return
-        path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")  # processes of containers share numbers
         try:
-            try:
-                with temporary.open("wb") as file:
-                    np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with whole_file(self._path(key), ".part") as temporary, temporary.open("wb") as file:
+                np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
         except OSError as error:  # no fault of what was to be kept
             self._writable = False
             log.warning("cache %s cannot be written, and is not from now on: %s", self.folder, error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import Tensor
 
 from .. import reference
 from ..pooling import _checked_int
+from ..writing import whole_file
 from .building import VideoModel, video_model
 from .layers import evaluating
-from .storage import METADATA_KEY, PROGRAM_SUFFIX, temporary_beside
+from .storage import METADATA_KEY, PROGRAM_SUFFIX
 
 
 def export(
@@ -69,9 +69,8 @@ def export_pt2(
     if Path(path).suffix != PROGRAM_SUFFIX:
         raise ValueError(f"path must end in {PROGRAM_SUFFIX}, got {str(path)!r}")
     program = export(model, num_frames=num_frames, size=size, lengths=lengths, dynamic=dynamic)
-    with temporary_beside(Path(path)) as temporary:
+    with whole_file(path) as temporary:
         torch.export.save(program, temporary, extra_files={METADATA_KEY: _config_of(model)})
-        os.replace(temporary, path)
 
 
 def export_onnx(
@@ -98,9 +97,8 @@ def export_onnx(
     onnx = torch.onnx.export(plain, dynamo=True, output_names=["scores"], verbose=False)
     assert onnx is not None
     onnx.model.metadata_props[METADATA_KEY] = _config_of(model)
-    with temporary_beside(Path(path)) as temporary:
+    with whole_file(path) as temporary:
         onnx.save(temporary)
-        os.replace(temporary, path)
 
 
 def _config_of(model: VideoModel) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..writing import whole_file
 from .backbones import Backbone
 from .building import VideoModel, build, video_model
 from .config import ModelConfig
@@ -35,13 +34,12 @@ def save(model: VideoModel, path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     model, library = video_model(model), safetensors_torch()
-    with temporary_beside(Path(path)) as temporary:
+    with whole_file(path) as temporary:
         about = {METADATA_KEY: model.config.to_dict(), _INPUT_KEY: _input_of(model)}
         temporary.touch()
         mode = temporary.stat().st_mode  # of new files here; safetensors writes one that only its owner may read
         library.save_model(model, str(temporary), {key: json.dumps(value) for key, value in about.items()})
         temporary.chmod(mode)
-        os.replace(temporary, path)
 
 
 def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> VideoModel:
@@ -132,13 +130,3 @@ def _damaged(path: str | Path, key: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no model of dynpool: {key!r} in its metadata is damaged: {error}") from error
-
-
-@contextmanager
-def temporary_beside(path: Path) -> Iterator[Path]:
-    """A name in the folder of `path`, with its ending, for a file that will take its place; removed if it did not."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from ..data.listing import Subset
 from ..data.sources import Pooling, SourceName, make_source
 from ..models import ModelConfig
 from ..models.backbones import DEFAULT_WEIGHTS
-from ..models.storage import temporary_beside
+from ..writing import whole_file
 from .values import ConfigError, assign, make, merge, plain
 
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
@@ -349,6 +349,5 @@ def _folder() -> Any:
 
 def write(config: Config, path: Path) -> None:
     """As YAML that `load` reads, whole or not at all."""
-    with temporary_beside(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-        os.replace(temporary, path)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..models.storage import temporary_beside
 from ..terminal import printable, printable_lines
+from ..writing import whole_file
 from .scores import ERRORS, Matrix, Scores, class_accuracies, in_common, in_words
 
 Counts = npt.NDArray[np.int64]
@@ -191,16 +191,13 @@ def _pyplot() -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with temporary_beside(path) as temporary:
+    with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
-        os.replace(temporary, path)
     _pyplot().close(figure)
 
 
 def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with temporary_beside(path) as temporary:
-        with temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(header)
-            table.writerows(rows)
-        os.replace(temporary, path)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(header)
+        table.writerows(rows)

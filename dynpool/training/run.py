@@ -26,8 +26,8 @@ from torch import nn
 
 from ..data import Listing
 from ..models import VideoModel, build, save
-from ..models.storage import temporary_beside
 from ..terminal import printable
+from ..writing import whole_file
 from .config import Config, load, write
 from .datamodule import Videos
 from .module import VideoClassifier
@@ -181,9 +181,8 @@ def check_classes(folder: Path, listing: Listing) -> None:
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     """Names, which may be of several lines, or no UTF-8."""
-    with temporary_beside(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text("".join(f"{printable(line)}\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, path)
 
 
 def _check_continues(folder: Path, config: Config, listing: Listing, module: VideoClassifier) -> None:
@@ -370,9 +369,8 @@ class WholeFiles(TorchCheckpointIO):
     """Checkpoints appear whole or not at all, whenever the run is killed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        with temporary_beside(Path(path)) as temporary:
+        with whole_file(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
-            os.replace(temporary, path)
 
 
 def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = False) -> Iterator[Path]:

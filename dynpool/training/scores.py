@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..models.storage import temporary_beside
+from ..writing import whole_file
 from .values import make
 
 Matrix = npt.NDArray[np.float64]
@@ -168,15 +168,14 @@ def write(scores: Scores, path: PathLike) -> None:
     """Write a score file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(path.with_name(f"{path.name}.part")) as temporary:  # which no one takes for scores
-        with temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
-            file.write(f"# {json.dumps(asdict(scores.about))}\n")
-            returns = any("\r" in name for name in (*scores.classes, *scores.names))  # where readers end lines
-            table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
-            table.writerow(["video", "label", *scores.classes])
-            for name, label, row in zip(scores.names, scores.labels.tolist(), scores.values.tolist(), strict=True):
-                table.writerow([name, label, *(f"{value:.7g}" for value in row)])
-        os.replace(temporary, path)
+    part = whole_file(path, ".part")  # which no one takes for scores
+    with part as temporary, temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
+        file.write(f"# {json.dumps(asdict(scores.about))}\n")
+        returns = any("\r" in name for name in (*scores.classes, *scores.names))  # where readers end lines
+        table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL)
+        table.writerow(["video", "label", *scores.classes])
+        for name, label, row in zip(scores.names, scores.labels.tolist(), scores.values.tolist(), strict=True):
+            table.writerow([name, label, *(f"{value:.7g}" for value in row)])
 
 
 def read(path: PathLike) -> Scores:
