@@ -11,7 +11,8 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, overload
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import binary, context, ops, solve
-from .pooling import (
-    _INPUT_DTYPES,
+from .checks import (
+    INPUT_DTYPES,
     Nonlinearity,
     PerChannel,
-    _canonical_normalization,
-    _check_frames,
-    _check_lengths,
-    _plan,
-    _pool,
+    canonical_normalization,
+    check_frames,
+    checked_lengths,
+    choice,
+    positive_int,
 )
+from .pooling import plan_of, pool_as
 from .reference import accumulate_dtype, normalize, psi
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
-OBJECTIVES = ("ranksvm", "ranksvm_squared", "svr")
+OBJECTIVES = get_args(Objective)
 _TILE = 1 << 20  # floats of the frames that are held at a time
 _BLOCK = 64  # values of a frame whose products are summed in float32, by torch
 _KERNEL_BLOCK = 1024  # and by kernels, at most
@@ -153,24 +155,22 @@ def rank_pool(
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
         RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph.
     """
-    dim = _check_frames(x, dim)
+    dim = check_frames(x, dim)
     _check_values(x)
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
+    choice("objective", objective, OBJECTIVES)
     for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(value) or value < 0 or value == least:
             raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
-    if not isinstance(max_iter, int) or max_iter < 1:
-        raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
+    max_iter = positive_int("max_iter", max_iter)
     if dim == 0 and lengths is not None:
         raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
     num_frames = x.shape[dim]
     batch = 1 if dim == 0 else x.shape[0]
-    counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
-    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
-    plan = _plan(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
+    counts = None if lengths is None else checked_lengths(lengths, batch, num_frames, None).to(x.device)
+    mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
+    plan = plan_of(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
 
     derives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mean, std))
     options = _Options(objective, float(C), float(epsilon), float(tol), derives, max_iter, time_average, plan, counts)
@@ -254,18 +254,18 @@ def ranking_accuracy(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
     """
-    dim = _check_frames(x, dim)
-    if isinstance(d, Tensor) and d.dtype not in _INPUT_DTYPES:
-        raise TypeError(f"d must have one of the dtypes {_INPUT_DTYPES}, got {d.dtype}")
+    dim = check_frames(x, dim)
+    if isinstance(d, Tensor) and d.dtype not in INPUT_DTYPES:
+        raise TypeError(f"d must have one of the dtypes {INPUT_DTYPES}, got {d.dtype}")
     if not isinstance(d, Tensor) or d.shape != x.select(dim, 0).shape:
         raise ValueError(
             f"d must have the shape of x without dimension {dim}, {list(x.select(dim, 0).shape)}, "
             f"got {list(d.shape) if isinstance(d, Tensor) else type(d).__name__}"
         )
     batch, num_frames = 1 if dim == 0 else x.shape[0], x.shape[dim]
-    counts = None if lengths is None else _check_lengths(lengths, batch, num_frames, None).to(x.device)
-    mean, std, channel_dim = _canonical_normalization(x, dim, mean, std, channel_dim)
-    plan = _plan(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
+    counts = None if lengths is None else checked_lengths(lengths, batch, num_frames, None).to(x.device)
+    mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
+    plan = plan_of(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
     options = _Options("ranksvm", 1, 0, 1, False, 1, time_average, plan, counts)
     scores = options.products(x.detach(), d.detach(), mean, std) @ options.averages(x).T
     frames = torch.arange(num_frames, device=x.device)
@@ -298,7 +298,7 @@ class _Options:
             bands = torch.stack([torch.zeros_like(self.lengths), self.lengths], -1)[:, None]
             bands = bands.expand(-1, weights.shape[1], -1).contiguous()
         plan = self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
-        return _pool(x, weights, mean, std, plan)
+        return pool_as(x, weights, mean, std, plan)
 
     def sum(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, finely: bool) -> Tensor:
         """Σ_t weights[b, t] ψ(x[b, t]) in Acc, of float64 weights; finely, with what rounding takes from them."""

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from . import binary
+from .checks import Nonlinearity, choice, positive_int
 from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
 from .planes import Pool
-from .pooling import Nonlinearity, temporal_pool
+from .pooling import temporal_pool
 from .pools import pool_for
 from .streaming import Endless, Windows
-from .video import Size, Video, check_count, check_reading, read_clip, resized
+from .video import Size, Video, check_reading, read_clip, resized
 from .weights import MAX_FRAMES, half_norm, rank_weights
 
 Method = Literal["approx", "exact", "mean", "max"]
@@ -187,7 +188,7 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
         )
     if pooled.dim() < 3 or 0 in pooled.shape:
         raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
-    _check_choice("mode", mode, get_args(ImageMode))
+    choice("mode", mode, get_args(ImageMode))
     dims = (-3, -2, -1) if mode == "minmax" else (-2, -1)
     if mode == "minmax" and (images := binary.stretch(pooled.detach())) is not None:
         return images
@@ -232,12 +233,12 @@ class Recipe:
 
     def check(self) -> slice:
         """The frames that are wanted. Raises ValueError for what no video would make valid: before one is read."""
-        _check_choice("method", self.method, get_args(Method))
-        _check_choice("nonlinearity", self.nonlinearity, get_args(Nonlinearity))
+        choice("method", self.method, get_args(Method))
+        choice("nonlinearity", self.nonlinearity, get_args(Nonlinearity))
         if self.window is not None:
-            check_count("window", self.window, MAX_FRAMES)
+            positive_int("window", self.window, MAX_FRAMES)
         if self.stride is not None:
-            check_count("stride", self.stride)
+            positive_int("stride", self.stride)
             if self.window is None:
                 raise ValueError(f"stride has no meaning without window, got {self.stride}")
         if self.resize_first and self.size is None:
@@ -322,11 +323,6 @@ def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
 
 # The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
 _kept_alpha = functools.lru_cache(maxsize=128)(_alpha)
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_device(device: torch.device | str | None) -> None:

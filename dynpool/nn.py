@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from . import context
+from .checks import Nonlinearity, PerChannel, batch_size, check_frames, checked_lengths
 from .exact import Objective, rank_pool
-from .pooling import Nonlinearity, PerChannel, _batch_size, _check_frames, _check_lengths, approx_rank_pool
+from .pooling import approx_rank_pool
 
 __all__ = ["ApproxRankPool", "RankPool", "TemporalMaxPool"]
 
@@ -176,7 +177,7 @@ class TemporalMaxPool(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Maximum of x along `dim`."""
-        dim = _check_frames(x, self.dim)
+        dim = check_frames(x, self.dim)
         x = x if lengths is None else _without_padding(x, dim, lengths)
         if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
             return x.amax(dim)  # several times as fast as with the index that a derivative needs
@@ -188,7 +189,7 @@ class TemporalMaxPool(nn.Module):
 
 def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Tensor:
     """x with the smallest value of its dtype past each clip's end."""
-    lengths = _check_lengths(lengths, _batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
+    lengths = checked_lengths(lengths, batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
     padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]
     shape = [padding.shape[0], *(padding.shape[1] if d == dim else 1 for d in range(1, x.dim()))]
     return x.masked_fill(padding.view(shape), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min)

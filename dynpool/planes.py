@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from . import binary
+from .checks import Nonlinearity
 from .decoder import Pixels, Turn, lines_of
 from .formats import PACKED, YUV, Format, colours_of, plane_sizes
-from .pooling import Nonlinearity
 
 _MAX_BATCH = 16
 _BATCH_BYTES = 1 << 25  # of frames that wait, which the decoder cannot use again meanwhile

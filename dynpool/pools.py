@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from . import binary
+from .checks import Nonlinearity
 from .decoder import Pixels, RgbConverter, Turn
 from .formats import LUMA, PACKED, YUV, Format, colours_of
 from .planes import ColourPlanes, Matrix, PlanesPool, Pool, RawPlanes
-from .pooling import Nonlinearity, temporal_pool
+from .pooling import temporal_pool
 from .video import Size, resized
 
 

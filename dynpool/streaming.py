@@ -14,17 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .checks import OUTPUT_DTYPES, Nonlinearity, PerChannel, check_frames, checked_int, statistic
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool
-from .pooling import (
-    _OUTPUT_DTYPES,
-    Nonlinearity,
-    PerChannel,
-    _check_frames,
-    _checked_int,
-    _statistic,
-    temporal_pool,
-)
+from .pooling import temporal_pool
 from .pools import pool_for
 from .video import Frame, frame_tensor
 from .weights import half_norm
@@ -81,9 +74,9 @@ class RankPoolStream:
         temporal_pool(torch.zeros(1, 3, 1, 1, device="cpu"), torch.zeros(1, device="cpu"), 0, nonlinearity=nonlinearity)
         for name, value in (("mean", mean), ("std", std)):
             device = value.device if isinstance(value, Tensor) else "cpu"
-            _statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
+            statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
         if channel_dim is not None:
-            _checked_int("channel_dim", channel_dim)
+            checked_int("channel_dim", channel_dim)
         self.reset()
 
     def __len__(self) -> int:
@@ -135,8 +128,8 @@ class RankPoolStream:
         Raises:
             ValueError: there was no frame yet.
         """
-        if out_dtype is not None and out_dtype not in _OUTPUT_DTYPES:
-            raise TypeError(f"out_dtype must be one of {_OUTPUT_DTYPES}, got {out_dtype}")
+        if out_dtype is not None and out_dtype not in OUTPUT_DTYPES:
+            raise TypeError(f"out_dtype must be one of {OUTPUT_DTYPES}, got {out_dtype}")
         if self._decoded:
             image, own = self._decoded.result(), torch.float32
         elif self._chunk is not None:
@@ -153,7 +146,7 @@ class RankPoolStream:
         return (2 * Q - (len(self) + 1) * P).where(self._moved, 0)
 
     def _start(self, image: Tensor) -> None:
-        _check_frames(image[None], 0)
+        check_frames(image[None], 0)
         with torch.inference_mode(False):  # the stream may go on outside of it
             first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))[0]
             self._first = first.clone()

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .checks import is_positive_int, positive_int
 from .decoder import MAX_PIXELS, Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
 from .files import File, TimeLimit, VideoError, is_file
 
@@ -40,7 +41,6 @@ _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's f
 # What Pillow raises for files that are no images, broken, or declare sizes beyond its limit.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SCALED_BYTES = 1 << 26  # of frames that are scaled at once
-_LARGEST = 2**31 - 1  # of frame numbers and sizes: what follows from two of them still fits an index
 
 
 class Clip(NamedTuple):
@@ -119,17 +119,15 @@ def check_reading(
     timeout: float | None = None,
 ) -> slice:
     """The frames that are wanted. Raises ValueError for arguments that `read_clip` would refuse."""
-    if not (_is_positive(start) or (isinstance(start, Integral) and start == 0 and not isinstance(start, bool))):
+    if not (is_positive_int(start) or (isinstance(start, Integral) and start == 0 and not isinstance(start, bool))):
         raise ValueError(f"start must be a frame number from 0, got {start!r}")
-    if end is not None and not (_is_positive(end) and end > start):
+    if end is not None and not (is_positive_int(end) and end > start):
         raise ValueError(f"end must be a frame number after start = {start}, got {end!r}")
-    _check_most("start", start)
-    _check_most("end", end)
-    check_count("every", every)
-    if max_frames is not None:
-        check_count("max_frames", max_frames)
-    pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_positive, size))
-    if size is not None and not pair and not _is_positive(size):
+    for name, number in (("start", start or None), ("end", end), ("every", every), ("max_frames", max_frames)):
+        if number is not None:
+            positive_int(name, number)
+    pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(is_positive_int, size))
+    if size is not None and not pair and not is_positive_int(size):
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
     if size is not None and math.prod(map(int, size if isinstance(size, (tuple, list)) else (size, size))) > MAX_PIXELS:
         raise ValueError(f"size must make images of at most 2^27 pixels, got {size!r}")
@@ -139,22 +137,6 @@ def check_reading(
         last = start + every * (max_frames - 1) + 1
         end = last if end is None else min(end, last)
     return slice(int(start), None if end is None else int(end), int(every))
-
-
-def check_count(name: str, value: object, most: int = _LARGEST) -> None:
-    """Raise ValueError unless it is a positive integer, and no larger than `most`."""
-    if not _is_positive(value):
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    _check_most(name, value, most)
-
-
-def _check_most(name: str, value: Any, most: int = _LARGEST) -> None:
-    if value is not None and value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value}")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 # --- tensors, arrays, frames ----------------------------------------------------------------------------------------

@@ -9,7 +9,17 @@ import torch
 from cases import frames
 from conftest import parameters, require
 
-from dynpool import RankPoolStream, approx_rank_pool, context, dynamic_image, dynamic_images, ops, pooling, rank_pool
+from dynpool import (
+    RankPoolStream,
+    approx_rank_pool,
+    context,
+    dynamic_image,
+    dynamic_images,
+    kept,
+    ops,
+    pooling,
+    rank_pool,
+)
 from dynpool.decoder import Turn
 from dynpool.formats import YUV, Format
 from dynpool.pools import MovedColours, _Staging
@@ -33,7 +43,7 @@ def forget(monkeypatch):
     """Lets calls find nothing that was kept before."""
     monkeypatch.setattr(pooling, "_calls", ops.new_calls())
     for cache in ("_row_cache", "_table_cache", "_number_cache", "_captured"):
-        monkeypatch.setattr(pooling, cache, {})
+        monkeypatch.setattr(kept, cache, {})
 
 
 def on_device(options, device):
@@ -63,8 +73,8 @@ def test_cuda_graph(cuda, options, warm, monkeypatch):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = pool()
-    pooling._row_cache.clear()
-    pooling._number_cache.clear()
+    kept._row_cache.clear()
+    kept._number_cache.clear()
     filler = [torch.full((64,), float("nan"), device=cuda) for _ in range(1000)]  # in whatever memory was let go
     for _ in range(2):
         with torch.no_grad():
@@ -119,16 +129,16 @@ def test_capturing_gives_the_same_bits(options, monkeypatch):
             return approx_rank_pool(x, **options)
 
     assert torch.equal(captured(), expected)
-    held = dict(pooling._captured)
+    held = dict(kept._captured)
     assert held
-    pooling._row_cache.clear()
-    pooling._number_cache.clear()
+    kept._row_cache.clear()
+    kept._number_cache.clear()
     assert torch.equal(captured(), expected)
-    assert not pooling._row_cache
-    assert not pooling._number_cache
+    assert not kept._row_cache
+    assert not kept._number_cache
     approx_rank_pool(x, **options)
     captured()
-    assert all(pooling._captured[key] is value for key, value in held.items())
+    assert all(kept._captured[key] is value for key, value in held.items())
 
 
 # --- streams, devices, sizes ----------------------------------------------------------------------------------------

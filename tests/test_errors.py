@@ -23,7 +23,7 @@ COMMON = [  # (arguments, error, message): both functions
     ({"dim": None}, TypeError, r"dim must be an integer, got None"),
     ({"x": torch.zeros(()), "dim": 0}, ValueError, r"x must have at least one dim|dim .* shape \[\], got 0"),
     ({"x": torch.zeros(2, 0, 3)}, ValueError, r"x must have at least one frame in dimension 1, got shape \[2, 0, 3\]"),
-    ({"nonlinearity": "log"}, ValueError, r"nonlinearity must be one of \('identity', 'sqrt'\), got 'log'"),
+    ({"nonlinearity": "log"}, ValueError, r"nonlinearity must be one of 'identity', 'sqrt', got 'log'"),
     ({"nonlinearity": None}, ValueError, r"nonlinearity must be one of .*, got None"),
     ({"out_dtype": torch.int32}, TypeError, r"out_dtype must be one of .*float16.*, got torch\.int32"),
     ({"out_dtype": torch.uint8}, TypeError, r"out_dtype must be one of .*, got torch\.uint8"),

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dynpool
-from dynpool import approx_rank_pool, ops, pooling, reference, temporal_pool
+from dynpool import approx_rank_pool, kept, ops, pooling, reference, temporal_pool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -688,8 +688,8 @@ def test_another_default_device(monkeypatch):
         lambda: dynpool.to_image(x[:, 0][:, None]),
     )
     expected = [call() for call in calls]
-    for kept in ("_row_cache", "_table_cache", "_number_cache"):
-        monkeypatch.setattr(pooling, kept, {})
+    for cache in ("_row_cache", "_table_cache", "_number_cache"):
+        monkeypatch.setattr(kept, cache, {})
     monkeypatch.setattr(pooling, "_calls", ops.new_calls())
     with torch.device("meta"):
         assert all(torch.equal(call(), e) for call, e in zip(calls, expected, strict=True))
@@ -792,8 +792,8 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: index)  # nothing on the first
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    for name in ("_row_cache", "_number_cache"):
-        monkeypatch.setattr(pooling, name, {})
+    for cache in ("_row_cache", "_number_cache"):
+        monkeypatch.setattr(kept, cache, {})
     calls = new_calls()
     monkeypatch.setattr(pooling, "_calls", calls)
     for num_frames in range(1, 257):
@@ -801,7 +801,7 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
     assert waited == []
     approx_rank_pool(torch.zeros(1, 257, 1))
     assert waited == [1, 2] * (1 + (len(calls) > 0))  # without kernels only weights are kept
-    assert len(pooling._row_cache) == 1
+    assert len(kept._row_cache) == 1
     assert len(calls) <= 1
 
 
@@ -809,8 +809,8 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
 def test_kept_calls_are_not_taken_for_others(backend, options):
     """1.0 and True equal 1, and are refused all the same."""
     x = frames((2, 9, 3), torch.float32, backend.device)
-    for kept in ({}, {"window": 1}, {"window": 1, "stride": 1}):
-        approx_rank_pool(x, **kept)
+    for same in ({}, {"window": 1}, {"window": 1, "stride": 1}):
+        approx_rank_pool(x, **same)
     with pytest.raises(TypeError, match="must be an integer"):
         approx_rank_pool(x, **options)
 

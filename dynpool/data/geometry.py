@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from ..checks import positive_int
 from ..video import Size, Video, check_reading, read_clip
 from .sampling import Random
 
@@ -36,8 +37,8 @@ class Geometry:
         if isinstance(self.resize, list):
             object.__setattr__(self, "resize", tuple(self.resize))
         check_reading(self.resize)
-        if self.size is not None and (not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1):
-            raise ValueError(f"size must be a positive integer, got {self.size!r}")
+        if self.size is not None:
+            positive_int("size", self.size)
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if not 0 < self.min_scale <= 1:

@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+from ..checks import choice
 from .folders import class_folders, groups, is_given, people, weizmann
 from .listing import Listing, PathLike, Subset
 from .official import hmdb51, ucf101
@@ -41,7 +42,7 @@ def make_listing(dataset: str, root: PathLike, split: int | str, subset: Subset,
         ValueError: the name is unknown, or split is none of its splits.
         others: as `ucf101`, `hmdb51`, `weizmann`, `class_folders`.
     """
-    _check(dataset)
+    choice("dataset", dataset, DATASETS)
     if dataset == "weizmann":
         return weizmann(root, str(split), subset, **options)
     if dataset == "folders":
@@ -53,7 +54,7 @@ def splits(dataset: str, root: PathLike, group: str | None = None) -> list[int |
     """All splits: 1 to 3, or the people of Weizmann. Folders have the groups of `group`, else their draws 1 to 3; those
     of train and test have one.
     """
-    _check(dataset)
+    choice("dataset", dataset, DATASETS)
     if dataset == "weizmann":
         return [*people(root)]
     if dataset == "folders" and is_given(root):
@@ -61,11 +62,6 @@ def splits(dataset: str, root: PathLike, group: str | None = None) -> list[int |
     if dataset == "folders" and group is not None:
         return [*groups(root, group)]
     return [1, 2, 3]
-
-
-def _check(dataset: str) -> None:
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(map(repr, DATASETS))}, got {dataset!r}")
 
 
 def _number(split: int | str) -> int:

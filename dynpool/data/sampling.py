@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import positive_int
 from ..images import covering_starts
 
 Random = np.random.Generator
@@ -45,8 +46,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("window", "stride", "max_windows", "frames"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            if value is not None:
+                positive_int(name, value)
         if self.window is None and (self.stride is not None or self.max_windows is not None):
             raise ValueError("stride and max_windows have no meaning without window")
         if not isinstance(self.jitter, bool):

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checks import Nonlinearity, choice
 from ..decoder import warn_of_damage
 from ..files import VideoError
 from ..images import Method, Pictures, Recipe, Starts
-from ..pooling import Nonlinearity
 from ..video import UNREADABLE
 from .cache import Cache, file_version
 from .geometry import Geometry
@@ -47,8 +47,7 @@ class Pooling:
 
     def __post_init__(self) -> None:
         for name, choices in (("method", get_args(Method)), ("nonlinearity", get_args(Nonlinearity))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+            choice(name, getattr(self, name), choices)
 
     def options(self) -> dict[str, Any]:
         return {"method": self.method, "nonlinearity": self.nonlinearity, "time_average": self.time_average}
@@ -154,8 +153,7 @@ def make_source(
     Raises:
         ValueError: the name is unknown, or sampling asks for what the source cannot give.
     """
-    if name not in get_args(SourceName):
-        raise ValueError(f"source must be one of {', '.join(map(repr, get_args(SourceName)))}, got {name!r}")
+    choice("source", name, get_args(SourceName))
     if name != "frames" and sampling.frames is not None:
         raise ValueError(f"frames = {sampling.frames} thins the frames of source 'frames', got source {name!r}")
     if name == "images" and sampling.reverse:

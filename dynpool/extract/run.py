@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._version import __version__
+from ..checks import positive_int
 from ..decoder import cores
 from ..files import is_url
 from ..images import Recipe
-from ..video import check_count
 from .finding import Found, chosen, find
 from .making import Outcome, Work, job_of
 from .manifest import Entry, Manifest
@@ -160,7 +160,7 @@ class Extraction:
     def run(self, workers: int | None = None, ray: str | None = None) -> Iterator[Entry]:
         """Do what is left; yields the entry of every video as it is written to the manifest, failed ones among them."""
         if workers is not None:
-            check_count("workers", workers)
+            positive_int("workers", workers)
         if workers is not None and ray is not None:
             raise ValueError(f"workers are processes of this machine, got {workers} and ray = {ray!r}")
         wanted = [video for video in self._wanted if self._done(video) is None]
@@ -250,7 +250,7 @@ def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_
     if jpeg is not None and (not isinstance(jpeg, int) or isinstance(jpeg, bool) or not 1 <= jpeg <= 100):
         raise ValueError(f"jpeg must be a quality from 1 to 100, got {jpeg!r}")
     if shard_size is not None:
-        check_count("shard_size", shard_size)
+        positive_int("shard_size", shard_size)
     if is_url(out):
         raise ValueError(f"out must be a folder on this machine, got {os.fspath(out)!r}")
 

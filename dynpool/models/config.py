@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args
 
+from ..checks import Nonlinearity, choice, positive_int
 from ..exact import OBJECTIVES, Objective
-from ..pooling import Nonlinearity
 
 Kind = Literal["dynamic", "static", "two_stream"]
 Pool = Literal["approx", "exact", "mean", "max", "middle", "none"]
@@ -97,7 +97,7 @@ class ModelConfig:
             value = getattr(self, field.name)
             if field.name in _PLAIN and not (value is None and field.default is None):
                 object.__setattr__(self, field.name, _PLAIN[field.name](field.name, value))
-        _check_choice("kind", self.kind, get_args(Kind))
+        choice("kind", self.kind, get_args(Kind))
         if self.pool is None:
             object.__setattr__(self, "pool", "none" if self.kind == "static" else "approx")
         _check_values(self)
@@ -141,12 +141,6 @@ def _truth(name: str, value: object) -> bool:
     return value
 
 
-def _positive_integer(name: str, value: object) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
 def _number(name: str, value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -171,7 +165,7 @@ _PLAIN: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("backbone", "layer", "branch", "video_layer"), _text),
     "weights": _path,
     **dict.fromkeys(("time_average", "checkpointing"), _truth),
-    **dict.fromkeys(("num_classes", "every", "window", "stride", "size"), _positive_integer),
+    **dict.fromkeys(("num_classes", "every", "window", "stride", "size"), positive_int),
     **dict.fromkeys(("C", "dropout"), _number),
     **dict.fromkeys(("mean", "std"), per_channel),
 }
@@ -180,18 +174,13 @@ _PLAIN: dict[str, Callable[[str, Any], Any]] = {
 # --- what fits together ----------------------------------------------------------------------------------------------
 
 
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
 def _check_values(config: ModelConfig) -> None:
-    _check_choice("pool", config.pool, get_args(Pool))
-    _check_choice("video_pool", config.video_pool, get_args(VideoPool))
-    _check_choice("nonlinearity", config.nonlinearity, (None, *get_args(Nonlinearity)))
-    _check_choice("rescale", config.rescale, (None, *get_args(Rescale)))
-    _check_choice("objective", config.objective, OBJECTIVES)
-    _check_choice("frames", config.frames, get_args(Frames))
+    choice("pool", config.pool, get_args(Pool))
+    choice("video_pool", config.video_pool, get_args(VideoPool))
+    choice("nonlinearity", config.nonlinearity, (None, *get_args(Nonlinearity)))
+    choice("rescale", config.rescale, (None, *get_args(Rescale)))
+    choice("objective", config.objective, OBJECTIVES)
+    choice("frames", config.frames, get_args(Frames))
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {config.dropout!r}")
     if not 0 < config.C < math.inf:
@@ -214,7 +203,7 @@ def _check_pooling(config: ModelConfig) -> None:
 
 def _check_streams(config: ModelConfig) -> None:
     if config.kind == "static":
-        _check_choice("pool of a static network", config.pool, ("none",))
+        choice("pool of a static network", config.pool, ("none",))
         _check_absent(config, "kind = 'static'", "layer", "window", "video_layer")
     if config.kind != "two_stream":
         _check_absent(config, f"kind = {config.kind!r}", "branch")

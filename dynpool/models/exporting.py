@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..pooling import _checked_int
+from ..checks import checked_int
 from ..writing import whole_file
 from .building import VideoModel, video_model
 from .layers import evaluating
@@ -109,12 +109,12 @@ def _check(model: VideoModel, num_frames: int) -> None:
     if model.config.pool == "exact":
         raise ValueError("model must pool approximately: the solver of pool = 'exact' cannot be exported")
     least = _least_frames(model)
-    if _checked_int("num_frames", num_frames) < least:
+    if checked_int("num_frames", num_frames) < least:
         raise ValueError(f"num_frames must be at least {least}, got {num_frames}")
 
 
 def _example(model: VideoModel, num_frames: int, size: int | None, lengths: bool) -> tuple[Tensor, ...]:
-    side, device = _checked_int("size", model.size if size is None else size), next(model.parameters()).device
+    side, device = checked_int("size", model.size if size is None else size), next(model.parameters()).device
     video = torch.zeros(2, num_frames, len(model.mean), side, side, dtype=torch.uint8, device=device)
     return (video, torch.full((2,), num_frames, device=device)) if lengths else (video,)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pooling import _describe
+from ..checks import choice, described
 
 Preset = Literal["ultrafast", "fast", "medium"]
 
@@ -32,15 +32,14 @@ def optical_flow(frames: Tensor, *, bound: float = 20.0, preset: Preset = "mediu
         TypeError, ValueError: an argument does not fit.
     """
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        raise TypeError(f"frames must be a uint8 Tensor, got {_describe(frames)}")
+        raise TypeError(f"frames must be a uint8 Tensor, got {described(frames)}")
     if frames.dim() != 4 or frames.shape[1] != 3 or min(frames.shape[2:]) < 16:
         raise ValueError(f"frames must have shape [T, 3, H, W], H and W at least 16, got {list(frames.shape)}")
     if len(frames) < 2:
         raise ValueError(f"frames must be at least 2 for flow from one to the next, got {len(frames)}")
     if not bound > 0:
         raise ValueError(f"bound must be positive, got {bound}")
-    if preset not in get_args(Preset):
-        raise ValueError(f"preset must be one of {get_args(Preset)}, got {preset!r}")
+    choice("preset", preset, get_args(Preset))
     cv2 = _opencv()
     search = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{preset.upper()}"))
     pixels = np.ascontiguousarray(frames.permute(0, 2, 3, 1).cpu().numpy())

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pooling import _cached_numbers, _check_lengths, _describe
+from ..checks import checked_lengths, described
+from ..kept import kept_numbers
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
 from .layers import Forked, around, named_layer, named_layers, scores_of
@@ -143,7 +144,7 @@ class VideoNetwork(nn.Module):
         """What the backbone takes: in its weights' dtype and memory format, whatever the video's is, for forwards with
         `view`.
         """
-        mean, std = (_cached_numbers(numbers, images).view(-1, 1, 1) for numbers in (self.mean, self.std))
+        mean, std = (kept_numbers(numbers, images).view(-1, 1, 1) for numbers in (self.mean, self.std))
         weights = [p for p in self.backbone.parameters() if p.is_floating_point()]
         maps = [p for p in weights if p.dim() == 4 and not p.is_contiguous()]
         last = bool(maps) and maps[0].is_contiguous(memory_format=torch.channels_last)
@@ -170,14 +171,14 @@ class VideoNetwork(nn.Module):
         """What the T axis of the video holds, after a look at it."""
         channels = len(self.mean)
         if not isinstance(video, Tensor) or not (video.dtype == torch.uint8 or video.is_floating_point()):
-            raise TypeError(f"video must be a uint8 or floating Tensor, got {_describe(video)}")
+            raise TypeError(f"video must be a uint8 or floating Tensor, got {described(video)}")
         if video.dim() != 5 or video.shape[2] != channels:
             raise ValueError(f"video must have shape [B, T, {channels}, H, W], got {list(video.shape)}")
         if video.shape[1] == 0:
             raise ValueError("video must have at least one frame, got T = 0")
         if lengths is None:
             return Rows(video.shape[0], video.shape[1])
-        counts = _check_lengths(lengths, video.shape[0], video.shape[1], None)
+        counts = checked_lengths(lengths, video.shape[0], video.shape[1], None)
         packs = not torch.compiler.is_compiling() or (self.training and torch.compiler.is_dynamo_compiling())
         return Rows(video.shape[0], video.shape[1], counts.cpu() if packs else counts.to(video.device), packs, packs)
 
