@@ -29,10 +29,10 @@ from dynpool.data.listing import pictures_of
 from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
-from dynpool.extract.manifest import NAME, Entry, Manifest
-from dynpool.extract.shards import Shards, key_of
+from dynpool.extract.shards import Shards
 from dynpool.extract.workers import DIED, _pool, in_processes
 from dynpool.images import Recipe
+from dynpool.manifest import NAME, Entry, Manifest, key_of
 
 pytest.importorskip("typer", reason="needs typer")
 from typer.testing import CliRunner

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from dynpool.flow import _pictures
 from dynpool.models import optical_flow
-from dynpool.models.flow import _pictures
 
 
 def moving(dx: int, dy: int, count: int = 4, size: int = 96) -> torch.Tensor:

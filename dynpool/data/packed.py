@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..extract.manifest import NAME, is_made, recorded
-from ..extract.shards import key_of
 from ..files import VideoError, file_state
+from ..manifest import NAME, is_made, key_of, recorded
 
 _PLACE = re.compile(r"(.+)[/\\](\d{6}\.tar)[/\\](.+)\.png", re.DOTALL)  # names may have any character
 _WINDOW = "_0000"

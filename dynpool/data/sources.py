@@ -19,6 +19,7 @@ from torch import Tensor
 from ..checks import Nonlinearity, choice
 from ..decoder import warn_of_damage
 from ..files import VideoError
+from ..flow import optical_flow
 from ..images import Method, Pictures, Recipe, Starts
 from ..video import UNREADABLE
 from .cache import Cache, file_version
@@ -168,8 +169,6 @@ def make_source(
 
 
 def _flow(frames: Tensor, path: str) -> Tensor:
-    from ..models import optical_flow
-
     try:
         return optical_flow(frames)
     except ValueError as error:

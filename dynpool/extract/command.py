@@ -13,8 +13,8 @@ import typer
 from .. import options
 from ..decoder import damaged_parts
 from ..images import Recipe
+from ..manifest import Entry
 from ..terminal import complain, ended_by, progress, say
-from .manifest import Entry
 from .run import Extraction
 from .workers import CannotStart
 

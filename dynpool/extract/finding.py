@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..files import file_state, fsspec_for
+from ..manifest import is_made
 from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
-from .manifest import is_made
 
 _LABELLED = re.compile(r"(.*\S)\s+\d+")  # "Archery/v_Archery_g08_c01.avi 3", as in UCF101's lists
 

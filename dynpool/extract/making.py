@@ -14,9 +14,9 @@ import torch
 
 from ..files import TimeLimit, failure
 from ..images import Pictures, Recipe
+from ..manifest import Entry
 from ..writing import Job, encoded, write_pictures
 from .finding import Found
-from .manifest import Entry
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # what would fail one video after the other
 _GRACE = 1.0  # seconds

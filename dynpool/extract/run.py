@@ -15,9 +15,9 @@ from ..checks import positive_int
 from ..decoder import cores
 from ..files import is_url
 from ..images import Recipe
+from ..manifest import Entry, Manifest
 from .finding import Found, chosen, find
 from .making import Outcome, Work, job_of
-from .manifest import Entry, Manifest
 from .shards import Shards
 from .workers import in_processes, on_ray
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .manifest import Entry
+from ..manifest import Entry, key_of
 
 _BLOCK = 512
 _PART = ".part"
@@ -106,11 +106,6 @@ class Shards:
             self._name, self._file = name, path.open("r+b")
             self._file.truncate(cut)
             self._file.seek(cut)
-
-
-def key_of(name: str) -> str:
-    """What the samples of a video are called."""
-    return name.replace("%", "%25").replace(".", "%2e")
 
 
 def _write(file: BinaryIO, name: str, data: bytes) -> None:

@@ -5,13 +5,13 @@ model = build(config)
 scores = model(video, lengths)      # [B, T, 3, H, W] in 0 … 255, and how many of the T frames each video has
 """
 
+from ..flow import optical_flow
 from .backbones import Backbone, backbones, load_backbone
 from .building import VideoModel, build
 from .caffenet import CaffeNet
 from .config import ModelConfig
 from .exporting import export, export_onnx, export_pt2
 from .extraction import Features, extract_features
-from .flow import optical_flow
 from .network import TwoNetworks, VideoNetwork
 from .storage import load, read_config, save
 

@@ -141,3 +141,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
             one, other = (f"{len(items)} items that the other has not: {items[:3]}" for items in (gone, new))
         told.append(f"{key} = {one!r}, now {other!r}")
     return ", ".join(told)
+
+
+def key_of(name: str) -> str:
+    """What the samples of a video are called."""
+    return name.replace("%", "%25").replace(".", "%2e")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import choice, described
+from .checks import choice, described
 
 Preset = Literal["ultrafast", "fast", "medium"]
 
