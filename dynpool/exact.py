@@ -174,9 +174,9 @@ def rank_pool(
 
     derives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mean, std))
     options = _Options(objective, float(C), float(epsilon), float(tol), derives, max_iter, time_average, plan, counts)
-    d, rough, *fields = _RankPool.apply(x, mean, std, options)
-    if bool(rough.any()):
-        d, fields = _solved_again(rough, d, fields, x, mean, std, options)
+    d, imprecise, *fields = _RankPool.apply(x, mean, std, options)
+    if bool(imprecise.any()):
+        d, fields = _solved_again(imprecise, d, fields, x, mean, std, options)
     info = RankPoolInfo(*fields)
     # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
     limit = min(options.tol, 100 * _GRADIENT_TOL) if derives else options.tol
@@ -207,7 +207,7 @@ def _check_values(x: Tensor) -> None:
 
 
 def _solved_again(
-    rough: Tensor,
+    imprecise: Tensor,
     d: Tensor,
     info: list[Tensor],
     x: Tensor,
@@ -215,12 +215,12 @@ def _solved_again(
     std: Tensor | None,
     options: _Options,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The solutions, those of rough clips from float64 frames."""
+    """The solutions, those of imprecise clips from float64 frames."""
     mean, std = (t if t is None else t.double() for t in (mean, std))
     if options.plan.dim == 0:
         d, _, *info = _RankPool.apply(x.double(), mean, std, options)
         return d, info
-    for clip in rough.nonzero()[:, 0].tolist():
+    for clip in imprecise.nonzero()[:, 0].tolist():
         part = slice(clip, clip + 1)
         own = options if options.lengths is None else replace(options, lengths=options.lengths[part])
         d_clip, _, *info_clip = _RankPool.apply(x[part].double(), mean, std, own)
@@ -346,14 +346,14 @@ class _RankPool(torch.autograd.Function):
         tol = min(options.tol, _GRADIENT_TOL) if options.derives else options.tol
         solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
         weights = solution.u @ M
-        suspect, blurred = _lost(x, products, K, weights, solution.objective, lengths, options)
-        d = options.sum(x, weights, mean, std, bool(blurred.any()))
-        rough = suspect
-        if bool(suspect.any()):
+        in_sums, in_weights = _rounding_matters(x, products, K, weights, solution.objective, lengths, options)
+        d = options.sum(x, weights, mean, std, bool(in_weights.any()))
+        imprecise = in_sums
+        if bool(in_sums.any()):
             found = options.products(x.detach(), d, mean, std) @ M.T
             norm = d.double().square().reshape(len(K), -1).sum(1)
             value = solve.objective_of(norm, found, lengths, options.objective, options.C, options.epsilon)
-            rough = suspect & ~(value <= solution.objective * (1 + options.tol))  # or NaN
+            imprecise = in_sums & ~(value <= solution.objective * (1 + options.tol))  # or NaN
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
@@ -362,8 +362,8 @@ class _RankPool(torch.autograd.Function):
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
         ctx.options = options
         info = (solution.objective, solution.gap, solution.iterations, scores, weights)
-        ctx.mark_non_differentiable(rough, *info)
-        return d.to(plan.out_dtype), rough, *info
+        ctx.mark_non_differentiable(imprecise, *info)
+        return d.to(plan.out_dtype), imprecise, *info
 
     @staticmethod
     def backward(ctx, grad, *unused):  # type: ignore[no-untyped-def]
@@ -406,7 +406,7 @@ def _in_blocks(frames: Tensor) -> Tensor:
     return F.pad(frames, (0, -frames.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK)).transpose(0, 1)
 
 
-def _lost(
+def _rounding_matters(
     x: Tensor,
     products: Gram,
     K: Tensor,
