@@ -49,8 +49,7 @@ def check_frames(x: Tensor, dim: int) -> int:
         raise TypeError(f"x must be a Tensor, got {described(x)}")
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"x must have one of the dtypes {INPUT_DTYPES}, got {x.dtype}")
-    if x.layout != torch.strided:
-        raise TypeError(f"x must be a dense Tensor, torch.strided, got one of {x.layout}")
+    check_dense("x", x)
     if not context.is_compiling() and context.is_tracing():
         raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     dim = checked_int("dim", dim)
@@ -63,6 +62,12 @@ def check_frames(x: Tensor, dim: int) -> int:
     if x.shape[dim] == 0:
         raise ValueError(f"x must have at least one frame in dimension {dim}, got shape {list(x.shape)}")
     return dim
+
+
+def check_dense(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else f"one of {value.layout}"
+        raise TypeError(f"{name} must be a dense Tensor, torch.strided, got {kind}")
 
 
 def checked_int(name: str, value: Any) -> int:
@@ -120,6 +125,10 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int
 
 def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int | None) -> Tensor:
     offsets = _index_tensor("offsets", offsets)
+    if not context.is_compiling() and context.is_batched(offsets):
+        raise ValueError("offsets cannot be batched by vmap: the shapes of what they give depend on their values")
+    if window is not None and context.is_compiling():
+        raise ValueError("offsets cannot be compiled with window: how many windows there are depends on their values")
     if offsets.dim() != 1 or offsets.shape[0] < 2:
         raise ValueError(f"offsets must have shape [B+1] with B ≥ 1, got {list(offsets.shape)}")
     if context.is_plain(offsets):
@@ -183,7 +192,7 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
     if value is None:
         return None
     if isinstance(value, Tensor):
-        if not value.dtype.is_floating_point and value.dtype not in (torch.int64, torch.int32, torch.uint8):
+        if value.dtype.is_complex or value.dtype == torch.bool:
             raise TypeError(f"{name} must be real numbers, got {value.dtype}")
         if value.dim() > 1:
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")

@@ -13,6 +13,7 @@ ORDINARY = (Tensor, torch.nn.Parameter)
 is_compiling = torch.compiler.is_compiling
 is_tracing = torch._C._is_tracing  # by torch.jit
 is_transforming = torch._C._are_functorch_transforms_active
+is_batched = torch._C._functorch.is_batchedtensor
 num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
 is_capturing = torch._C._cuda_isCurrentStreamCapturing
 
@@ -40,6 +41,13 @@ def is_captured(x: Tensor) -> bool:
 def is_ordinary(x: Tensor) -> bool:
     """Whether what was kept may be used: `is_plain`, or captured."""
     return is_plain(x) or (type(x) in ORDINARY and is_captured(x))
+
+
+def has_tangent(value: object) -> bool:
+    """Whether it is a tensor that is differentiated in forward mode."""
+    if forward_ad._current_level < 0 or not isinstance(value, Tensor):
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None
 
 
 def is_direct(x: Tensor) -> bool:

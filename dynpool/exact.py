@@ -26,6 +26,7 @@ from .checks import (
     PerChannel,
     canonical_normalization,
     check_frames,
+    check_same_device,
     checked_lengths,
     choice,
     positive_int,
@@ -153,10 +154,11 @@ def rank_pool(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
-        RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph.
+        RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph;
+            or a derivative in forward mode is asked for.
     """
     dim = check_frames(x, dim)
-    _check_values(x)
+    _check_values(x, mean, std)
     choice("objective", objective, OBJECTIVES)
     for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
         if not isinstance(value, Real) or isinstance(value, bool):
@@ -194,7 +196,9 @@ def rank_pool(
     return d, RankPoolInfo(*(t[0] for t in fields)) if dim == 0 else info
 
 
-def _check_values(x: Tensor) -> None:
+def _check_values(x: Tensor, *statistics: object) -> None:
+    if any(context.has_tangent(value) for value in (x, *statistics)):
+        raise RuntimeError("rank_pool has no derivative in forward mode: torch.autograd has its gradient")
     if context.is_transforming():
         why = "cannot be transformed by torch.func; it takes batches, and torch.autograd its gradient"
     elif x.is_meta or isinstance(x, FakeTensor):
@@ -262,6 +266,7 @@ def ranking_accuracy(
             f"d must have the shape of x without dimension {dim}, {list(x.select(dim, 0).shape)}, "
             f"got {list(d.shape) if isinstance(d, Tensor) else type(d).__name__}"
         )
+    check_same_device("d", d, x)
     batch, num_frames = 1 if dim == 0 else x.shape[0], x.shape[dim]
     counts = None if lengths is None else checked_lengths(lengths, batch, num_frames, None).to(x.device)
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)

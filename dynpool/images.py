@@ -195,9 +195,9 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
     values = pooled.detach() if pooled.dtype == torch.float32 else pooled.detach().double()
     low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
     span = high - low
-    if not span.isfinite().all():  # NaN or infinite wherever a value is; or too far apart for float32
-        if values.dtype == torch.float32 and values.isfinite().all():
-            return to_image(values.double(), mode)
+    if not span.isfinite().all():  # NaN or infinite wherever a value is; or too far apart
+        if values.isfinite().all():
+            return to_image(values.double() / 2, mode)
         raise ValueError("pooled must be finite, got NaN or infinity")
     still = span == 0
     return (values - low).div_(span + still).mul_(255).add_(still * _MID_GREY).round_().to(torch.uint8)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from . import context
 from .checks import Nonlinearity, PerChannel, batch_size, check_frames, checked_lengths
-from .exact import Objective, rank_pool
+from .exact import Objective, RankPoolInfo, rank_pool
+from .ops import laid_out_like
 from .pooling import approx_rank_pool
 
 __all__ = ["ApproxRankPool", "RankPool", "TemporalMaxPool"]
@@ -89,7 +90,8 @@ class RankPool(nn.Module):
     Shapes:
         x: [B, T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
         lengths: [B] integers, for padded clips.
-        Returns x without `dim`, in the dtype of x, float32 for uint8, or `out_dtype`.
+        Returns x without `dim`, in the dtype of x, float32 for uint8, or `out_dtype`; with `return_info`, that and the
+        `RankPoolInfo`.
 
     Raises:
         TypeError, ValueError: from forward, as `dynpool.rank_pool` does.
@@ -113,6 +115,7 @@ class RankPool(nn.Module):
         tol: float = 1e-3,
         max_iter: int = 1000,
         out_dtype: torch.dtype | None = None,
+        return_info: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -127,8 +130,9 @@ class RankPool(nn.Module):
         self.tol = tol
         self.max_iter = max_iter
         self.out_dtype = out_dtype
+        self.return_info = return_info
 
-    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor | tuple[Tensor, RankPoolInfo]:
         """`dynpool.rank_pool` of x."""
         return rank_pool(x, lengths=lengths, **{name: getattr(self, name) for name in _RANK_OPTIONS})
 
@@ -161,7 +165,7 @@ class TemporalMaxPool(nn.Module):
         x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
         lengths: [B] integers, for padded clips with B at dimension 0: what lies beyond lengths[b] frames has no say,
         not even when it is NaN.
-        Returns x without `dim`, in the dtype of x. A NaN before the end of a clip gives NaN.
+        Returns x without `dim`, in the dtype of x and its memory format. A NaN before the end of a clip gives NaN.
 
     The gradient goes to one maximum: where several frames tie, to a single one of them. Backward keeps the index of the
     maximum, not the frames; without gradients none is made.
@@ -180,8 +184,10 @@ class TemporalMaxPool(nn.Module):
         dim = check_frames(x, self.dim)
         x = x if lengths is None else _without_padding(x, dim, lengths)
         if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
-            return x.amax(dim)  # several times as fast as with the index that a derivative needs
-        return x.max(dim).values
+            largest = x.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
+        else:
+            largest = x.max(dim, keepdim=True).values
+        return laid_out_like(x, largest).squeeze(dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"

@@ -62,11 +62,14 @@ def temporal_pool(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor |
 def _by_reference(
     x: Tensor, weights: Tensor, bands: Tensor | None, mean: Any, std: Any, dim: int, *rest: Any
 ) -> Tensor:
-    y = reference.temporal_pool(x, weights, bands, mean, std, dim, *rest)
+    return laid_out_like(x, reference.temporal_pool(x, weights, bands, mean, std, dim, *rest))
+
+
+def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
+    """y, dense, in x's memory format; both have the same dimensions."""
     if x.is_contiguous():
         return y.contiguous()
-    strides = x.stride()
-    order = sorted(range(x.dim()), key=lambda d: -strides[d])
+    order = _order(x.stride())
     return y.permute(order).contiguous().permute([order.index(d) for d in range(x.dim())])
 
 
@@ -137,11 +140,21 @@ def new_calls() -> Any:
 # --- kernels on tensors --------------------------------------------------------------------------------------------
 
 
+def _order(strides: Sequence[int]) -> list[int]:
+    """Dimensions from the outermost to the innermost; one that was expanded is just outside of all that follow it."""
+    reach = 0
+    keys = [0] * len(strides)
+    for d in reversed(range(len(strides))):
+        keys[d] = strides[d] if strides[d] else reach
+        reach = max(reach, keys[d])
+    return sorted(range(len(strides)), key=lambda d: -keys[d])
+
+
 def _dense_strides(sizes: Sequence[int], like: Sequence[int]) -> list[int]:
     """Strides of a dense tensor whose dimensions follow one another in memory as those of strides `like` do."""
     strides = [0] * len(sizes)
     step = 1
-    for d in sorted(range(len(sizes)), key=lambda d: -like[d])[::-1]:
+    for d in reversed(_order(like)):
         strides[d] = step
         step *= max(sizes[d], 1)
     return strides

@@ -16,6 +16,7 @@ from .checks import (
     batch_size,
     canonical_normalization,
     check_captured,
+    check_dense,
     check_finite,
     check_frames,
     check_same_device,
@@ -70,6 +71,7 @@ def temporal_pool(
     num_frames = x.shape[dim]
     if not isinstance(weights, Tensor) or not weights.dtype.is_floating_point:
         raise TypeError(f"weights must be a floating tensor, got {described(weights)}")
+    check_dense("weights", weights)
     if weights.dim() not in ((2, 3) if per_clip else (1, 2, 3)):
         allowed = "[B, T] or [B, W, T] with per_clip=True" if per_clip else "[T], [W, T] or [B, W, T]"
         raise ValueError(f"weights must have shape {allowed}, got {list(weights.shape)}")
@@ -131,7 +133,9 @@ def approx_rank_pool(
 
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
     to avoid that. Inside `torch.compile` their values are not checked, and out-of-range frames are left out; nor are
-    those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`.
+    those of `lengths` while a CUDA graph is captured, which wants them on the device, and takes no `offsets`. What
+    `offsets` give depends in shape on their values: `torch.export` and vmap take none, `torch.compile` none with
+    `window`.
     """
     repeatable = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()
     if repeatable:

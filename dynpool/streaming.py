@@ -314,7 +314,7 @@ class _DecodedStream:
     def __init__(self, first: Any, nonlinearity: Nonlinearity, time_average: bool) -> None:
         if not (first.width and first.height):
             raise ValueError(f"frame must have pixels, got {first.width} x {first.height}")
-        self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=False)
+        self._pool = pool_for(first, nonlinearity, torch.device("cpu"), None, colours=True)
         self._sums = Endless(self._pool, time_average)
         self._moved = _Changes(self._pool)
         self._waiting: list[Any] = []

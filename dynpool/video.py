@@ -131,12 +131,16 @@ def check_reading(
         raise ValueError(f"size must be a positive integer or a pair (height, width) of them, got {size!r}")
     if size is not None and math.prod(map(int, size if isinstance(size, (tuple, list)) else (size, size))) > MAX_PIXELS:
         raise ValueError(f"size must make images of at most 2^27 pixels, got {size!r}")
-    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
-        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
+    check_timeout(timeout)
     if max_frames is not None:
         last = start + every * (max_frames - 1) + 1
         end = last if end is None else min(end, last)
     return slice(int(start), None if end is None else int(end), int(every))
+
+
+def check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+        raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
 
 
 # --- tensors, arrays, frames ----------------------------------------------------------------------------------------

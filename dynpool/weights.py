@@ -56,9 +56,10 @@ def rank_weights(
         num_frames = int(num_frames)
     if not isinstance(num_frames, (int, torch.SymInt)) or isinstance(num_frames, bool):
         raise TypeError(f"num_frames must be an integer, got {num_frames!r}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating dtype, got {dtype}")
-    if num_frames < 1 or num_frames > MAX_FRAMES:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating dtype, got {dtype!r}")
+    # Compiled, the upper bound would be one of the program's.
+    if num_frames < 1 or (not context.is_compiling() and num_frames > MAX_FRAMES):
         raise ValueError(f"num_frames must be between 1 and 2**24 = {MAX_FRAMES}, got {num_frames}")
     t = torch.arange(1, num_frames + 1, dtype=torch.float64, device=device)
     return _normalized(_alpha(t, num_frames, time_average), normalize).to(dtype)

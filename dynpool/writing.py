@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import secrets
@@ -24,6 +25,8 @@ def whole_file(path: str | os.PathLike[str], suffix: str | None = None) -> Itera
     written before an error is removed.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     name = f".{path.stem}.{secrets.token_hex(8)}"  # processes of containers share numbers
     temporary = path.with_name(name + (path.suffix if suffix is None else suffix))
     try:

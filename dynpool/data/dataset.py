@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..files import VideoError
-from ..video import Size
+from ..video import Size, check_timeout
 from .cache import make_cache
 from .geometry import Crop, Geometry
 from .listing import Listing, PathLike
@@ -81,6 +81,7 @@ class VideoDataset(Dataset[Item]):
         size, resize, crop, flip, min_scale: see `Geometry`: the same for all frames of a video.
         method, nonlinearity, time_average: of dynamic images; see `dynpool.dynamic_image`.
         cache: None, "memory" or a folder: what was decoded and pooled, before crop and flip.
+        timeout: seconds that reading a video may take; one that takes longer cannot be read.
         seed: what is drawn depends on seed, epoch and index, and not on the number of workers.
         on_error: with a video that cannot be read: "skip" gives an item without video, which `collate` leaves out;
             "replace" gives the next one that can, so that batches stay full; "raise" raises.
@@ -104,6 +105,7 @@ class VideoDataset(Dataset[Item]):
     nonlinearity: str = "sqrt"
     time_average: bool = True
     cache: PathLike | None = None
+    timeout: float | None = None
     seed: int = 0
     on_error: OnError = "skip"
 
@@ -112,7 +114,9 @@ class VideoDataset(Dataset[Item]):
             raise ValueError(f"on_error must be 'skip', 'replace' or 'raise', got {self.on_error!r}")
         self.geometry = Geometry(self.size, self.resize, self.crop, self.flip, self.min_scale)
         pooling = Pooling(self.method, self.nonlinearity, self.time_average)
-        self._load = make_source(self.source, self.geometry, self.sampling, make_cache(self.cache), pooling)
+        check_timeout(self.timeout)
+        cache = make_cache(self.cache)
+        self._load = make_source(self.source, self.geometry, self.sampling, cache, pooling, self.timeout)
         self._unreadable: dict[int, str] = {}
         self._epoch = 0
 

@@ -17,20 +17,24 @@ from .sampling import Indices
 _ALL = slice(0, None, 1)
 
 
-def check_no_picture(path: str) -> None:
-    """Raise VideoError for a picture, which FFmpeg would play as a video of one frame."""
+def check_video(path: str) -> None:
+    """Raise VideoError for a picture, which FFmpeg would play as a video of one frame, and for what is no file, such as
+    a pipe, which would be waited for.
+    """
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         raise VideoError(path, "is a picture, and no video; source 'images' wants those")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise VideoError(path, "is no regular file")
 
 
-def count_of(path: str) -> int:
+def count_of(path: str, timeout: float | None = None) -> int:
     """How many frames a video has."""
-    return frame_count(path, _ALL) if is_file(path) else len(numbered_images(path))
+    return frame_count(path, _ALL, timeout) if is_file(path) else len(numbered_images(path))
 
 
-def read_frames(path: str, size: Size | None = None) -> Tensor:
+def read_frames(path: str, size: Size | None = None, timeout: float | None = None) -> Tensor:
     """All frames of a video, uint8 [T, 3, H, W], scaled to `size`; what was damaged is warned of."""
-    clip = read_clip(path, size=size)
+    clip = read_clip(path, size=size, timeout=timeout)
     warn_of_damage(path, clip.damaged)
     return clip.frames
 
@@ -41,16 +45,18 @@ def taken(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
     return frames if everything else frames[torch.as_tensor(indices, device="cpu")]
 
 
-def read_chosen(path: str, choose: Callable[[int], Indices], size: Size | None) -> tuple[Tensor, Indices]:
+def read_chosen(
+    path: str, choose: Callable[[int], Indices], size: Size | None, timeout: float | None = None
+) -> tuple[Tensor, Indices]:
     """Scaled frames of a video and, of those that `choose` wants of so many as it has, the places among them."""
     if is_file(path):
-        with open_video(path, _ALL) as decoder:
+        with open_video(path, _ALL, timeout) as decoder:
             count = decoder.expected or 0
             used, places = np.unique(choose(count), return_inverse=True) if count else (np.arange(0), np.arange(0))
             few = 0 < 2 * len(used) <= count
             if few and (frames := _converted(decoder, set(used.tolist()), count)) is not None:
                 return read_clip(frames, size=size).frames, places.reshape(-1)
-    frames = read_frames(path, size)
+    frames = read_frames(path, size, timeout)
     used, places = np.unique(choose(len(frames)), return_inverse=True)
     return taken(frames, used), places.reshape(-1)
 

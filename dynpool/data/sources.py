@@ -26,7 +26,7 @@ from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
 from .packed import Member
-from .reading import check_no_picture, count_of, read_chosen, read_frames, taken
+from .reading import check_video, count_of, read_chosen, read_frames, taken
 from .sampling import Indices, Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
@@ -60,9 +60,10 @@ class Frames:
 
     geometry: Geometry
     cache: Cache | None = None
+    timeout: float | None = None
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        check_no_picture(path)
+        check_video(path)
         seed = int(random.integers(1 << 62))
 
         def choose(count: int) -> Indices:
@@ -70,11 +71,11 @@ class Frames:
 
         size = self.geometry.scaled
         if self.cache is not None:
-            frames = _kept(self.cache, ("frames", path, size), lambda: read_frames(path, size))
+            frames = _kept(self.cache, ("frames", path, size), lambda: read_frames(path, size, self.timeout))
             return frames[torch.from_numpy(choose(len(frames)))]  # a copy: what is kept is not the caller's
         if sampling.thins:
-            return taken(*read_chosen(path, choose, size))
-        frames = read_frames(path, size)
+            return taken(*read_chosen(path, choose, size, self.timeout))
+        frames = read_frames(path, size, self.timeout)
         return taken(frames, choose(len(frames)))
 
 
@@ -90,9 +91,10 @@ class DynamicImages:
     cache: Cache | None = None
     pooling: Pooling = Pooling()
     flow: bool = False
+    timeout: float | None = None
 
     def __call__(self, path: str, sampling: Sampling, random: Random) -> Tensor:
-        check_no_picture(path)
+        check_video(path)
         backwards, seed = sampling.backwards(random), int(random.integers(1 << 62))
         drawn = np.random.default_rng(seed)
         if self.cache is None:
@@ -103,7 +105,11 @@ class DynamicImages:
             return self._pool(path, sampling, backwards, chosen if sampling.chooses else None)
         offset = 0
         if sampling.jitter:
-            count = _kept(self.cache, ("count", path), lambda: torch.tensor(count_of(path), device="cpu"))
+
+            def count_frames() -> Tensor:
+                return torch.tensor(count_of(path, self.timeout), device="cpu")
+
+            count = _kept(self.cache, ("count", path), count_frames)
             offset = sampling.offset(int(count) - self.flow, drawn)
 
         def make() -> Tensor:
@@ -117,10 +123,10 @@ class DynamicImages:
     def _pool(self, path: str, sampling: Sampling, backwards: bool, starts: Starts | None) -> Tensor:
         video: Tensor | str = path
         if self.flow or backwards:
-            frames = read_frames(path)
+            frames = read_frames(path, None, self.timeout)
             frames = frames.flip(0) if backwards else frames
             video = _flow(frames, path) if self.flow else frames
-        options = {**self.pooling.options(), "interleaved": True}
+        options = {**self.pooling.options(), "interleaved": True, "timeout": self.timeout}
         if self.flow:
             options["nonlinearity"] = "identity"
         if sampling.window is not None:
@@ -147,7 +153,12 @@ class Images:
 
 
 def make_source(
-    name: SourceName, geometry: Geometry, sampling: Sampling, cache: Cache | None, pooling: Pooling
+    name: SourceName,
+    geometry: Geometry,
+    sampling: Sampling,
+    cache: Cache | None,
+    pooling: Pooling,
+    timeout: float | None = None,
 ) -> Source:
     """The source of that name.
 
@@ -160,12 +171,12 @@ def make_source(
     if name == "images" and sampling.reverse:
         raise ValueError("reverse needs the frames: source 'images' has pictures only")
     if name == "frames":
-        return Frames(geometry, cache)
+        return Frames(geometry, cache, timeout)
     if name == "images":
         return Images(geometry)
     if name == "flow" and geometry.flip:
         raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
-    return DynamicImages(geometry, cache, pooling, flow=name == "flow")
+    return DynamicImages(geometry, cache, pooling, name == "flow", timeout)
 
 
 def _flow(frames: Tensor, path: str) -> Tensor:

@@ -26,9 +26,8 @@ class Found(NamedTuple):
 
     @property
     def of_class(self) -> str | None:
-        """The name of the first folder below the root, if it lies in one."""
-        first, slash, _ = self.name.partition("/")
-        return first if slash else None
+        """The folder, below the root, that it lies in, if any: as `dynpool.data` has classes."""
+        return self.name.rpartition("/")[0] or None
 
 
 def find(source: str | os.PathLike[str]) -> list[Found]:

@@ -64,7 +64,7 @@ def extract(
             files, in a tenth of the time, and not quite the images.
         shard_size: megabytes from which on a tar file is closed, and another begun. The images of a video are in memory
             until its last is made. Of a source that is divided into the folders train and test, each is to be extracted
-            by itself: a video's label is its first folder.
+            by itself: a video's label is its folder.
         workers: processes; by default one for every core.
         ray: work on a Ray cluster instead, "auto", "local" or its address.
         recipe: keywords of `dynpool.dynamic_image`, and window and stride as of `dynamic_images`. `timeout` also ends
@@ -111,7 +111,7 @@ class Extraction:
         _check_apart(found, source, out)
         wanted = found if only is None else chosen(found, only)
         self._classes = sorted({video.of_class for video in found if video.of_class is not None})
-        if shard_size is not None and {"train", "test"} <= set(self._classes):
+        if shard_size is not None and {"train", "test"} <= {name.partition("/")[0] for name in self._classes}:
             raise ValueError(
                 "shard_size needs a source of classes, whose videos shards label, "
                 f"got {os.fspath(source)!r}, which has the folders train and test: extract each by itself"

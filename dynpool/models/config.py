@@ -191,6 +191,8 @@ def _check_pooling(config: ModelConfig) -> None:
     at = f"layer {config.layer!r}" if config.layer else "the input"
     if config.stride is not None and config.window is None:
         raise ValueError(f"stride = {config.stride} has no meaning without window")
+    if config.video_layer is not None and config.window is None:
+        raise ValueError(f"video_layer = {config.video_layer!r} has no meaning without window")
     if config.pool == "none":
         _check_absent(config, "pool = 'none'", "layer", "window")
     if not config.ranks:

@@ -19,12 +19,13 @@ from ..data.listing import Subset
 from ..data.sources import Pooling, SourceName, make_source
 from ..models import ModelConfig
 from ..models.backbones import DEFAULT_WEIGHTS
+from ..video import check_timeout
 from ..writing import whole_file
 from .values import ConfigError, assign, make, merge, plain
 
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
 _ELSEWHERE = {  # what may differ between machines
-    "data": ("root", "lists", "cache", "workers"),
+    "data": ("root", "lists", "cache", "timeout", "workers"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
 }
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's short names
@@ -36,7 +37,7 @@ class DataConfig:
 
     dataset ("ucf101", "hmdb51", "weizmann", "folders"), root, lists, test_fraction and group are those of
     `dynpool.data`; split is a number, a person or group left out, or "all" for one run after the other.
-    source, method, nonlinearity, time_average, size, resize, crop, flip, min_scale and cache are those of
+    source, method, nonlinearity, time_average, size, resize, crop, flip, min_scale, cache and timeout are those of
     `VideoDataset`; window, stride, max_windows, frames, jitter and reverse of `Sampling`. In testing, nothing is
     drawn, at most test_windows are used (null: all), and test_frames frames of each (null: as in training).
     validation: share of the training videos to set aside, groups kept whole: progress is measured on them, and the
@@ -70,6 +71,7 @@ class DataConfig:
     min_scale: float = 1.0
     validation: float | Literal["test"] | None = None
     cache: str | None = None
+    timeout: float | None = None
     batch_size: int = 32
     workers: int = 0
 
@@ -77,6 +79,7 @@ class DataConfig:
         for train in (True, False):
             pooling = Pooling(self.method, self.nonlinearity, self.time_average)
             make_source(self.source, self.geometry(train), self.sampling(train), None, pooling)
+        check_timeout(self.timeout)
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -132,6 +135,7 @@ class DataConfig:
             nonlinearity=self.nonlinearity,
             time_average=self.time_average,
             cache=self.cache,
+            timeout=self.timeout,
             seed=seed,
             on_error="replace" if train else "skip",
         )
