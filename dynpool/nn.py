@@ -182,11 +182,11 @@ class TemporalMaxPool(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Maximum of x along `dim`."""
         dim = check_frames(x, self.dim)
-        x = x if lengths is None else _without_padding(x, dim, lengths)
+        own = x if lengths is None else _without_padding(x, dim, lengths)
         if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
-            largest = x.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
+            largest = own.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
         else:
-            largest = x.max(dim, keepdim=True).values
+            largest = own.max(dim, keepdim=True).values
         return laid_out_like(x, largest).squeeze(dim)
 
     def extra_repr(self) -> str:

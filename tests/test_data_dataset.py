@@ -56,7 +56,32 @@ def test_items_are_the_frames(listing, root):
         plain(listing)[6]
 
 
-def test_windows_of_frames_lie_behind_one_another(listing):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+@pytest.mark.parametrize("source", ["frames", "dynamic_images", "flow"])
+def test_pipes_are_no_videos(source, tmp_path):
+    for label in LENGTHS:
+        (tmp_path / "train" / label).mkdir(parents=True)
+        os.mkfifo(tmp_path / "train" / label / "pipe.mkv")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    dataset = VideoDataset(class_folders(tmp_path), source=source, on_error="raise")
+    with pytest.raises(VideoError, match="is no regular file"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("cache", [None, "memory"])
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [("frames", {}), ("frames", {"sampling": Sampling(frames=2)}), ("dynamic_images", {}), ("flow", {})],
+)
+def test_videos_that_take_too_long(listing, source, options, cache):
+    dataset = VideoDataset(listing, source=source, cache=cache, on_error="raise", timeout=1e-9, **options)
+    with pytest.raises(VideoError, match="takes longer than timeout = 1e-09 s"):
+        dataset[0]
+    with pytest.raises(ValueError, match="timeout must be a positive number of seconds, got 0"):
+        VideoDataset(listing, timeout=0)
+
+
+def test_windows_of_frames_lie_one_after_another(listing):
     dataset = plain(listing, sampling=Sampling(4, 3))
     frames = plain(listing)[0]["video"]
     assert torch.equal(dataset[0]["video"], frames[[0, 1, 2, 3, 3, 4, 5, 6]])

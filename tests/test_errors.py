@@ -151,6 +151,12 @@ def test_windows_lengths_and_offsets(options, error, match):
 
 
 def test_tensors_without_strides():
+    with pytest.raises(TypeError, match=r"weights must be a dense Tensor, .*, got one of torch\.sparse_coo"):
+        temporal_pool(X, torch.ones(5).to_sparse())
+    nested = torch.nested.nested_tensor([torch.ones(5, 3), torch.ones(4, 3)])
+    for call in (dynpool.approx_rank_pool, dynpool.rank_pool):
+        with pytest.raises(TypeError, match=r"x must be a dense Tensor, torch\.strided, got a nested one"):
+            call(nested)
     for x in (X.to_sparse(), X[0, :, 0, 0].to_sparse_csr()):
         for call in (dynpool.approx_rank_pool, dynpool.rank_pool, lambda x: temporal_pool(x, torch.ones(5))):
             with pytest.raises(TypeError, match=r"x must be a dense Tensor, torch\.strided, got one of torch\.sparse"):

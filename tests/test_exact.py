@@ -642,9 +642,29 @@ def test_bad_arguments(options, message):
         rank_pool(torch.rand(2, 5, 3), **options)
 
 
+def test_numbers_of_numpy():
+    x = torch.rand(2, 5, 3)
+    found = rank_pool(x, C=np.float32(2), tol=np.float64(1e-4), max_iter=np.int64(50))
+    assert torch.equal(found, rank_pool(x, C=2.0, tol=1e-4, max_iter=50))
+
+
+@pytest.mark.parametrize("dual", ["x", "mean"])
+def test_forward_mode_is_refused(dual):
+    arguments = {"x": torch.rand(2, 5, 3), "mean": torch.rand(1)}
+    with torch.autograd.forward_ad.dual_level():
+        rank_pool(**arguments)
+        arguments[dual] = torch.autograd.forward_ad.make_dual(arguments[dual], torch.ones_like(arguments[dual]))
+        with pytest.raises(RuntimeError, match="rank_pool has no derivative in forward mode"):
+            rank_pool(**arguments)
+
+
 def test_more_bad_arguments():
     with pytest.raises(TypeError, match="C must be a number"):
         rank_pool(torch.rand(2, 5, 3), C="1")
+    with pytest.raises(ValueError, match="max_iter must be a positive integer, got True"):
+        rank_pool(torch.rand(2, 5, 3), max_iter=True)
+    with pytest.raises(ValueError, match="d must be on the device of x, cpu, got meta"):
+        ranking_accuracy(torch.rand(2, 3, device="meta"), torch.rand(2, 5, 3))
     with pytest.raises(ValueError, match="x must be finite"):
         rank_pool(torch.full((2, 5, 3), math.nan))
     with pytest.raises(ValueError, match="lengths need the clips in dimension 0"):

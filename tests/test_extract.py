@@ -26,6 +26,7 @@ from PIL import Image
 import dynpool
 from dynpool.data import VideoDataset, class_folders
 from dynpool.data.listing import pictures_of
+from dynpool.data.packed import packed_videos
 from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
@@ -470,6 +471,15 @@ def test_urls(dataset, out):
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_the_classes_that_training_finds(tmp_path, out):
+    make_dataset(tmp_path / "set", "sport/run/a.mkv", "sport/walk/b.mkv", "c.mkv")
+    extract(tmp_path / "set", out, shard_size=1)
+    found = members(out)
+    labels = {name: found.get(f"{name}.cls") for name in ("sport/run/a", "sport/walk/b", "c")}
+    assert labels == {"sport/run/a": b"0", "sport/walk/b": b"1", "c": None}
+    assert {folder for folder, _, _ in packed_videos(out)} == {"sport/run", "sport/walk", ""}
 
 
 def test_shards_hold_samples(dataset, out):

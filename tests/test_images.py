@@ -291,6 +291,7 @@ def test_nothing_to_scale_is_mid_grey():
 def test_the_largest_floats_do_not_overflow():
     pooled = torch.tensor([[[-3e38, 0.0, 3e38]]])
     assert to_image(pooled).tolist() == [[[0, 128, 255]]]
+    assert to_image(pooled.double() * (1.7e308 / 3e38)).tolist() == [[[0, 128, 255]]]
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (3, 7, 5), (2, 3, 37, 41)])

@@ -36,6 +36,7 @@ def test_what_is_pooled_follows_from_the_kind():
         ({"window": 0}, "window must be a positive integer, got 0"),
         ({"window": 2.0}, "window must be a positive integer, got 2.0"),
         ({"stride": 2}, "stride = 2 has no meaning without window"),
+        ({"video_layer": "relu1"}, "video_layer = 'relu1' has no meaning without window"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         ({"num_classes": None}, "num_classes must be a positive integer, got None"),
         ({"dropout": math.nan}, "dropout must be at least 0 and below 1, got nan"),

@@ -153,6 +153,27 @@ def small_network():
     )
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("lengths", [None, [5, 3]])
+def test_the_maximum_keeps_the_memory_format(backend, lengths, gradient):
+    x = torch.rand(2, 5, 4, 6, 3, device=backend.device)
+    last = x.permute(0, 1, 4, 2, 3).requires_grad_(gradient)
+    pooled = TemporalMaxPool()(last, lengths)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    plain = TemporalMaxPool()(x.permute(0, 1, 4, 2, 3).contiguous(), lengths)
+    assert plain.is_contiguous()
+    assert torch.equal(pooled, plain)
+
+
+def test_rank_pool_with_info(backend):
+    x = torch.rand(2, 5, 3, device=backend.device)
+    d, info = RankPool(return_info=True)(x, [5, 4])
+    expected, expected_info = dynpool.rank_pool(x, lengths=[5, 4], return_info=True)
+    assert torch.equal(d, expected)
+    assert torch.equal(info.weights, expected_info.weights)
+    assert repr(RankPool(return_info=True)) == "RankPool(dim=1, return_info=True)"
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_after_any_layer(backend, memory_format):
     """Pooled after each layer in turn: the rest runs on the image, and gradients reach the first layer."""

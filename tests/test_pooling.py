@@ -907,6 +907,19 @@ def test_a_slice_gives_a_dense_image(backend):
     assert y.untyped_storage().nbytes() >= y.numel() * 4
 
 
+def test_expanded_frames_give_an_ordinary_image(backend):
+    x = frames((3, 5, 6, 4, 2), device=backend.device)
+    for dims in ((0,), (1,), (2,), (0, 1), (0, 2)):
+        part = x
+        for d in dims:
+            part = part.narrow(d, 0, 1)
+        last = part.permute(0, 1, 4, 2, 3)
+        assert approx_rank_pool(part.expand_as(x)).is_contiguous()
+        y = approx_rank_pool(last.expand(3, 5, 2, 6, 4))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y, approx_rank_pool(last.expand(3, 5, 2, 6, 4).contiguous()))
+
+
 # --- frames without a say ------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,22 @@ def test_what_hardly_changes():
     assert (pooled(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_decoded_frames_pool_as_their_rgb(nonlinearity, time_average):
+    """Also colours that RGB clips."""
+    av = pytest.importorskip("av")
+    stream, rgb = RankPoolStream(nonlinearity=nonlinearity, time_average=time_average), []
+    for seed in range(21):
+        frame = av.VideoFrame(32, 24, "yuv420p")
+        for plane in frame.planes:
+            plane.update(np.random.default_rng(seed).integers(0, 256, plane.buffer_size, dtype=np.uint8).tobytes())
+        stream.update(frame)
+        rgb.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
+    expected = dynpool.approx_rank_pool(torch.stack(rgb), 0, nonlinearity=nonlinearity, time_average=time_average)
+    assert (stream.result() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
 DECODED = ["rgb24", "bgr0", "gray", "yuv420p", "nv12", "yuv422p", "yuv444p", "yuv420p10le", "gbrp"]
 
 

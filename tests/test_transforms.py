@@ -491,6 +491,23 @@ def test_export_with_dynamic_batch_and_frames(device, options, strict):
         assert torch.equal(program.module()(x), module(x))
 
 
+def test_export_without_bounds(device):
+    shapes = {"x": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time")}}
+    program = torch.export.export(ApproxRankPool(), (frames((3, 7, 5), device=device),), dynamic_shapes=shapes)
+    x = frames((2, 31, 5), device=device)
+    assert torch.equal(program.module()(x), ApproxRankPool()(x))
+
+
+def test_offsets_that_say_shapes_are_refused(device):
+    x = frames((7, 3), device=device)
+    bounds = torch.tensor([[0, 3, 7], [0, 2, 7]], device=device)
+    with pytest.raises(ValueError, match="offsets cannot be batched by vmap"):
+        torch.vmap(lambda offsets: approx_rank_pool(x, 0, offsets=offsets))(bounds)
+    compiled = torch.compile(lambda x: approx_rank_pool(x, 0, window=2, offsets=[0, 3, 7]), fullgraph=True)
+    with pytest.raises(Exception, match="offsets cannot be compiled with window"):
+        compiled(x)
+
+
 def test_export_with_lengths(device):
     module = ApproxRankPool()
     batch, time = torch.export.Dim("batch", min=2, max=512), torch.export.Dim("time", min=2, max=4096)

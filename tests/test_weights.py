@@ -182,3 +182,9 @@ def test_meta_device():
 def test_bad_arguments(num_frames, options, error, match):
     with pytest.raises(error, match=match):
         rank_weights(num_frames, **options)
+
+
+def test_dtypes_that_are_none():
+    for dtype in (None, "float32", torch.int64):
+        with pytest.raises(TypeError, match="dtype must be a floating dtype, got"):
+            rank_weights(4, dtype=dtype)
