@@ -8,6 +8,7 @@ from .files import VideoError
 from .images import dynamic_image, dynamic_images, to_image
 from .pooling import approx_rank_pool, temporal_pool
 from .streaming import RankPoolStream
+from .video import read_clip
 from .weights import rank_weights
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "rank_pool",
     "rank_weights",
     "ranking_accuracy",
+    "read_clip",
     "temporal_pool",
     "to_image",
 ]

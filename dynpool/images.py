@@ -54,7 +54,7 @@ def dynamic_image(
 
     Args:
         video: a path, folder of images, URL, bytes, binary file object, uint8 Tensor [T, 3, H, W], uint8 ndarray
-            [T, H, W, 3] or iterable of frames; see `dynpool.video.read_clip`.
+            [T, H, W, 3] or iterable of frames; see `dynpool.read_clip`.
         method: "approx" is approximate rank pooling, Σ_t α_t ψ(I_t), shown by `to_image`. Its scale does not matter
             there, so α is normalised and long videos do not overflow. "exact" is `rank_pool`, eq. (1), shown likewise.
             "mean" and "max" are the baselines, over the frames: they stay in pixel units, ψ is undone
@@ -65,7 +65,7 @@ def dynamic_image(
         start, end, every, max_frames: use the frames [start:end:every], and of these the first `max_frames` only.
         resize_first: scale the frames, not the pooled image: slower, and another picture, since √ and scaling do not
             commute.
-        timeout: seconds that reading a file may take; see `read_clip`.
+        timeout: seconds that reading a file may take; see `dynpool.read_clip`.
         device: pool on this device; by default where the frames are, the CPU for files.
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
