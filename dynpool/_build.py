@@ -14,8 +14,8 @@ def build_info() -> dict[str, object]:
     """Versions, CUDA architectures compiled, CPU instruction set in use, devices seen. What to paste into a report.
 
     Keys: dynpool, python, torch (versions); kernels (whether the compiled extension is there); cpu_instruction_set
-    ("avx512vbmi", "avx512", "avx2", "baseline", or None); cpu_threads; cuda_architectures (compute capabilities compiled, such as
-    "90", empty without CUDA); cuda_devices (names of the devices that torch sees).
+    ("avx512vbmi", "avx512", "avx2", "baseline", or None); cpu_threads; cuda_architectures (compute capabilities
+    compiled, such as "90", empty without CUDA); cuda_devices (names of the devices that torch sees).
     """
     kernels = binary.extension
     cuda = getattr(kernels, "cuda", None)
