@@ -12,7 +12,6 @@ its test videos, and how many of them are left out: missing, or unreadable.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import RESULTS, machine
+from harness import RESULTS, write_json
 from rich.console import Console
 from rich.table import Table
 from speed import default_data
@@ -453,16 +452,14 @@ def finish(rows: list[Row], task: Task, coverage: list[Coverage], options: argpa
     differences = report.compare(best["RGB frames"].streams, best["multiple dynamic images"].streams)
     report.show_differences(differences, ("RGB frames", "multiple dynamic images"), Console(highlight=False), 10)
     stem = f"accuracy-{task.dataset}{'-quick' if options.quick else ''}"
-    options.out.mkdir(parents=True, exist_ok=True)
     content = {
-        "machine": machine(),
         "data": {**asdict(task), "root": Path(task.root).name, "coverage": [asdict(c) for c in coverage]},
         "seconds": seconds,
         "rows": [r.plain() for r in rows],
         "claims": claims,
         "table 5": [{**d._asdict(), "difference": d.difference} for d in differences],
     }
-    (options.out / f"{stem}.json").write_text(json.dumps(content, indent=1, default=str) + "\n")
+    write_json(options.out / f"{stem}.json", content)
     usual = tested([c.split for c in coverage if c.subset == "test"], *counts(coverage, "test"))
     draw(rows, options.out / f"{stem}.png", title, usual)
     gains = np.array([100 * d.difference for d in differences])
@@ -474,7 +471,7 @@ def finish(rows: list[Row], task: Task, coverage: list[Coverage], options: argpa
                 write(
                     stream, options.scores / f"{r.name}, {r.learner}".replace(" ", "-") / f"{stream.about.split}.scores"
                 )
-    print(f"wrote {stem}.json, .png and {stem}-classes.png in {options.out}, after {seconds:.0f} s")
+    print(f"wrote {stem}.png and {stem}-classes.png in {options.out}, after {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -312,7 +312,8 @@ def main() -> None:
         print(f"  {'met ' if met else 'MISS'}  {name:<74}{value:>9.2f}  (target {target:g})")
     peers = {"scikit-learn": sklearn.__version__, "numpy": np.__version__}
     source = options.video.name if options.video else "made up: moving_blobs"
-    write_json(options.json, grams + short + large + long, {"peers": peers, "frames": source, "targets": targets})
+    cases = grams + short + large + long
+    write_json(options.json, {"cases": cases, "peers": peers, "frames": source, "targets": targets})
 
 
 if __name__ == "__main__":

@@ -104,10 +104,14 @@ def _commit() -> str:
         return "unknown"
 
 
-def write_json(path: Path, cases: list[Case], extra: dict[str, object]) -> None:
+def _plain(value: object) -> object:
+    return asdict(value) if isinstance(value, Case) else str(value)
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    """What was measured, and on which machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "cases": [asdict(case) for case in cases], **extra}
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    path.write_text(json.dumps({"machine": machine(), **content}, indent=1, default=_plain) + "\n")
     print(f"\nwrote {path}")
 
 

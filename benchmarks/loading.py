@@ -10,13 +10,12 @@ median of the rates that were measured beside each of the sources: the nearer to
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, machine
+from harness import RESULTS, write_json
 from rich.console import Console
 from rich.table import Table
 from speed import default_data
@@ -84,9 +83,7 @@ def main() -> None:
                 )
                 table.add_row(folder.name, row["source"], str(workers or 1), *figures)
     Console(highlight=False).print(table)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"machine": machine(), "size": options.size, "rows": rows}, indent=1) + "\n")
-    print(f"wrote {options.json}")
+    write_json(options.json, {"size": options.size, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -449,7 +449,7 @@ def report(bench: Bench, launch: dict[str, float], big: int, path: Path) -> None
         print(f"  WRONG {failure}")
     device = torch.cuda.get_device_name(bench.device) if bench.cuda else "a rehearsal on the CPU: figures mean nothing"
     extra = {"device": device, "copy_bytes_per_second": bench.copy, "launch_us": launch, "targets": found}
-    write_json(path, bench.cases, {**extra, "failures": bench.failures})
+    write_json(path, {"cases": bench.cases, **extra, "failures": bench.failures})
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ tested on. Without any, clips are made up.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 from exact import liblinear, moving_blobs, running_means, sklearn
-from harness import RESULTS, machine
+from harness import RESULTS, machine, write_json
 from torch import Tensor
 
 import dynpool
@@ -217,16 +216,8 @@ def main() -> None:
     table = [
         {**asdict(r), "same_mean_std": spread(r.same_video), "other_mean_std": spread(r.other_video)} for r in rows
     ]
-    content = {
-        "machine": machine(),
-        "rows": table,
-        "classes": [p.label for p in pairs],
-        "paper": PAPER,
-        "differs": differs,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    print(f"\nwrote {options.json}")
+    classes = [p.label for p in pairs]
+    write_json(options.json, {"rows": table, "classes": classes, "paper": PAPER, "differs": differs})
 
 
 if __name__ == "__main__":

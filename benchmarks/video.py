@@ -264,7 +264,7 @@ def main() -> None:
             videos = [generated(folder, "mpeg4", ".avi", 320, 240), generated(folder, "libx264", ".mp4", 340, 256)]
         cases = [benchmark(video, 1 if arguments.quick else arguments.seconds) for video in videos]
         peak = {} if arguments.quick else memory(folder)
-    write_json(arguments.json, cases, {"memory_mb": peak})
+    write_json(arguments.json, {"cases": cases, "memory_mb": peak})
 
 
 if __name__ == "__main__":

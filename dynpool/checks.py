@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from .reference import accumulate_dtype
 Nonlinearity = Literal["identity", "sqrt"]
 PerChannel = float | Sequence[float] | npt.NDArray[Any] | Tensor
 
+NONLINEARITIES = get_args(Nonlinearity)
 INPUT_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OUTPUT_DTYPES = INPUT_DTYPES[1:]
 _LARGEST = 2**31 - 1  # of frame numbers and sizes: what follows from two of them still fits an index

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
-File: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+PathLike: TypeAlias = str | os.PathLike[str]
+File: TypeAlias = PathLike | bytes | BinaryIO
 
 _FOREVER = 1e6  # seconds
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
@@ -33,6 +34,10 @@ class VideoError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.source}{'' if self.frame is None else f', frame {self.frame}'}: {self.reason}"
+
+
+class TimeExceeded(VideoError):
+    """A video that takes longer to read than it may."""
 
 
 def failure(error: Exception) -> str:
@@ -76,7 +81,7 @@ class TimeLimit:
         return left
 
     def exceeded(self) -> VideoError:
-        return VideoError(self.source, f"takes longer than timeout = {self.timeout:g} s")
+        return TimeExceeded(self.source, f"takes longer than timeout = {self.timeout:g} s")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import binary
-from .checks import Nonlinearity, choice, positive_int
+from .checks import NONLINEARITIES, Nonlinearity, choice, positive_int
 from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
@@ -234,7 +234,7 @@ class Recipe:
     def check(self) -> slice:
         """The frames that are wanted. Raises ValueError for what no video would make valid: before one is read."""
         choice("method", self.method, get_args(Method))
-        choice("nonlinearity", self.nonlinearity, get_args(Nonlinearity))
+        choice("nonlinearity", self.nonlinearity, NONLINEARITIES)
         if self.window is not None:
             positive_int("window", self.window, MAX_FRAMES)
         if self.stride is not None:

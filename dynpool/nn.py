@@ -187,7 +187,9 @@ class TemporalMaxPool(nn.Module):
             largest = own.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
         else:
             largest = own.max(dim, keepdim=True).values
-        return laid_out_like(x, largest).squeeze(dim)
+        if not context.is_compiling():  # which sees to its own strides, and cannot sort those that it does not know
+            largest = laid_out_like(x, largest)
+        return largest.squeeze(dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"

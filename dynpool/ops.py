@@ -596,7 +596,7 @@ def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
 
 
 def _op_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    return torch.vmap(_by_reference, in_dims[:-1])(*inputs[:-1]), 0  # not overlap
+    return torch.vmap(_by_reference, in_dims[:9])(*inputs[:9]), 0  # not overlap, which may be missing
 
 
 def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from . import binary, context, ops
 from .checks import (
+    NONLINEARITIES,
     OUTPUT_DTYPES,
     Nonlinearity,
     PerChannel,
@@ -175,7 +175,7 @@ def plan_of(
     keep_rows: bool,
     overlap: int = 0,
 ) -> ops.Plan:
-    choice("nonlinearity", nonlinearity, get_args(Nonlinearity))
+    choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     elif out_dtype not in OUTPUT_DTYPES:

@@ -33,7 +33,7 @@ class RankPoolStream:
     frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
     differs from the first frame: after 100 000 frames the result is still good to nine digits. (Of decoded frames,
     which are summed as they are, and sixteen at a time in float32, to six digits of their largest value.) What never
-    differs is 0, without a rounding that a picture would stretch.
+    differs, of decoded frames in none of its samples, is 0, without a rounding that a picture would stretch.
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.
@@ -42,8 +42,8 @@ class RankPoolStream:
 
     Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
     them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
-    from their planes, as files are, and held until there are 16: memory that one was made of must not be written to
-    before. No gradient flows through a stream.
+    from their planes, with the colours that each has as RGB, and held until there are 16: memory that one was made of
+    must not be written to before. No gradient flows through a stream.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")

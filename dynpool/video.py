@@ -123,7 +123,8 @@ def check_reading(
         raise ValueError(f"start must be a frame number from 0, got {start!r}")
     if end is not None and not (is_positive_int(end) and end > start):
         raise ValueError(f"end must be a frame number after start = {start}, got {end!r}")
-    for name, number in (("start", start or None), ("end", end), ("every", every), ("max_frames", max_frames)):
+    positive_int("every", every)
+    for name, number in (("start", start or None), ("end", end), ("max_frames", max_frames)):
         if number is not None:
             positive_int(name, number)
     pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(map(is_positive_int, size))

@@ -70,7 +70,7 @@ def half_norm(num_frames: int, time_average: bool) -> float:
     return rank_weights(num_frames, time_average=time_average, device="cpu").abs().sum().item() / 2
 
 
-def window_starts(num_frames: int, window: int, stride: int) -> range:
+def unfold_starts(num_frames: int, window: int, stride: int) -> range:
     """First frames of the windows that `Tensor.unfold` takes: W = 1 + (T - window) // stride of them."""
     return range(0, num_frames - window + 1, stride)
 
@@ -175,7 +175,7 @@ def _window_bands(
     if offsets is not None:
         bounds = offsets.tolist()
         starts = [
-            begin + first for begin, end in pairwise(bounds) for first in window_starts(end - begin, window, stride)
+            begin + first for begin, end in pairwise(bounds) for first in unfold_starts(end - begin, window, stride)
         ]
         first = _moved(torch.tensor(starts, dtype=torch.int64, device="cpu"), device)[None]
         return torch.stack([first, torch.full_like(first, window)], -1)

@@ -17,6 +17,7 @@ import av
 from PIL import Image
 
 from dynpool import RankPoolStream, to_image
+from dynpool.decoder import TOLERANT
 
 
 def positive(text: str) -> int:
@@ -43,7 +44,7 @@ def main() -> None:
 
     stream = RankPoolStream(nonlinearity="sqrt", normalize_weights=True)
     source = sys.stdin.buffer if options.input == "-" else options.input
-    with av.open(source, format=options.format) as container:
+    with av.open(source, format=options.format, **TOLERANT) as container:
         for count, frame in enumerate(container.decode(video=0), 1):
             stream.update(frame)
             if count % options.every == 0:

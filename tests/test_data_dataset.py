@@ -20,7 +20,7 @@ from dynpool.data import Geometry, Sampling, VideoDataset, class_folders, collat
 from dynpool.data.cache import FolderCache, make_cache
 from dynpool.data.dataset import Draw
 from dynpool.decoder import Decoder
-from dynpool.files import VideoError
+from dynpool.files import TimeExceeded, VideoError
 from dynpool.video import read_clip
 
 LENGTHS = {"run": (7, 12, 9), "walk": (5, 8, 11)}
@@ -79,6 +79,19 @@ def test_videos_that_take_too_long(listing, source, options, cache):
         dataset[0]
     with pytest.raises(ValueError, match="timeout must be a positive number of seconds, got 0"):
         VideoDataset(listing, timeout=0)
+
+
+def test_a_video_that_takes_too_long_is_not_read_again(listing, monkeypatch):
+    """Of which a few frames are wanted."""
+
+    def late(*_):
+        raise TimeExceeded("a video", "takes longer than timeout = 1 s")
+        yield
+
+    monkeypatch.setattr(Decoder, "frames", late)
+    monkeypatch.setattr("dynpool.data.reading.read_frames", None)
+    with pytest.raises(VideoError, match="takes longer"):
+        VideoDataset(listing, sampling=Sampling(frames=2), on_error="raise", timeout=1)[0]
 
 
 def test_windows_of_frames_lie_one_after_another(listing):
@@ -295,6 +308,7 @@ def coordinates(height=20, width=30):
 def test_centre_crop():
     assert torch.equal(Geometry(16, resize=20)(coordinates(), np.random.default_rng(0)), coordinates()[..., 2:18, 7:23])
     assert Geometry(10).scale(coordinates()).shape == (3, 3, 10, 15)
+    assert Geometry(np.int64(10)).scale(coordinates()).shape == (3, 3, 10, 15)
     assert [Geometry(10, crop=crop, flip=flip).draws for crop in ("centre", "random") for flip in (False, True)] == [
         False,
         True,

@@ -149,3 +149,8 @@ def test_sampling_says_what_is_wrong(arguments, message):
 )
 def test_frames_of_a_clip(sampling, frames):
     assert sampling.clip_frames == frames
+
+
+def test_numbers_of_numpy():
+    sampling = Sampling(np.int64(4), np.int64(3))
+    assert (type(sampling.window), sampling) == (int, Sampling(4, 3))

@@ -482,6 +482,15 @@ def test_labels_are_the_classes_that_training_finds(tmp_path, out):
     assert {folder for folder, _, _ in packed_videos(out)} == {"sport/run", "sport/walk", ""}
 
 
+def test_what_is_left_out_has_no_class(tmp_path, out):
+    make_dataset(tmp_path / "set", "Archery/v1.mkv", "Biking/v1.mkv")
+    (tmp_path / "set/Archery/v1").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "set/Archery/v1/00000.png")
+    report = extract(tmp_path / "set", out, shard_size=1)
+    assert list(report.failed) == ["Archery/v1/"]
+    assert members(out)["Biking/v1.cls"] == b"1"
+
+
 def test_shards_hold_samples(dataset, out):
     make_dataset(dataset, "walk/v1.2.mkv")
     report = extract(dataset, out, **WINDOWS, shard_size=1)

@@ -165,6 +165,14 @@ def test_the_maximum_keeps_the_memory_format(backend, lengths, gradient):
     assert torch.equal(pooled, plain)
 
 
+def test_the_maximum_compiles_for_any_shape(backend):
+    pool = torch.compile(TemporalMaxPool(), fullgraph=True, backend="aot_eager")
+    for num_frames in (5, 7, 4):
+        last = torch.rand(2, num_frames, 4, 6, 3, device=backend.device).permute(0, 1, 4, 2, 3)
+        assert torch.equal(pool(last), TemporalMaxPool()(last))
+        assert torch.equal(pool(last, [3, 2]), TemporalMaxPool()(last, [3, 2]))
+
+
 def test_rank_pool_with_info(backend):
     x = torch.rand(2, 5, 3, device=backend.device)
     d, info = RankPool(return_info=True)(x, [5, 4])

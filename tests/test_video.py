@@ -934,6 +934,7 @@ def test_no_frame_is_chosen(tmp_path):
         ({"start": -1}, "start must be a frame number from 0, got -1"),
         ({"start": 3, "end": 3}, "end must be a frame number after start = 3, got 3"),
         ({"every": 0}, "every must be a positive integer, got 0"),
+        ({"every": None}, "every must be a positive integer, got None"),
         ({"start": 2**63}, f"start must be at most 2147483647, got {2**63}"),
         ({"end": 2**63}, f"end must be at most 2147483647, got {2**63}"),
         ({"every": 2**70}, f"every must be at most 2147483647, got {2**70}"),

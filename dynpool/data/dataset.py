@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..files import VideoError
+from ..files import PathLike, VideoError
 from ..video import Size, check_timeout
 from .cache import make_cache
 from .geometry import Crop, Geometry
-from .listing import Listing, PathLike
+from .listing import Listing
 from .sampling import Random, Sampling
 from .sources import Pooling, SourceName, make_source
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all, is_video
+from ..files import PathLike
+from .listing import Entry, Listing, Subset, Tree, check_subset, find_all, is_video
 from .official import HMDB51_GROUP, UCF101_GROUP
 
 _WEIZMANN_PERSON = r"^([^_]+)_"  # of denis_walk, lena_run1

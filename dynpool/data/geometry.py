@@ -38,7 +38,7 @@ class Geometry:
             object.__setattr__(self, "resize", tuple(self.resize))
         check_reading(self.resize)
         if self.size is not None:
-            positive_int("size", self.size)
+            object.__setattr__(self, "size", positive_int("size", self.size))
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if not 0 < self.min_scale <= 1:

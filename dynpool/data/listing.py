@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from ..files import PathLike
 from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
 from .packed import Member, members_of, packed_videos, single_pictures
 
 Subset = Literal["train", "test"]
-PathLike = str | os.PathLike[str]
 
 _NUMBER = r"\d{4}|[1-9]\d{4,}"
 _WINDOW_NUMBER = re.compile(rf"_(?:{_NUMBER})$")  # of clip_0000.png, clip_0001.png, ..., as `dynpool image` writes them

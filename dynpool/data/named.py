@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..checks import choice
+from ..files import PathLike
 from .folders import class_folders, groups, is_given, people, weizmann
-from .listing import Listing, PathLike, Subset
+from .listing import Listing, Subset
 from .official import hmdb51, ucf101
 
-DATASETS = ("ucf101", "hmdb51", "weizmann", "folders")
+DatasetName = Literal["ucf101", "hmdb51", "weizmann", "folders"]
+DATASETS = get_args(DatasetName)
 _NAME = re.compile(r"[\w-]{2,}")  # one letter before a colon is a drive
 
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .listing import Entry, Listing, PathLike, Subset, Tree, check_subset, find_all
+from ..files import PathLike
+from .listing import Entry, Listing, Subset, Tree, check_subset, find_all
 
 _UCF101_LISTS = (
     "ucfTrainTestlist",

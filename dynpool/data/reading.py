@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..decoder import Decoder, DecodingError, RgbConverter, frame_count, open_video, warn_of_damage
-from ..files import VideoError, is_file
+from ..files import TimeExceeded, VideoError, is_file
 from ..video import IMAGE_SUFFIXES, Size, numbered_images, read_clip
 from .sampling import Indices
 
@@ -70,6 +70,8 @@ def _converted(decoder: Decoder, used: set[int], count: int) -> Tensor | None:
             pixels = convert(frame) if number in used or number == 0 else None  # the first says the size of all
             if number in used and pixels is not None:
                 frames.append(torch.from_numpy(pixels.copy()))
+    except TimeExceeded:
+        raise
     except (DecodingError, OSError, ValueError):  # whatever it is, reading all of it will say it
         return None
     whole = decoded == count and not decoder.damage

@@ -47,7 +47,7 @@ class Sampling:
         for name in ("window", "stride", "max_windows", "frames"):
             value = getattr(self, name)
             if value is not None:
-                positive_int(name, value)
+                object.__setattr__(self, name, positive_int(name, value))
         if self.window is None and (self.stride is not None or self.max_windows is not None):
             raise ValueError("stride and max_windows have no meaning without window")
         if not isinstance(self.jitter, bool):

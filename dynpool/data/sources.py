@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import Nonlinearity, choice
+from ..checks import NONLINEARITIES, choice
 from ..decoder import warn_of_damage
 from ..files import VideoError
 from ..flow import optical_flow
@@ -47,7 +47,7 @@ class Pooling:
     time_average: bool = True
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", get_args(Method)), ("nonlinearity", get_args(Nonlinearity))):
+        for name, choices in (("method", get_args(Method)), ("nonlinearity", NONLINEARITIES)):
             choice(name, getattr(self, name), choices)
 
     def options(self) -> dict[str, Any]:

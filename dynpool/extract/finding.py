@@ -27,7 +27,7 @@ class Found(NamedTuple):
     @property
     def of_class(self) -> str | None:
         """The folder, below the root, that it lies in, if any: as `dynpool.data` has classes."""
-        return self.name.rpartition("/")[0] or None
+        return self.name.rstrip("/").rpartition("/")[0] or None
 
 
 def find(source: str | os.PathLike[str]) -> list[Found]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from ..checks import Nonlinearity, choice, positive_int
+from ..checks import NONLINEARITIES, Nonlinearity, choice, positive_int
 from ..exact import OBJECTIVES, Objective
 
 Kind = Literal["dynamic", "static", "two_stream"]
@@ -177,7 +177,7 @@ _PLAIN: dict[str, Callable[[str, Any], Any]] = {
 def _check_values(config: ModelConfig) -> None:
     choice("pool", config.pool, get_args(Pool))
     choice("video_pool", config.video_pool, get_args(VideoPool))
-    choice("nonlinearity", config.nonlinearity, (None, *get_args(Nonlinearity)))
+    choice("nonlinearity", config.nonlinearity, (None, *NONLINEARITIES))
     choice("rescale", config.rescale, (None, *get_args(Rescale)))
     choice("objective", config.objective, OBJECTIVES)
     choice("frames", config.frames, get_args(Frames))

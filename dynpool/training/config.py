@@ -12,11 +12,14 @@ from typing import Any, Literal
 
 import yaml
 
+from ..checks import Nonlinearity
 from ..data import Listing, Sampling, VideoDataset, make_listing, splits
 from ..data.folders import divide
 from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
+from ..data.named import DatasetName
 from ..data.sources import Pooling, SourceName, make_source
+from ..images import Method
 from ..models import ModelConfig
 from ..models.backbones import DEFAULT_WEIGHTS
 from ..video import check_timeout
@@ -46,7 +49,7 @@ class DataConfig:
     batch_size is per process; workers are the processes that read videos, 0 for none.
     """
 
-    dataset: Literal["ucf101", "hmdb51", "weizmann", "folders"] = "folders"
+    dataset: DatasetName = "folders"
     root: str = ""
     split: int | str = 1
     lists: str | None = None
@@ -61,8 +64,8 @@ class DataConfig:
     test_frames: int | None = None
     jitter: bool = False
     reverse: float = 0.0
-    method: Literal["approx", "exact", "mean", "max"] = "approx"
-    nonlinearity: Literal["sqrt", "identity"] = "sqrt"
+    method: Method = "approx"
+    nonlinearity: Nonlinearity = "sqrt"
     time_average: bool = True
     size: int | None = 224
     resize: int | tuple[int, int] | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
+from ..files import PathLike
 from ..images import check_device
 from ..models import load
 from .config import DataConfig
@@ -22,8 +23,6 @@ from .config import load as load_config
 from .describe import describe
 from .run import CONFIG, MODEL, check_classes
 from .scores import About, Scores, log_probabilities
-
-PathLike = str | os.PathLike[str]
 
 
 class Evaluation(NamedTuple):

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import PathLike
 from .scores import About, Matrix, Scores, in_common, log_probabilities
-
-PathLike = str | os.PathLike[str]
 
 
 def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> Scores:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..files import PathLike
 from ..writing import whole_file
 from .values import make
 
 Matrix = npt.NDArray[np.float64]
 ERRORS = "surrogateescape"  # names of files need not be UTF-8
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
