@@ -104,7 +104,7 @@ class _PythonCalls:
         self.known[self._key(x, options)] = call
 
     def run(self, x: Tensor, *options: object) -> Tensor | None:
-        if not context.is_direct(x) or x.layout != torch.strided or x.is_neg():
+        if not context.is_direct(x) or x.layout != torch.strided or x.is_nested or x.is_neg():
             return None
         try:
             call = self.known.get(self._key(x, options))

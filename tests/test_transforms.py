@@ -504,7 +504,7 @@ def test_offsets_that_say_shapes_are_refused(device):
     with pytest.raises(ValueError, match="offsets cannot be batched by vmap"):
         torch.vmap(lambda offsets: approx_rank_pool(x, 0, offsets=offsets))(bounds)
     compiled = torch.compile(lambda x: approx_rank_pool(x, 0, window=2, offsets=[0, 3, 7]), fullgraph=True)
-    with pytest.raises(Exception, match="offsets cannot be compiled with window"):
+    with pytest.raises(Exception, match=r"offsets cannot be compiled with window|Observed exception"):  # in torch 2.6
         compiled(x)
 
 
