@@ -1084,7 +1084,7 @@ def test_the_command_says_what_it_did(dataset, out, processes):
 def test_what_the_command_refuses(dataset, out, tmp_path):
     (tmp_path / "file").touch()
     for arguments, message in (
-        ([dataset, "-o", "s3://bucket/images"], "out must be a folder on this machine, got 's3:/bucket/images'"),
+        ([dataset, "-o", "s3://bucket/images"], "out must be a folder on this machine, got 's3://bucket/images'"),
         ([tmp_path / "nowhere", "-o", out], "source must be a folder or URL with videos"),
         ([dataset, "-o", out, "--stride", 2], "--stride 2 has no meaning without --window"),
         ([dataset, "-o", out, "--shard-size", 0], "Invalid value for '--shard-size'"),

@@ -30,7 +30,7 @@ def extract(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder for the images.", show_default=False)
+        str, typer.Option("-o", "--out", metavar="FOLDER", help="Folder for the images.", show_default=False)
     ],
     only: Annotated[
         Path | None,
@@ -103,7 +103,7 @@ def _do(extraction: Extraction, workers: int | None, ray: str | None) -> list[En
     return entries
 
 
-def _summary(done: list[Entry], failed: int, before: int, out: Path, seconds: float) -> str:
+def _summary(done: list[Entry], failed: int, before: int, out: str, seconds: float) -> str:
     images, frames = (sum(getattr(entry, name) for entry in done) for name in ("images", "frames"))
     videos = f"{len(done) - failed} videos done" + (f", {failed} failed" if failed else "")
     earlier = f", {before} done before" if before else ""
