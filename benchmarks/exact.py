@@ -25,7 +25,7 @@ from harness import RESULTS, Case, Measurement, measure, relative_error, write_j
 from torch import Tensor
 
 import dynpool
-from dynpool.exact import gram
+from dynpool.gram import gram
 from dynpool.video import read_clip
 
 try:

@@ -147,7 +147,7 @@ def gram(
     nonlinearity: str,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """`exact.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
+    """`gram.Gram` by a kernel, or None where there is none for x. Clips stand in dimension 0."""
     kernels = kernels_for(x.device)
     if kernels is None or not context.is_plain(x) or not {type(mean), type(std)} <= POOLED or x.dim() > MAX_DIMS:
         return None

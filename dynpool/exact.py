@@ -1,4 +1,4 @@
-"""Exact rank pooling, eq. (1): the frames' Gram matrix, a problem in T dimensions (solve.py), a weighted sum of frames.
+"""Exact rank pooling, eq. (1): the frames' Gram matrix (gram.py), a problem in T dimensions (solve.py), a weighted sum.
 
 Memory is that of the frames, the result, one tile and T² numbers a clip, whatever the resolution; so is that of the
 gradient, which follows from the optimality conditions instead of from the solver's steps.
@@ -12,14 +12,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypedDict, TypeVar, get_args, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import binary, context, ops, solve
+from . import context, ops, solve
 from .checks import (
     INPUT_DTYPES,
     Nonlinearity,
@@ -31,8 +30,9 @@ from .checks import (
     choice,
     positive_int,
 )
+from .gram import KERNEL_BLOCK, Gram, gram
 from .pooling import plan_of, pool_as
-from .reference import accumulate_dtype, normalize, psi
+from .reference import accumulate_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -41,9 +41,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = get_args(Objective)
-_TILE = 1 << 20  # floats of the frames that are held at a time
-_BLOCK = 64  # values of a frame whose products are summed in float32, by torch
-_KERNEL_BLOCK = 1024  # and by kernels, at most
 _LEVELS = 256  # of bytes
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
@@ -406,11 +403,6 @@ class _RankPool(torch.autograd.Function):
         return [next(grads) if need else None for need in needs]
 
 
-def _in_blocks(frames: Tensor) -> Tensor:
-    """[T, D] as [n, T, _BLOCK], zeros after the last."""
-    return F.pad(frames, (0, -frames.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK)).transpose(0, 1)
-
-
 def _rounding_matters(
     x: Tensor,
     products: Gram,
@@ -430,7 +422,7 @@ def _rounding_matters(
     if x.dtype == torch.float64:
         nothing = torch.zeros_like(lengths, dtype=torch.bool)
         return nothing, nothing
-    values = min(max(1, x.numel() // max(1, weights.numel()) // _KERNEL_BLOCK), _LEVELS)
+    values = min(max(1, x.numel() // max(1, weights.numel()) // KERNEL_BLOCK), _LEVELS)
     terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
     factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean
@@ -449,73 +441,3 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         raise RuntimeError("rank_pool has no second derivative")
-
-
-class Gram(NamedTuple):
-    """Products of the frames of each clip, float64, 0 for frames past its end; ψ̄ is the mean of its ψ(I_t)."""
-
-    centred: Tensor  # [B, T, T]: ⟨ψ(I_s) - ψ̄, ψ(I_t) - ψ̄⟩
-    cross: Tensor  # [B, T]: ⟨ψ(I_t) - ψ̄, ψ̄⟩
-    norm: Tensor  # [B]: ‖ψ̄‖²
-
-    def alike(self, lengths: Tensor, dtype: torch.dtype) -> Tensor:
-        """Whether the frames of a clip differ by no more than roundings, [B]."""
-        row = self.centred.sum(2) / lengths[:, None]  # not quite 0: ψ̄ is rounded
-        distance = self.centred.diagonal(dim1=1, dim2=2) - 2 * row + (row.sum(1) / lengths)[:, None]
-        frames = torch.arange(distance.shape[1], device=distance.device)
-        largest = distance.where(frames < lengths[:, None], 0).amax(1)
-        return largest <= (8 * torch.finfo(accumulate_dtype(dtype)).eps) ** 2 * self.norm
-
-    def full(self) -> Tensor:
-        """⟨ψ(I_s), ψ(I_t)⟩ [B, T, T]"""
-        return self.centred + self.cross[:, :, None] + self.cross[:, None] + self.norm[:, None, None]
-
-
-def gram(
-    x: Tensor,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
-    dim: int = 1,
-    channel_dim: int | None = None,
-    nonlinearity: str = "identity",
-    lengths: Tensor | None = None,
-) -> Gram:
-    """The Gram matrix of the frames of each clip, in one pass over them; not differentiable.
-
-    Blocks of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
-    off, because products of nearly equal frames would cancel; they are summed in float64.
-    """
-    if dim == 0:
-        x, dim = x[None], 1
-        channel_dim = None if channel_dim is None else channel_dim + 1
-    if (by_kernel := binary.gram(x, mean, std, dim, channel_dim, nonlinearity, lengths)) is not None:
-        return Gram(*by_kernel)
-    strides = x.stride()
-    rest = sorted((d for d in range(1, x.dim()) if d != dim), key=lambda d: -strides[d])
-    pixels = x.permute(0, dim, *rest).flatten(2)  # a view where the pixels lie together, else a copy of the frames
-
-    def of_pixels(values: Tensor | None) -> Tensor | None:
-        if values is None or channel_dim is None:
-            return values
-        shape = [x.shape[d] if d == channel_dim else 1 for d in rest]
-        return values.reshape(shape).expand([x.shape[d] for d in rest]).flatten()
-
-    mean, std = of_pixels(mean), of_pixels(std)
-    along = None if channel_dim is None else -1
-    B, T, D = pixels.shape
-    pixels = pixels.detach()
-    mean, std = (v if v is None else v.detach() for v in (mean, std))
-    products = Gram(*(torch.zeros(B, *size, dtype=torch.float64, device=x.device) for size in ((T, T), (T,), ())))
-    tile = max(1, _TILE // T)
-    for b, length in enumerate([T] * B if lengths is None else lengths.tolist()):
-        for begin in range(0, D, tile):
-            part = slice(begin, begin + tile)
-            m, s = (v if v is None or along is None else v[part] for v in (mean, std))
-            frames = psi(normalize(pixels[b, :length, part], m, s, along), nonlinearity)
-            average = frames.mean(0)
-            blocks, averages = (_in_blocks(t) for t in (frames - average, average[None]))
-            with torch.autocast(x.device.type, enabled=False):
-                products.centred[b, :length, :length] += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
-                products.cross[b, :length] += (blocks @ averages.mT).sum(0, dtype=torch.float64)[:, 0]
-            products.norm[b] += average.double().square().sum()
-    return products

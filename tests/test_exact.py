@@ -16,7 +16,8 @@ from torch.autograd import gradcheck
 
 import dynpool
 from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy, solve
-from dynpool.exact import OBJECTIVES, gram
+from dynpool.exact import OBJECTIVES
+from dynpool.gram import gram
 
 optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
 
@@ -362,7 +363,7 @@ def test_gram_by_hand():
 @pytest.mark.parametrize("tile", [1, 30, 104, 105])
 def test_gram_in_tiles(tile, monkeypatch):
     monkeypatch.setattr(binary, "kernels_for", lambda device: None)
-    monkeypatch.setattr("dynpool.exact._TILE", 4 * tile)  # of four frames of 105 values
+    monkeypatch.setattr("dynpool.gram._TILE", 4 * tile)  # of four frames of 105 values
     x, mean, std = torch.rand(2, 4, 3, 5, 7, dtype=torch.float64), torch.rand(3).double(), 1 + torch.rand(3).double()
     frames = ((x - mean[:, None, None]) / std[:, None, None]).flatten(2)
     found = gram(x, mean, std, 1, 2)
