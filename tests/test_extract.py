@@ -999,6 +999,23 @@ def test_processes_end_with_the_one_that_began_them(tmp_path):
     assert eventually(lambda: is_gone(int(place.read_text())))
 
 
+def test_a_worker_that_outlives_its_killed_run(dataset, out, monkeypatch):
+    """For a moment: it writes while the next run clears away what it wrote."""
+    scratch, remove, kept = out / ".dynpool-extract", shutil.rmtree, []
+    (scratch / "left").mkdir(parents=True)
+
+    def remove_later(path, *rest, **options):
+        if Path(path) == scratch and not kept:
+            kept.append(path)
+        else:
+            remove(path, *rest, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_later)
+    assert sorted(extract(dataset, out).done) == ["run/a", "run/b", "walk/c"]
+    assert kept
+    assert written(out) == [NAME, "run/a.png", "run/b.png", "walk/c.png"]
+
+
 @pytest.mark.parametrize("shard_size", [None, 1])
 def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard_size):
     names = [f"{kind}/{number}.mkv" for kind in ("run", "walk") for number in range(6)]

@@ -125,7 +125,7 @@ class Extraction:
             self._manifest = Manifest(self._out, self._made())
         try:
             shutil.rmtree(self._scratch, ignore_errors=True)  # of a run that was killed
-            self._scratch.mkdir()
+            self._scratch.mkdir(exist_ok=True)  # where a worker of that still writes
             if shard_size is not None:
                 self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
                 with self._writing():
