@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,12 +21,13 @@ extension: ModuleType | None = None  # the compiled module
 try:
     extension = importlib.import_module("._C", __package__)
 except ImportError as error:
-    warnings.warn(
-        f"dynpool runs without its compiled kernels ({error}): everything works, through plain torch and slower. "
-        "To build them, install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir dynpool "
-        "(in a source tree: pip install -e .)",
-        stacklevel=2,
-    )
+    if multiprocessing.parent_process() is None:  # workers need not say it again
+        warnings.warn(
+            f"dynpool runs without its compiled kernels ({error}): everything works, through plain torch and slower. "
+            "To build them, install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir "
+            "dynpool (in a source tree: pip install -e .)",
+            stacklevel=2,
+        )
 
 DTYPE_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 POOLED = {*context.ORDINARY, type(None)}  # whose memory kernels may read

@@ -291,7 +291,11 @@ class Call:
             x = self.zeros() if x is None else x
             grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
             rest = (*plan[1:5], tuple(needs[:4]))
-            return list(reference.temporal_pool_backward(grad, x, weights, plan.bands, mean, std, *rest))
+            found = reference.temporal_pool_backward(grad, x, weights, plan.bands, mean, std, *rest)
+            grads = [t.contiguous() for t in found]
+            if needs[0] and not self.contiguous:
+                grads[0] = _new(grads[0], self.shape, self.dx_strides, self.dtype).copy_(grads[0])
+            return grads
         strides = grad.stride()
         if 0 in strides or len(strides) >= MAX_DIMS:  # expanded, as that of y.sum(): no kernel walks it quickly
             grad = grad.contiguous()

@@ -30,6 +30,12 @@ CALLS = {  # of x [2, 7, 3, 5, 4]
 calls = pytest.mark.parametrize("options", CALLS.values(), ids=CALLS.keys())
 
 
+@pytest.fixture
+def device(backend):
+    """Every implementation of the operation in turn, by where its tensors live."""
+    return backend.device
+
+
 def close(actual, expected):
     """Within a few roundings of float64, at values of about 100."""
     assert actual.dtype == expected.dtype == torch.float64
@@ -271,9 +277,10 @@ def same_with_gradients(eager, other, x, exact=True):
         y = function(leaf)
         g = torch.linspace(-1, 1, y.numel(), device=y.device).reshape(y.shape).to(y.dtype)
         results.append((y.detach(), *(torch.autograd.grad(y, leaf, g) if x.is_floating_point() else ())))
-    for a, b in zip(*results, strict=True):
+    for k, (a, b) in enumerate(zip(*results, strict=True)):
         assert a.dtype == b.dtype
-        assert a.stride() == b.stride()
+        if k == 0 or binary.kernels_for(x.device):  # in eager plain torch a gradient lies as it comes
+            assert a.stride() == b.stride()
         assert torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
@@ -697,9 +704,12 @@ def test_opcheck_backward(device, case):
         for t in arguments
     ]
     operator = torch.ops.dynpool.temporal_pool_backward.default
+    checks = CHECKS
     # torch 2.11 and 2.12 end in internal assertions when they trace derivatives of an operator with a list of results.
-    asserts = tuple(map(int, torch.__version__.split(".")[:2])) in ((2, 11), (2, 12))
-    checks = tuple(check for check in CHECKS if not (asserts and check == "test_aot_dispatch_dynamic"))
+    if tuple(map(int, torch.__version__.split(".")[:2])) in ((2, 11), (2, 12)):
+        checks = CHECKS[:3]
+    if binary.kernels_for(device) is None:  # its derivative is functorch's, whose tensors have no storage to look into
+        checks = CHECKS[1:2]
     torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=checks)
 
 
