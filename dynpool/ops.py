@@ -483,10 +483,9 @@ class _TransformablePool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-        if _only_batched(in_dims, (0,)) and inputs[1].shape[0] == 1:  # clips share the weights: one more dimension
-            x, dim, channel_dim = inputs[0].movedim(in_dims[0], 0), inputs[5] + 1, inputs[6]
-            shifted = (dim, None if channel_dim is None else channel_dim + 1)
-            return _TransformablePool.apply(x, *inputs[1:5], *shifted, *inputs[7:]), 0
+        one_call = _pool_of_batch(in_dims, inputs)
+        if one_call is not None:
+            return _TransformablePool.apply(*one_call), 0
         return torch.vmap(_by_reference, in_dims)(*inputs), 0
 
 
@@ -509,16 +508,33 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-        needs = inputs[-1]
-        if needs == (True, False, False, False) and _only_batched(in_dims, (0, 1)) and inputs[2].shape[0] == 1:
-            grad, x = (
-                t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
-                for t, d in zip(inputs[:2], in_dims[:2], strict=True)
-            )
-            dim, channel_dim = inputs[6] + 1, inputs[7]
-            shifted = (dim, None if channel_dim is None else channel_dim + 1)
-            return _TransformableBackward.apply(grad, x, *inputs[2:6], *shifted, *inputs[8:]), (0,)
-        return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(needs)
+        one_call = _backward_of_batch(info, in_dims, inputs)
+        if one_call is not None:
+            return _TransformableBackward.apply(*one_call), (0,)
+        return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(inputs[-1])
+
+
+def _pool_of_batch(in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """One call for a batch of them, where clips share the weights: the frames have one more dimension."""
+    if not _only_batched(in_dims, (0,)) or inputs[1].shape[0] != 1:
+        return None
+    return inputs[0].movedim(in_dims[0], 0), *inputs[1:5], *_one_further(*inputs[5:7]), *inputs[7:]
+
+
+def _backward_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The same of ∂L/∂x alone."""
+    needs = tuple(inputs[-1])
+    if needs != (True, False, False, False) or not _only_batched(in_dims, (0, 1)) or inputs[2].shape[0] != 1:
+        return None
+    grad, x = (
+        t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
+        for t, d in zip(inputs[:2], in_dims[:2], strict=True)
+    )
+    return grad, x, *inputs[2:6], *_one_further(*inputs[6:8]), *inputs[8:]
+
+
+def _one_further(dim: int, channel_dim: int | None) -> tuple[int, int | None]:
+    return dim + 1, None if channel_dim is None else channel_dim + 1
 
 
 def _only_batched(in_dims: Sequence[Any], positions: Sequence[int]) -> bool:
@@ -600,12 +616,27 @@ def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
 
 
 def _op_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    return torch.vmap(_by_reference, in_dims[:9])(*inputs[:9]), 0  # not overlap, which may be missing
+    one_call = _pool_of_batch(in_dims, inputs)
+    if one_call is not None:
+        return _temporal_pool_op(*one_call), 0
+    return torch.stack([_temporal_pool_op(*call) for call in _calls_of_batch(info, in_dims, inputs)]), 0
 
 
 def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    grads = torch.vmap(reference.temporal_pool_backward, (*in_dims[:-1], None))(*inputs)
-    return list(grads), [0] * len(grads)
+    one_call = _backward_of_batch(info, in_dims, inputs)
+    if one_call is not None:
+        return _temporal_pool_backward_op(*one_call), [0]
+    grads = [_temporal_pool_backward_op(*call) for call in _calls_of_batch(info, in_dims, inputs)]
+    return [torch.stack(each) for each in zip(*grads, strict=True)], [0] * sum(inputs[-1])
+
+
+def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> list[list[Any]]:
+    """One by one, since torch knows no vmap within such a rule."""
+    batched = [isinstance(d, int) for d in in_dims]
+    return [
+        [t.select(d, i) if b else t for t, d, b in zip(inputs, in_dims, batched, strict=True)]
+        for i in range(info.batch_size)
+    ]
 
 
 _temporal_pool_op.register_autograd(_op_backward, setup_context=_op_setup)

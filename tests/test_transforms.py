@@ -713,6 +713,38 @@ def test_opcheck_backward(device, case):
     torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=checks)
 
 
+@pytest.mark.parametrize("batched", [(0,), (1,), (0, 1)], ids=["frames", "weights", "both"])
+@pytest.mark.parametrize("case", [1, 3])
+def test_vmap_of_operators(device, case, batched):
+    """As in programs that were exported, or traced with their gradients."""
+    x, a, bands, mean, std, dim, *rest = list(op_arguments(device))[case][:9]
+    batches = [torch.stack([t, t.flip(-1), 2 * t], 1) if i in batched else t for i, t in enumerate((x, a))]
+    dims = [1 if i in batched else None for i in range(2)]
+    alone = [[t if d is None else t[:, i] for t, d in zip(batches, dims, strict=True)] for i in range(3)]
+
+    def pool(x, a):
+        return torch.ops.dynpool.temporal_pool(x, a, bands, mean, std, dim, *rest)
+
+    want = torch.stack([pool(*each) for each in alone])
+    torch.testing.assert_close(vmap(pool, tuple(dims))(*batches), want)
+
+    for needs in ([True, False, False, False], [True, True, True, True]):
+
+        def pull(g, x, a, needs=needs):
+            return torch.ops.dynpool.temporal_pool_backward(g, x, a, bands, mean, std, dim, *rest, needs)
+
+        found = vmap(pull, (0, *dims))(want, *batches)
+        one_by_one = [pull(g, *each) for g, each in zip(want, alone, strict=True)]
+        for grads, each in zip(found, zip(*one_by_one, strict=True), strict=True):
+            torch.testing.assert_close(grads, torch.stack(each))
+
+
+def test_vmap_of_an_exported_program(device):
+    x = double(3, 2, 7, 4, device=device)
+    program = torch.export.export(torch.nn.Sequential(ApproxRankPool(1)), (x[0],)).module()
+    assert torch.equal(vmap(program)(x), torch.stack([approx_rank_pool(clip, 1) for clip in x]))
+
+
 # --- life in a program ---------------------------------------------------------------------------------------------
 
 
