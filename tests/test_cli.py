@@ -23,7 +23,8 @@ import dynpool
 from dynpool.images import dynamic_image, dynamic_images
 
 pytest.importorskip("typer", reason="needs typer")
-from typer.testing import CliRunner
+
+from command import run
 
 from dynpool import cli
 
@@ -51,12 +52,6 @@ def here(tmp_path, monkeypatch):
 def clip(here):
     clips.write(here / "clip.mkv", FRAMES)
     return here / "clip.mkv"
-
-
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
 
 
 def picture(path):

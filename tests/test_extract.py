@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import os
@@ -36,9 +37,8 @@ from dynpool.images import Recipe
 from dynpool.manifest import NAME, Entry, Manifest, key_of
 
 pytest.importorskip("typer", reason="needs typer")
-from typer.testing import CliRunner
 
-from dynpool import cli
+import command
 
 PROGRAM = [sys.executable, "-c", "from dynpool.cli import main; main()", "extract"]
 WINDOWS = {"window": 3, "stride": 2}
@@ -106,10 +106,7 @@ def members(out: Path) -> dict[str, bytes]:
     return found
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, ["extract", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+run = functools.partial(command.run, "extract")
 
 
 # --- folders of images ----------------------------------------------------------------------------------------------

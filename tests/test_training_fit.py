@@ -25,15 +25,14 @@ pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
 pytest.importorskip("lightning", reason="needs Lightning: pip install dynpool[train]")
 pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install dynpool[train]")
 pytest.importorskip("safetensors", reason="needs safetensors: pip install dynpool[train]")
+import command
 import tiny
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import nn
-from typer.testing import CliRunner
 
-from dynpool import cli
 from dynpool.data.cache import MemoryCache
 from dynpool.models import ModelConfig, build, save
 from dynpool.training import run
@@ -729,10 +728,8 @@ efficientnet = pytest.mark.skipif(
 )
 
 
-def dynpool(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
+def dynpool(*arguments, **options):
+    return command.run(*arguments, **options).output
 
 
 def test_the_command_says_what_is_wrong(root, tmp_path):

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("yaml", reason="needs PyYAML: pip install dynpool[train]")
+import command
 import typer
-from typer.testing import CliRunner
 
-from dynpool import cli
 from dynpool.training import commands, report
 from dynpool.training.fusion import fuse, svm, svm_scores
 from dynpool.training.scores import About, Scores, in_words, log_probabilities, read, write
@@ -92,8 +91,7 @@ def test_names_are_those_of_files(tmp_path):
     assert (back.names, back.classes, back.about) == (names, odd.classes, odd.about)
     other = replace(odd, values=MOTION.values, about=replace(odd.about, modality="[/n]"))
     write(other, tmp_path / "b.scores")
-    told = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "a.scores"), str(tmp_path / "b.scores")])
-    assert told.exit_code == 0, told.output
+    told = command.run("compare", tmp_path / "a.scores", tmp_path / "b.scores")
     for text in ("made split [/1], [/m] :smile: $x,", "[/n] is better", "$\\frac ", "caf\\udce9\\n "):
         assert text in told.output
     report.write_results([odd], tmp_path)
@@ -334,10 +332,8 @@ def test_files_that_hold_no_features(tmp_path):
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result.output
+def run(*arguments, **options):
+    return command.run(*arguments, **options).output
 
 
 @pytest.fixture
