@@ -509,12 +509,14 @@ def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
     assert abs(mean.permute(1, 2, 0).numpy().astype(int) - rgb).max() <= 2
 
 
-def test_frames_of_another_size_are_scaled_to_the_first():
-    def grey(value: int, height: int, width: int) -> bytes:
-        frame = np.full((height, width, 3), value, np.uint8)
-        return clips.encoded([frame] * 2, codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg")
+def two_greys(value: int, height: int, width: int) -> bytes:
+    """Of which several may follow one another in a file."""
+    frame = np.full((height, width, 3), value, np.uint8)
+    return clips.encoded([frame] * 2, codec="mjpeg", pix_fmt="yuvj420p", format="mjpeg")
 
-    read = pixels(grey(50, 16, 32) + grey(200, 48, 24))
+
+def test_frames_of_another_size_are_scaled_to_the_first():
+    read = pixels(two_greys(50, 16, 32) + two_greys(200, 48, 24))
     assert read.shape == (4, 16, 32, 3)
     assert abs(read.mean((1, 2, 3)) - [50, 50, 200, 200]).max() <= 2
 
@@ -594,6 +596,16 @@ def test_frames_that_an_edit_list_drops_are_not_missing():
     assert clip.damaged == 0
 
 
+def test_frames_before_the_start_of_an_edit_list_are_not_expected():
+    mp4 = clips.encoded(clips.random_frames(12, 32, 32), codec="libx264", pix_fmt="yuv420p", format="mp4")
+    edit = mp4.index(b"elst") + 4
+    _, entries, duration, start = struct.unpack(">IIIi", mp4[edit : edit + 16])
+    later = struct.pack(">IIIi", 0, entries, duration, start + 2048)  # four frames
+    with open_video(mp4[:edit] + later + mp4[edit + 16 :], slice(0, None, 1)) as decoder:
+        assert decoder.expected == len(list(decoder.frames())) == 8
+        assert decoder.damaged == 0
+
+
 def test_frames_held_back_survive_a_reading_error():
     frames = np.stack([np.full((16, 16, 3), 20 * t, np.uint8) for t in range(6)])
     mp4 = clips.encoded(frames, codec="mpeg4", pix_fmt="yuv420p", format="mp4", bf="2")
@@ -666,6 +678,12 @@ def test_frames_too_large_to_be_meant():
     clip = read_clip(mp4[:second] + clips.declaring(mp4[second:], 14000, 14000))
     assert clip.damaged == 1
     np.testing.assert_array_equal(clip.frames.permute(0, 2, 3, 1), frames[[0, 2, 3]])
+
+
+def test_frames_that_grow_too_large_midway(monkeypatch):
+    monkeypatch.setattr("dynpool.decoder.MAX_PIXELS", 2000)
+    clip = read_clip(two_greys(50, 16, 64) + two_greys(200, 64, 64))
+    assert (clip.frames.shape, clip.damaged) == ((2, 3, 16, 64), 2)
 
 
 def test_an_unknown_codec():
