@@ -496,8 +496,6 @@ LIMITED, FULL = 1, 2
         (BT709, FULL, (54, 99, 255), (255, 0, 0)),
         (UNSPECIFIED, LIMITED, (81, 90, 240), (255, 0, 0)),
         (UNSPECIFIED, FULL, (235, 128, 128), (235, 235, 235)),
-        (RESERVED, LIMITED, (81, 90, 240), (255, 0, 0)),
-        (RESERVED, FULL, (76, 85, 255), (255, 0, 0)),
     ],
 )
 def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
@@ -507,6 +505,22 @@ def test_colours_follow_the_streams_metadata(colorspace, color_range, yuv, rgb):
     assert abs(pixels(clip).astype(int) - rgb).max() <= 2
     mean = dynamic_image(clip, method="mean")
     assert abs(mean.permute(1, 2, 0).numpy().astype(int) - rgb).max() <= 2
+
+
+def test_a_reserved_matrix_is_as_none():
+    """Such as some MPEG-2 streams name; most demuxers do away with it."""
+    planes = np.broadcast_to(np.array((81, 90, 240), np.uint8)[:, None, None], (3, 16, 16))
+    options = {"codec": "mpeg2video", "format": "mpeg2video", "pix_fmt": "yuv420p", "tags": {"colorspace": BT709}}
+    mpeg2 = clips.encoded([planes], frame_format="yuv444p", **options)
+    with av.open(io.BytesIO(mpeg2)) as container:
+        (stream,) = container.streams.video
+        reserving = av.BitStreamFilterContext(f"mpeg2_metadata=matrix_coefficients={RESERVED}", stream)
+        packets = [packet if packet.size else None for packet in container.demux(stream)]
+        reserved = b"".join(bytes(filtered) for packet in packets for filtered in reserving.filter(packet))
+    with open_video(reserved, slice(0, None, 1)) as decoder:
+        assert [int(frame.colorspace) for _, frame in decoder.frames()] == [RESERVED]
+    assert abs(pixels(reserved).astype(int) - (255, 0, 0)).max() <= 2
+    assert abs(dynamic_image(reserved, method="mean").permute(1, 2, 0).numpy().astype(int) - (255, 0, 0)).max() <= 2
 
 
 def two_greys(value: int, height: int, width: int) -> bytes:
