@@ -481,6 +481,18 @@ def test_pictures_with_exif_data_are_read_and_turned(orientation):
     assert pixels(picture.getvalue()).shape == (1, *expected.shape)
 
 
+def test_frames_that_a_codec_decoded_by_itself_are_turned():
+    """They have no time base, which the side data of cameras' pictures is asked by way of."""
+    frames = clips.random_frames(2, 16, 24)
+    codec = av.CodecContext.create("mjpeg", "r")
+    decoded = [frame for packet in codec.parse(clips.photographs(frames, 6)) for frame in codec.decode(packet)]
+    assert decoded[0].time_base is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of PyAV, which wants one
+        assert read_clip(decoded[:1]).frames.shape == (1, 3, 24, 16)
+
+
+
 BT709, BT601, UNSPECIFIED, RESERVED = 1, 6, 2, 3
 LIMITED, FULL = 1, 2
 
