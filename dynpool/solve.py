@@ -132,6 +132,16 @@ def _laplacian(weights: Tensor) -> Tensor:
     return torch.diag_embed(both.sum(-1)) - both
 
 
+def _differences(s: Tensor) -> Tensor:
+    """A s: [B, q, t] of frames."""
+    return s[:, :, None] - s[:, None, :]
+
+
+def _gather(b: Tensor) -> Tensor:
+    """Aᵀ b"""
+    return b.sum(2) - b.sum(1)
+
+
 def _components(pairs: Tensor) -> Tensor:
     """Which frames pairs connect, directly or not: [B, T, T] of 0 and 1."""
     eye = torch.eye(pairs.shape[-1], dtype=torch.float64, device=pairs.device)
@@ -152,7 +162,6 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
     B, T = K.shape[:2]
     frames = torch.arange(T, device=K.device)
     pairs = (frames[:, None] > frames) & (frames[:, None] < lengths[:, None, None])  # [B, q, t]
-    count = pairs.sum((1, 2)).clamp(min=1)
     scale = _pair_penalty(lengths, C)
     K = K * scale[:, None, None]
     kappa = 0.5 if squared else 0.0
@@ -160,16 +169,10 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
     def of_pairs(values: Tensor) -> Tensor:
         return values.where(pairs, 0)
 
-    def differences(s: Tensor) -> Tensor:  # A s
-        return s[:, :, None] - s[:, None, :]
-
-    def gather(b: Tensor) -> Tensor:  # Aᵀ b
-        return b.sum(2) - b.sum(1)
-
     def evaluate(b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u = gather(b)
+        u = _gather(b)
         s = apply(K, u)
-        margin = differences(s)
+        margin = _differences(s)
         norm = (u * s).sum(1)
         loss = (1 - margin).clamp(min=0)
         primal = norm / 2 + of_pairs(loss * loss if squared else loss).sum((1, 2))
@@ -187,50 +190,22 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
 
     running = primal - dual > tol * primal
     iterations = torch.zeros(B, dtype=torch.int64, device=K.device)
-    eye = torch.eye(T, dtype=K.dtype, device=K.device)
     best = Solution(u, primal, primal - dual, iterations, pairs)
 
     for _ in range(max_iter):
         if not running.any():
             break
         iterations = iterations + running
-        inner = b.where(pairs, 0.5)
-        slack = (1 - inner) if not squared else torch.ones_like(inner)
-        infeasible = margin + kappa * b - 1 - low + high
-        sigma = kappa + low / inner + high / slack
-        weights = of_pairs(1 / sigma)
-        factors = _lu_factor(eye + _laplacian(weights) @ K)  # singular: found out below
-
-        def direction(to_low: Tensor, to_high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Newton's step towards low · b = to_low and high · (1 - b) = to_high."""
-            h = -infeasible + (to_low / inner - low) - (to_high / slack - high)  # noqa: B023
-            du = _solve_systems(factors, gather(of_pairs(weights * h))[..., None])  # noqa: B023
-            db = of_pairs(weights * (h - differences(apply(K, du[..., 0]))))  # noqa: B023
-            dlow = (to_low - low * db) / inner - low  # noqa: B023
-            dhigh = (to_high + high * db) / slack - high  # noqa: B023
-            return db, dlow, torch.zeros_like(dhigh) if squared else dhigh
-
-        def longest(db: Tensor, dlow: Tensor, dhigh: Tensor) -> Tensor:
-            """The step to the nearest bound, at most 1."""
-            steps = [(inner, db), (low, dlow)]  # noqa: B023
-            if not squared:
-                steps += [(slack, -db), (high, dhigh)]  # noqa: B023
-            ratios = [(-value / change).where((change < 0) & pairs, torch.inf) for value, change in steps]
-            return torch.stack([ratio.amin((1, 2)) for ratio in ratios]).amin(0).clamp(max=1)
-
-        def complementarity(b: Tensor, low: Tensor, high: Tensor) -> Tensor:
-            total = low * b if squared else low * b + high * (1 - b)
-            return of_pairs(total).sum((1, 2)) / (count if squared else 2 * count)
+        newton = _Newton(K, pairs, squared, b.where(pairs, 0.5), low, high, margin + kappa * b - 1)
 
         # Predictor: how far towards 0 the complementarity can go; corrector: that far, and second order.
         zero = torch.zeros_like(b)
-        mu = complementarity(inner, low, high)
-        db, dlow, dhigh = direction(zero, zero)
-        step = longest(db, dlow, dhigh)[:, None, None]
-        reached = complementarity(inner + step * db, low + step * dlow, high + step * dhigh)
+        mu = newton.complementarity(zero, zero, zero, 0)
+        db, dlow, dhigh = newton.direction(zero, zero)
+        reached = newton.complementarity(db, dlow, dhigh, newton.longest(db, dlow, dhigh)[:, None, None])
         target = ((reached / mu) ** 3 * mu)[:, None, None]
-        db, dlow, dhigh = direction(target - db * dlow, target + db * dhigh)
-        step = (0.995 * longest(db, dlow, dhigh) * running)[:, None, None]
+        db, dlow, dhigh = newton.direction(target - db * dlow, target + db * dhigh)
+        step = (0.995 * newton.longest(db, dlow, dhigh) * running)[:, None, None]
         moved = (b + step * db, low + step * dlow, high + step * dhigh)
         sound = torch.stack(moved).isfinite().all(0).all(2).all(1)  # else rounding has the last word: the best so far
         running = running & sound
@@ -255,6 +230,47 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         iterations,
         best.active,
     )
+
+
+class _Newton:
+    """Newton's steps from b, ½ where there is no pair, with the multipliers low of b ≥ 0 and high of b ≤ 1."""
+
+    def __init__(
+        self, K: Tensor, pairs: Tensor, squared: bool, b: Tensor, low: Tensor, high: Tensor, residual: Tensor
+    ) -> None:
+        self._K, self._pairs, self._squared = K, pairs, squared
+        self._b, self._low, self._high = b, low, high
+        self._slack = torch.ones_like(b) if squared else 1 - b
+        self._infeasible = residual - low + high
+        sigma = (0.5 if squared else 0.0) + low / b + high / self._slack
+        self._weights = (1 / sigma).where(pairs, 0)
+        eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+        self._factors = _lu_factor(eye + _laplacian(self._weights) @ K)  # singular: found out by what comes of it
+
+    def direction(self, to_low: Tensor, to_high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of b, low and high: towards low · b = to_low and high · (1 - b) = to_high."""
+        b, low, high, slack, weights = self._b, self._low, self._high, self._slack, self._weights
+        h = -self._infeasible + (to_low / b - low) - (to_high / slack - high)
+        du = _solve_systems(self._factors, _gather(weights * h)[..., None])
+        db = weights * (h - _differences(apply(self._K, du[..., 0])))
+        dlow = (to_low - low * db) / b - low
+        dhigh = torch.zeros_like(high) if self._squared else (to_high + high * db) / slack - high
+        return db, dlow, dhigh
+
+    def longest(self, db: Tensor, dlow: Tensor, dhigh: Tensor) -> Tensor:
+        """The step to the nearest bound, at most 1."""
+        steps = [(self._b, db), (self._low, dlow)]
+        if not self._squared:
+            steps += [(self._slack, -db), (self._high, dhigh)]
+        ratios = [(-value / change).where((change < 0) & self._pairs, torch.inf) for value, change in steps]
+        return torch.stack([ratio.amin((1, 2)) for ratio in ratios]).amin(0).clamp(max=1)
+
+    def complementarity(self, db: Tensor, dlow: Tensor, dhigh: Tensor, step: Tensor | float) -> Tensor:
+        """The mean of low · b and high · (1 - b) after such a step: 0 at the solution."""
+        b, low, high = self._b + step * db, self._low + step * dlow, self._high + step * dhigh
+        total = low * b if self._squared else low * b + high * (1 - b)
+        count = self._pairs.sum((1, 2)).clamp(min=1)
+        return total.where(self._pairs, 0).sum((1, 2)) / (count if self._squared else 2 * count)
 
 
 # --- support vector regression -------------------------------------------------------------------------------------

@@ -492,7 +492,6 @@ def test_frames_that_a_codec_decoded_by_itself_are_turned():
         assert read_clip(decoded[:1]).frames.shape == (1, 3, 24, 16)
 
 
-
 BT709, BT601, UNSPECIFIED, RESERVED = 1, 6, 2, 3
 LIMITED, FULL = 1, 2
 
