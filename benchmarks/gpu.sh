@@ -53,8 +53,8 @@ else
   echo "no nvidia-smi"
 fi
 
-# The limits, but for that of video files, add up to less than ten minutes.
-step build 90 "$PYTHON" setup.py build_ext --inplace
+# The limits add up to ten minutes.
+step build 60 "$PYTHON" setup.py build_ext --inplace
 # What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
 printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \
   sh -c '"$@" || [ $? -eq 5 ]' sh "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" \
@@ -74,7 +74,7 @@ else
   step sanitize 50 "$PYTHON" tests/sanitize.py
 fi
 workers=""
-if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 6"; fi
+if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 8"; fi
 # shellcheck disable=SC2086
 step tests 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
 for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
@@ -83,14 +83,14 @@ for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
   printf '\n=== %s (since the tests began, at %d s) ===\n' $name $(($(date +%s) - began))
   report $name $code "$logs/$name"
 done
+if "$PYTHON" -c "import av" 2>/dev/null; then
+  LINES_SHOWN=50 step video 60 "$PYTHON" benchmarks/video.py --quick --json "$RESULTS/video.json"
+fi
 LINES_SHOWN=100 step benchmark 190 "$PYTHON" benchmarks/ops_cuda.py --json "$RESULTS/ops-cuda.json"
 if command -v cuobjdump >/dev/null; then
   step resources 10 sh -c "cuobjdump --dump-resource-usage dynpool/_C*.so"
 fi
-LINES_SHOWN=40 step exact 60 "$PYTHON" benchmarks/speed.py --generate --quick --json "$RESULTS/speed.json"
-if "$PYTHON" -c "import av" 2>/dev/null; then
-  LINES_SHOWN=50 step video 60 "$PYTHON" benchmarks/video.py --quick --json "$RESULTS/video.json"
-fi
+LINES_SHOWN=40 step exact 40 "$PYTHON" benchmarks/speed.py --generate --quick --json "$RESULTS/speed.json"
 
 printf '\n%d steps failed, %d s; log and JSON in %s\n' $failed $(($(date +%s) - began)) "$RESULTS"
 exit $failed

@@ -194,8 +194,6 @@ class Decoder:
         for packet in self._stored():
             try:
                 yield from self._stream.decode(packet)
-            except EOFError:
-                return
             except FFmpegError as error:
                 self._undecodable.append(error)
             self._check_time()

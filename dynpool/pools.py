@@ -47,6 +47,8 @@ class _OnDevice(Pool):
 
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn, device: torch.device) -> None:
         super().__init__(form, nonlinearity, turn)
+        if device.type == "cuda" and device.index is None:  # whichever is current later
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         self._staging: _Staging | None = None
 

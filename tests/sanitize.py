@@ -4,8 +4,8 @@
         python tests/sanitize.py
 
 Every dtype, aligned, odd, cropped and strided frames, one row and several, forward and backward, with and without
-normalisation; exact rank pooling with every objective. Results are compared with others, on the CPU, so that the tool
-has few other kernels to load: the script fails without the tool, too.
+normalisation; exact rank pooling with every objective; colours of every format. Results are compared with others, on
+the CPU, so that the tool has few other kernels to load: the script fails without the tool, too.
 """
 
 import itertools
@@ -15,6 +15,9 @@ import torch
 
 import dynpool
 from dynpool import reference
+from dynpool.decoder import Turn
+from dynpool.formats import YUV, Format, plane_sizes
+from dynpool.pools import MovedColours
 
 device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
 dtypes = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -79,5 +82,14 @@ for (dtype, view), objective in itertools.product(
     assert (value >= expected * (1 - 1e-3)).all(), (dtype, objective)
     assert (value - gap <= expected * (1 + 1e-3)).all(), (dtype, objective)  # 1e-3: of products of float32
     assert (gap <= 1e-3 * value).all(), (dtype, objective)
+    launches += 1
+for name, (width, height) in itertools.product(YUV, ((1, 1), (13, 7), (1061, 3))):
+    pool = MovedColours(Format(name, width, height, 1, 1), "sqrt", Turn(False, False, False), device)
+    samples = torch.randint(0, 256, (3, sum(h * w for h, w in plane_sizes(pool.form))), dtype=torch.uint8)
+    if YUV[name].depth > 8:
+        samples[:, 1::2] %= 1 << (YUV[name].depth - 8)
+    expected = torch.empty(3, *pool.shape, dtype=torch.uint8)
+    pool._make_rgb(samples, expected)
+    assert torch.equal(pool._unpacked(samples.to(device)).cpu(), expected), (name, width, height)
     launches += 1
 print(f"{launches} cases on {device}, all right")

@@ -459,7 +459,7 @@ def test_a_second_derivative_is_refused():
 
 def objective_of(d, x, objective, C, epsilon, time_average):
     """As `rank_pool` states it, of one clip, in float64."""
-    V, d = x.double().flatten(2)[0], d.double().flatten()
+    V, d = x.double().flatten(2)[0].cpu(), d.double().flatten().cpu()  # where sums along a dimension are deterministic
     t = torch.arange(1, len(V) + 1, dtype=torch.float64, device=V.device)
     scores = (V.cumsum(0) / t[:, None] if time_average else V) @ d
     if objective == "svr":
