@@ -593,6 +593,18 @@ def test_two_frames_that_an_encoder_counted_too_many_are_not_missing():
     assert (len(clip.frames), clip.damaged) == (60, 0)
 
 
+def test_an_empty_packet_is_damage_and_not_the_end():
+    whole, holed = clips.encoded(clips.random_frames(8), codec="mpeg4", pix_fmt="yuv420p", format="nut"), io.BytesIO()
+    with av.open(io.BytesIO(whole)) as source, av.open(holed, "w", format="nut") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            kept = packet if number != 3 else av.Packet(b"")
+            kept.stream, kept.time_base, kept.pts, kept.dts = stream, packet.time_base, packet.pts, packet.dts
+            target.mux(kept)
+    clip = read_clip(holed.getvalue())
+    assert (len(clip.frames), clip.damaged) == (7, 1)
+
+
 def test_a_tenth_of_a_file_that_is_missing_is_damage():
     whole = clips.encoded(clips.random_frames(60, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="avi")
     clip = read_clip(whole[: len(whole) * 9 // 10])
