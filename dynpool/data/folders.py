@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import PathLike
-from .listing import Entry, Listing, Subset, Tree, check_subset, find_all, is_video
+from .listing import Listed, Listing, Subset, Tree, check_subset, find_all, is_video
 from .official import HMDB51_GROUP, UCF101_GROUP
 
 _WEIZMANN_PERSON = r"^([^_]+)_"  # of denis_walk, lena_run1
@@ -119,7 +119,7 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
     Raises:
         ValueError: there is one group only, or each has all videos of some class; or group does not match a name.
     """
-    entries = [Entry(*os.path.split(video.name), video.label) for video in listing]
+    entries = [Listed(*os.path.split(video.name), video.label) for video in listing]
     group = group or GROUPS.get(listing.dataset)
     chosen = _drawn(entries, draw, group, fraction) if group is None else _taken(entries, draw, group, fraction)
     held = [index for index, entry in enumerate(entries) if entry in chosen]
@@ -143,15 +143,15 @@ def _classes(tree: Tree) -> list[str]:
     return names
 
 
-def _all_entries(tree: Tree) -> list[Entry]:
+def _all_entries(tree: Tree) -> list[Listed]:
     return [entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label)]
 
 
-def _entries(tree: Tree, folder: str, label: int) -> Iterator[Entry]:
-    return (Entry(folder, stem, label) for stem in tree.names(folder))
+def _entries(tree: Tree, folder: str, label: int) -> Iterator[Listed]:
+    return (Listed(folder, stem, label) for stem in tree.names(folder))
 
 
-def _group(entry: Entry, group: str | None) -> str:
+def _group(entry: Listed, group: str | None) -> str:
     if group is None:
         return entry.stem
     try:
@@ -164,7 +164,7 @@ def _group(entry: Entry, group: str | None) -> str:
     return match[1]
 
 
-def _held_out(entries: list[Entry], split: str, group: str | None) -> set[Entry]:
+def _held_out(entries: list[Listed], split: str, group: str | None) -> set[Listed]:
     chosen = {entry for entry in entries if _group(entry, group) == split}
     if not chosen:
         there = sorted({_group(entry, group) for entry in entries})
@@ -172,8 +172,8 @@ def _held_out(entries: list[Entry], split: str, group: str | None) -> set[Entry]
     return chosen
 
 
-def _drawn(entries: list[Entry], split: int, group: str | None, test_fraction: float) -> set[Entry]:
-    chosen: set[Entry] = set()
+def _drawn(entries: list[Listed], split: int, group: str | None, test_fraction: float) -> set[Listed]:
+    chosen: set[Listed] = set()
     for label in sorted({entry.label for entry in entries}):
         own = [entry for entry in entries if entry.label == label]
         names = sorted({_group(entry, group) for entry in own}, key=lambda name: _draw(split, name))
@@ -186,11 +186,11 @@ def _drawn(entries: list[Entry], split: int, group: str | None, test_fraction: f
     return chosen
 
 
-def _taken(entries: list[Entry], draw: int, group: str, fraction: float) -> set[Entry]:
+def _taken(entries: list[Listed], draw: int, group: str, fraction: float) -> set[Listed]:
     """Whole groups, in the order of the draw, of which each brings the classes nearer to their share: groups may be as
     unequal as HMDB51's films: one is more than half of a class. Of every class, videos stay.
     """
-    members: dict[str, list[Entry]] = {}
+    members: dict[str, list[Listed]] = {}
     for entry in entries:
         members.setdefault(_group(entry, group), []).append(entry)
     if len(members) < 2:

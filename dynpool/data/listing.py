@@ -79,7 +79,7 @@ class Listing(Sequence[Video]):
         return f"{found}; {len(self.missing)} of {listed} listed are missing, the first: {self.missing[0]}"
 
 
-class Entry(NamedTuple):
+class Listed(NamedTuple):
     """A line of a split list."""
 
     folder: str  # of its class
@@ -113,7 +113,7 @@ class Tree:
         names = [*filter(None, self._packed), *map(os.path.basename, self._folders.values())]
         return sorted({name.casefold(): name for name in names}.values())
 
-    def find(self, entry: Entry) -> str | None:
+    def find(self, entry: Listed) -> str | None:
         """Path of a listed video, in its class's folder or straight in the root."""
         for folder in (entry.folder, ""):
             if place := self._videos(folder).get(entry.stem.casefold()):
@@ -180,7 +180,7 @@ def _scan(folder: PathLike) -> list[os.DirEntry[str]]:
 
 
 def find_all(
-    entries: Iterable[Entry], tree: Tree, classes: Sequence[str], *, dataset: str, split: str, subset: str
+    entries: Iterable[Listed], tree: Tree, classes: Sequence[str], *, dataset: str, split: str, subset: str
 ) -> Listing:
     """The listing of those entries that are on disk.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..files import PathLike
-from .listing import Entry, Listing, Subset, Tree, check_subset, find_all
+from .listing import Listed, Listing, Subset, Tree, check_subset, find_all
 
 _UCF101_LISTS = (
     "ucfTrainTestlist",
@@ -62,7 +62,7 @@ def ucf101(root: PathLike, split: int = 1, subset: Subset = "train", lists: Path
     return find_all(entries, tree, classes, dataset="ucf101", split=str(split), subset=subset)
 
 
-def ucf101_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Entry], list[str]]:
+def ucf101_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Listed], list[str]]:
     """The lines of an official list of UCF101, whatever is on disk, and the classes."""
     _check(split, subset)
     classes = _class_index(Path(lists) / "classInd.txt")
@@ -82,14 +82,14 @@ def _class_index(path: Path) -> list[str]:
     return names
 
 
-def _ucf101_entry(line: str, labels: dict[str, int], where: str) -> Entry:
+def _ucf101_entry(line: str, labels: dict[str, int], where: str) -> Listed:
     """A line "Archery/v_Archery_g08_c01.avi 3" of a train list; test lists leave the label out."""
     path, *rest = line.split()
     folder, _, name = path.partition("/")
     label = labels.get(folder)
     if label is None or not name or len(rest) > 1 or (rest and rest[0] != str(label + 1)):
         raise ValueError(f"{where} must be '<class>/<video>' and perhaps the class's number, got {line!r}")
-    return Entry(folder, _without_suffix(name), label)
+    return Listed(folder, _without_suffix(name), label)
 
 
 def hmdb51(root: PathLike, split: int = 1, subset: Subset = "train", lists: PathLike | None = None) -> Listing:
@@ -104,20 +104,20 @@ def hmdb51(root: PathLike, split: int = 1, subset: Subset = "train", lists: Path
     return find_all(entries, tree, classes, dataset="hmdb51", split=str(split), subset=subset)
 
 
-def hmdb51_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Entry], list[str]]:
+def hmdb51_entries(lists: PathLike, split: int, subset: Subset) -> tuple[list[Listed], list[str]]:
     """The lines of the official lists of HMDB51, whatever is on disk, and the classes."""
     _check(split, subset)
     found = (_HMDB51_FILE.fullmatch(path.name) for path in Path(lists).iterdir())
     classes = sorted(match[1] for match in found if match and int(match[2]) == split)
     if not classes:
         raise FileNotFoundError(f"lists must be a folder of <class>_test_split{split}.txt, got {str(lists)!r}")
-    entries: list[Entry] = []
+    entries: list[Listed] = []
     for label, name in enumerate(classes):
         entries += _hmdb51_class(Path(lists) / f"{name}_test_split{split}.txt", name, label, subset)
     return entries, classes
 
 
-def _hmdb51_class(path: Path, folder: str, label: int, subset: Subset) -> list[Entry]:
+def _hmdb51_class(path: Path, folder: str, label: int, subset: Subset) -> list[Listed]:
     """Of lines "<video>.avi 1", those of the subset: 1 is train, 2 test, 0 neither."""
     entries = []
     for number, line in _lines(path):
@@ -125,7 +125,7 @@ def _hmdb51_class(path: Path, folder: str, label: int, subset: Subset) -> list[E
         if not name or mark not in _HMDB51_SUBSETS:
             raise ValueError(f"{path}, line {number} must be '<video> 0', 1 or 2, got {line!r}")
         if _HMDB51_SUBSETS[mark] == subset:
-            entries.append(Entry(folder, _without_suffix(name.strip()), label))
+            entries.append(Listed(folder, _without_suffix(name.strip()), label))
     return entries
 
 

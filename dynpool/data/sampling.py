@@ -144,10 +144,10 @@ def window_starts(num_frames: int, window: int, stride: int, offset: int = 0) ->
     return [offset + start for start in covering_starts(num_frames - offset, window, stride)]
 
 
-Recipe = Literal["whole", "paper", "authors_release"]
+RecipeName = Literal["whole", "paper", "authors_release"]
 
 
-def recipe(name: Recipe, train: bool) -> Sampling:
+def recipe(name: RecipeName, train: bool) -> Sampling:
     """Windows as in the literature.
 
     "whole" is one window; "paper" has 25 frames every 20 (section 4.2; 5 frames, 20 %, overlap);

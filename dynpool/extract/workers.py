@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Work: TypeAlias = Callable[[Item], Result]
+Task: TypeAlias = Callable[[Item], Result]
 Results: TypeAlias = Generator[tuple[Item, Result], None, None]
 
 DIED = "the process that worked on it died: killed, perhaps out of memory"
@@ -42,7 +42,7 @@ class CannotStart(RuntimeError):
 
 
 def in_processes(
-    work: Work[Item, Result], items: Iterable[Item], count: int, died: Callable[[str], Result]
+    work: Task[Item, Result], items: Iterable[Item], count: int, died: Callable[[str], Result]
 ) -> Results[Item, Result]:
     """(item, work(item)) of all items, by so many processes; `died` makes the result of one that ended its process.
 
@@ -57,7 +57,7 @@ def in_processes(
 
 
 def on_ray(
-    work: Work[Item, Result], items: Iterable[Item], address: str, died: Callable[[str], Result]
+    work: Task[Item, Result], items: Iterable[Item], address: str, died: Callable[[str], Result]
 ) -> Results[Item, Result]:
     """The same by tasks of a Ray cluster: "auto" is the one that this machine is part of, "local" a new one on it.
 
@@ -83,7 +83,7 @@ def on_ray(
 
 
 def _until_broken(
-    work: Work[Item, Result], rest: Iterator[Item], count: int
+    work: Task[Item, Result], rest: Iterator[Item], count: int
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
     """Yields results until all are out, or a process has died; returns the items that may have been the reason."""
     running: dict[Future[Result], Item] = {}
@@ -108,7 +108,7 @@ def _until_broken(
 
 
 def _submit(
-    pool: ProcessPoolExecutor, work: Work[Item, Result], item: Item, running: dict[Future[Result], Item]
+    pool: ProcessPoolExecutor, work: Task[Item, Result], item: Item, running: dict[Future[Result], Item]
 ) -> None:
     try:
         running[pool.submit(_leaving_when_told, work, item)] = item
@@ -194,7 +194,7 @@ def _wait_for(told: Connection) -> None:
         os._exit(1)
 
 
-def _leaving_when_told(work: Work[Item, Result], item: Item) -> Result:
+def _leaving_when_told(work: Task[Item, Result], item: Item) -> Result:
     try:
         _has_worked.set()
         return work(item)
@@ -206,7 +206,7 @@ def _leaving_when_told(work: Work[Item, Result], item: Item) -> Result:
 
 
 def _by_tasks(
-    ray: Any, work: Work[Item, Result], rest: Iterator[Item], died: Callable[[str], Result]
+    ray: Any, work: Task[Item, Result], rest: Iterator[Item], died: Callable[[str], Result]
 ) -> Iterator[tuple[Item, Result]]:
     task = ray.remote(_worked)
     shared = ray.put(work)
@@ -226,5 +226,5 @@ def _by_tasks(
         yield running.pop(ready), result
 
 
-def _worked(work: Work[Item, Result], item: Item) -> Result:
+def _worked(work: Task[Item, Result], item: Item) -> Result:
     return work(item)

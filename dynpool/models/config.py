@@ -13,9 +13,9 @@ from ..checks import NONLINEARITIES, Nonlinearity, choice, positive_int
 from ..exact import OBJECTIVES, Objective
 
 Kind = Literal["dynamic", "static", "two_stream"]
-Pool = Literal["approx", "exact", "mean", "max", "middle", "none"]
+PoolName = Literal["approx", "exact", "mean", "max", "middle", "none"]
 Rescale = Literal["minmax", "difference", "rms"]
-Frames = Literal["all", "middle"]
+FrameChoice = Literal["all", "middle"]
 VideoPool = Literal["max", "mean"]
 
 INPUT = "input"  # the branch where two whole networks part
@@ -72,7 +72,7 @@ class ModelConfig:
     num_classes: int
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
-    pool: Pool | None = None
+    pool: PoolName | None = None
     layer: str | None = None
     branch: str | None = None
     video_layer: str | None = None
@@ -84,7 +84,7 @@ class ModelConfig:
     rescale: Rescale | None = None
     objective: Objective = "ranksvm"
     C: float = 1.0
-    frames: Frames = "all"
+    frames: FrameChoice = "all"
     every: int = 1
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -175,12 +175,12 @@ _PLAIN: dict[str, Callable[[str, Any], Any]] = {
 
 
 def _check_values(config: ModelConfig) -> None:
-    choice("pool", config.pool, get_args(Pool))
+    choice("pool", config.pool, get_args(PoolName))
     choice("video_pool", config.video_pool, get_args(VideoPool))
     choice("nonlinearity", config.nonlinearity, (None, *NONLINEARITIES))
     choice("rescale", config.rescale, (None, *get_args(Rescale)))
     choice("objective", config.objective, OBJECTIVES)
-    choice("frames", config.frames, get_args(Frames))
+    choice("frames", config.frames, get_args(FrameChoice))
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {config.dropout!r}")
     if not 0 < config.C < math.inf:
