@@ -277,12 +277,18 @@ def layouts(bench: Bench, size: int) -> None:
 
 
 def odd_gradients(bench: Bench, size: int) -> None:
-    """∂L/∂x of whole frames whose sides are primes, and of features [C, T], beside aligned ones."""
-    shapes = {"240×320": (16, 3, 240, 320), "239×317": (16, 3, 239, 317), "features [C, T]": (225 * 1024, 16)}
+    """∂L/∂x of whole frames whose sides are primes, of crops, and of features [C, T], beside aligned ones."""
+    shapes = {
+        "240×320": (16, 3, 240, 320),
+        "239×317": (16, 3, 239, 317),
+        "crop [..., 3:, 5:]": (16, 3, 240, 320),
+        "features [C, T]": (225 * 1024, 16),
+    }
     for dtype, (title, shape) in itertools.product((torch.bfloat16, torch.float32), shapes.items()):
         clips, name = max(1, size // (math.prod(shape) * dtype.itemsize)), str(dtype).removeprefix("torch.")
         x = make_frames((clips, *shape), dtype, bench.device).add_(0.1)
-        x = (x.permute(0, 2, 1) if x.dim() == 3 else x).requires_grad_()
+        x = x.permute(0, 2, 1) if x.dim() == 3 else x[..., 3:, 5:] if title.startswith("crop") else x
+        x.requires_grad_()
         y = dynpool.approx_rank_pool(x, nonlinearity="sqrt")
         g = torch.rand_like(y)
         ways: dict[str, Run] = {"dynpool": lambda x=x, y=y, g=g: torch.autograd.grad(y, x, g, retain_graph=True)[0]}

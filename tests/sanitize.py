@@ -70,6 +70,13 @@ if device.type == "cuda":  # enough bytes for a table of their roots
         results = [dynpool.approx_rank_pool(v, nonlinearity="sqrt").cpu() for v in (many, many[:, :, :1])]
         torch.testing.assert_close(results[0][:, :1], results[1], rtol=1e-5, atol=1e-3)
         launches += 1
+for dtype in dtypes[1:4]:  # gradients of crops, enough elements for words
+    x = (torch.rand(2, 5, 3, 41, 61) * 200 + 1).to(dtype).to(device)[..., 2:, 3:].requires_grad_()
+    y = dynpool.approx_rank_pool(x, nonlinearity="sqrt", normalize_weights=True)
+    (dx,) = torch.autograd.grad(y, x, torch.ones(y.shape).to(y))
+    alpha = dynpool.rank_weights(5, normalize=True)[:, None, None, None]
+    torch.testing.assert_close(dx.cpu().double(), alpha / 2 / x.detach().cpu().double().sqrt(), rtol=1e-2, atol=0)
+    launches += 1
 for (dtype, view), objective in itertools.product(
     zip(dtypes, itertools.cycle(layouts.values())), ("ranksvm", "ranksvm_squared", "svr")
 ):

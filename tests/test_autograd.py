@@ -657,6 +657,32 @@ def test_gradient_keeps_the_layout_of_dense_frames(backend):
     assert dx.stride() == x.stride()
 
 
+CROPS = {  # of [2, 5, 3, 43, 61]
+    "sides": lambda x: x[..., 2:, 5:],
+    "the other sides": lambda x: x[..., :-3, :-1],
+    "columns": lambda x: x[..., 3:-2],
+    "lines": lambda x: x[..., 1:-1, :],
+    "frames, too": lambda x: x[:, 1:-1, :, 1:, 1:],
+    "of one clip": lambda x: x[1:, :, :, 1:, 1:],
+    "of one channel": lambda x: x[:, :, 1, :, 1:],
+    "narrow": lambda x: x.unflatten(-2, (1, 43)).flatten(-3)[..., :2600].unflatten(-1, (200, 13))[..., 2:11],
+    "channels last": lambda x: laid_out(x, "channels_last", 1)[..., 1:, 1:],
+    "one channel for all": lambda x: x[:, :, :1, 1:, 1:].expand(-1, -1, 3, -1, -1),
+    "one line for all": lambda x: x[..., :1, 1:].expand(-1, -1, -1, 43, -1),
+}
+
+
+@pytest.mark.parametrize("crop", CROPS.values(), ids=CROPS.keys())
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_gradients_of_crops(backend, dtype, crop):
+    """Rows that lie apart, or on one another, whose gradient lies side by side."""
+    x = crop(frames((2, 5, 3, 43, 61), dtype, backend.device))
+    a = randn(1, 1, x.shape[1], device=backend.device)
+    g = torch.randn_like(temporal_pool(x, a[0], nonlinearity="sqrt"))
+    got = check_gradients(x, a, nonlinearity="sqrt", g=g)
+    assert got["x"].stride()[-1] == (3 if x.stride(-1) == 3 else 1)
+
+
 def test_weights_mean_and_std_can_be_learned(backend):
     """A few steps of gradient descent towards another pooling reduce the loss."""
     x = frames((4, 5, 3, 2, 2), torch.uint8, backend.device)

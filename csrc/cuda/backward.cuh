@@ -1,6 +1,6 @@
 // The gradients of temporal_pool (temporal_pool.h), in four kernels and a sum; ∂L/∂A is weights_gradient.cuh's:
 //
-//   plain_gradient   ∂L/∂x in the usual case: one row over all frames, no normalisation, pixels side by side
+//   plain_gradient   ∂L/∂x in the usual case, which has a file of its own (plain_gradient.cuh)
 //   words_gradient   ∂L/∂x of pixels that lie side by side
 //   series_gradient  ∂L/∂x of frames that do
 //   frames_kernel    ∂L/∂x at any stride, and for each element its share in ∂L/∂mean and ∂L/∂std
@@ -10,6 +10,7 @@
 #include "gradient.cuh"
 #include "launchers.h"
 #include "patch.cuh"
+#include "plain_gradient.cuh"
 #include "weights_gradient.cuh"
 
 namespace dynpool::cuda {
@@ -30,16 +31,6 @@ template <Source source>
 constexpr int frames_at_once = source == Source::anywhere ? 2 : kGradientFrames;
 // What the compiler may take for granted: W = 1 and neither mean nor std; neither mean nor std; nothing.
 enum class Case { one_row, plain, general };
-
-// ψ'(z) less a factor that is the same for all z.
-template <Nonlinearity psi, class X, bool normalized, class Acc>
-__device__ __forceinline__ Acc slope_of(Acc z) {
-  if constexpr (psi == Nonlinearity::identity) return Acc(1);
-  // float16 has no pixels that are denormal numbers of Acc.
-  const Acc slope = std::is_same_v<X, Half> && !normalized ? quick_inverse_root(magnitude(z))
-                                                           : inverse_root(magnitude(z));
-  return z == Acc(0) ? Acc(0) : slope;
-}
 
 // Frames are cut up each by the words of ∂L/∂x, which begin at the same columns in every 2^log_period-th: a thread has
 // one such class of frames after another.
@@ -282,105 +273,6 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// One row over all frames, weights that all clips share, neither mean nor std, words of x that lie as those of ∂L/∂x do. A
-// block writes whole kilobytes of one frame and then is done, as memory likes it; what it reads of g, blocks before it have
-// read. `shifted`: a frame's words may begin before it, and those of g anywhere.
-struct PlainGradient {
-  const void *g, *x;
-  const float* weights;
-  void* dx;
-  uint32_t tiles, T;  // of an inner row; frames
-  uint32_t size;      // elements of an inner row
-  int64_t x_t, dx_t;
-  Axis outer;  // the other axis, if any: mostly that of clips
-  Extent y;    // of g
-};
-template <class X, Nonlinearity psi, Access access>
-constexpr int kPiecesAtOnce = sizeof(X) == 2 && psi == Nonlinearity::identity && access == Access::shifted ? 4 : 2;
-
-template <class X, Nonlinearity psi, Access access>
-__global__ void __launch_bounds__(kThreads) plain_gradient(const PlainGradient p) {
-  using Frame = Patch<X, access>;
-  constexpr int V = Frame::V, N = kPiecesAtOnce<X, psi, access>;
-  constexpr bool shifted = access == Access::shifted, reads_x = psi != Nonlinearity::identity;
-  const uint32_t frame = blockIdx.x / p.tiles, tile = blockIdx.x - frame * p.tiles;
-  const uint32_t row = frame / p.T, t = frame - row * p.T;
-  const X* g = static_cast<const X*>(p.g) + row * p.outer.y;
-  const X* x = static_cast<const X*>(p.x) + row * p.outer.x + t * p.x_t;
-  X* dx = static_cast<X*>(p.dx) + row * p.outer.dx + t * p.dx_t;
-  const float weight = __ldg(p.weights + t) * (reads_x ? 0.5f : 1.0f);
-  const int skew = shifted ? static_cast<int>(reinterpret_cast<uint64_t>(dx) % 16 / sizeof(X)) : 0;
-
-  Frame gradient[N], pixels[N];
-  const auto multiply = [&](int u, float (&value)[V]) {
-    gradient[u].align();
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      value[j] = weight * gradient[u][j];
-      if constexpr (reads_x) value[j] *= slope_of<psi, X, false>(pixels[u][j]);
-    }
-  };
-
-  // 1. Blocks all of whose words lie within the frame and may be read: nearly all.
-  const int64_t begin = int64_t{tile} * (N * kThreads * V) - skew;
-  constexpr int kBehind = (N * kThreads - 1) * V;  // from the first piece of a block to its last
-  if (begin >= 0 && begin + kBehind + V <= p.size &&
-      (!shifted || (fits(reinterpret_cast<uint64_t>(g + begin), p.y) &&
-                    fits(reinterpret_cast<uint64_t>(g + begin + kBehind), p.y)))) {
-    const int first = static_cast<int>(begin) + threadIdx.x * V;
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      gradient[u].load(g + first + u * kThreads * V);
-      if constexpr (reads_x) read_word(x + first + u * kThreads * V, pixels[u].word);
-    }
-#pragma unroll
-    for (int u = 0; u < N; ++u) {
-      float value[V];
-      multiply(u, value);
-      store_word<true>(reinterpret_cast<uint4*>(dx + first + u * kThreads * V), bit_cast<uint4>(pack_of<X, V>(value)));
-    }
-    return;
-  }
-
-  // 2. The others. Columns of piece u, of which some may lie outside of the frame.
-  const auto place_of_piece = [&](int u) {
-    const int64_t column = begin + (u * kThreads + threadIdx.x) * V;
-    const int outside = column < 0 ? static_cast<int>(-column) : 0;
-    return Place<access>{0, column, 1, outside, static_cast<int>(min(int64_t{V}, int64_t{p.size} - column)), Row{}};
-  };
-#pragma unroll
-  for (int u = 0; u < N; ++u) {
-    const Place<access> place = place_of_piece(u);
-    if (place.empty()) break;
-    if constexpr (shifted) {
-      if (place.template whole<V>() && fits(reinterpret_cast<uint64_t>(g + place.first), p.y)) {
-        gradient[u].load(g + place.first);
-      } else {
-        gradient[u].load_singly(g, place);
-      }
-      if constexpr (reads_x) {
-        if (place.template whole<V>()) read_word(x + place.first, pixels[u].word);
-        else pixels[u].load_singly(x, place);
-      }
-    } else {
-      gradient[u].load(g + place.first);
-      if constexpr (reads_x) pixels[u].load(x + place.first);
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < N; ++u) {
-    const Place<access> place = place_of_piece(u);
-    if (place.empty()) break;
-    float value[V];
-    multiply(u, value);
-    if constexpr (shifted) {
-      store_whole<true>(dx + place.first, place, value);
-    } else {
-      store_word<true>(reinterpret_cast<uint4*>(dx + place.first), bit_cast<uint4>(pack_of<X, V>(value)));
-    }
-  }
-}
-
 // Where frames of an element lie side by side, words hold those, and nothing is summed over them: a thread has the same
 // word of several elements, which are so far apart that the words of a warp lie side by side, and that all begin alike.
 constexpr int kSeries = 4;  // of which the loads are in flight together
@@ -578,16 +470,6 @@ void launch_frames(const TemporalPoolParams& p, const Context& context) {
   if (p.dstd) launch_add_channels<Acc>(p, shares.std, slices, p.dstd, context);
 }
 
-// Whether the words of x begin where those of ∂L/∂x do.
-template <class X>
-bool alike(const TemporalPoolParams& p) {
-  constexpr int V = patch_size<X, Access::shifted>;
-  bool good = (reinterpret_cast<uintptr_t>(p.x) - reinterpret_cast<uintptr_t>(p.dx)) % 16 == 0;
-  good = good && (p.T == 1 || (p.x_t - p.dx_t) % V == 0);
-  for (int a = 0; a < p.num_axes; ++a) good = good && (p.axes[a].size == 1 || (p.axes[a].x - p.axes[a].dx) % V == 0);
-  return good;
-}
-
 template <class X, Nonlinearity psi, Source source, Case given>
 void launch_words(const TemporalPoolParams& p, const Context& context) {
   constexpr int V = patch_size<X, Access::shifted>;
@@ -656,37 +538,14 @@ void launch_gradient(const TemporalPoolParams& p, bool series, const Context& co
   }
 }
 
-// Launches plain_gradient where it may be, and says whether.
-template <class X, Nonlinearity psi>
-bool launch_plain(const TemporalPoolParams& p, const Context& context) {
-  constexpr int V = patch_size<X, Access::shifted>, kLeast = 16 * kThreads;  // elements that are worth blocks
-  if (p.W > 1 || p.bands || p.mean || p.std || p.clips > 1 || p.num_axes > 2 || p.y_dtype != p.x_dtype) return false;
-  const bool words = in_words(p, p.g);
-  const Axis& inner = p.inner();
-  const bool side_by_side = inner.dx == 1 && inner.y == 1 && (!p.x || (inner.x == 1 && alike<X>(p)));
-  if (!words && !side_by_side) return false;
-  if (inner.size < kLeast && !(words && p.num_axes == 1)) return false;
-  const int64_t pieces = ceil_div(inner.size + (words ? 0 : V - 1), V),
-                at_once = words ? kPiecesAtOnce<X, psi, Access::aligned> : kPiecesAtOnce<X, psi, Access::shifted>,
-                tiles = ceil_div(pieces, kThreads * at_once);
-  const int64_t blocks = tiles * p.T * p.num_outer();
-  if (inner.size > INT32_MAX || blocks > INT32_MAX) return false;
-  if (blocks == 0) return true;
-  const PlainGradient gradient{p.g, p.x, static_cast<const float*>(p.weights), p.dx, static_cast<uint32_t>(tiles),
-                               static_cast<uint32_t>(p.T), static_cast<uint32_t>(inner.size), p.x_t, p.dx_t,
-                               p.num_axes > 1 ? p.axes[0] : Axis{},
-                               extent_of(p, p.g, p.y_dtype, &Axis::y, p.y_w, p.W)};
-  launch(words ? plain_gradient<X, psi, Access::aligned> : plain_gradient<X, psi, Access::shifted>,
-         dim3(grid_size(blocks)), dim3(kThreads), context.stream, gradient);
-  return true;
-}
-
 template <class X, Nonlinearity psi>
 void launch_dx(TemporalPoolParams p, const Context& context) {
   if (p.W == 0) return launch_frames<X>(p, context);  // zeros; weights and g may be null
   if (psi == Nonlinearity::identity) p.x = nullptr;   // plays no part
   if constexpr (has_word_path<X>) {
     if (launch_plain<X, psi>(p, context)) return;
+    if constexpr (psi == Nonlinearity::sqrt)
+      if (!alike<X>(p) && launch_cropped<X>(p, context)) return;
     const bool series = !in_words(p, p.g) && in_series<X>(p);
     if (series || (p.inner().dx == 1 && (!p.x || p.inner().x == 1)))
       return launch_gradient<X, psi>(p, series, context);

@@ -201,14 +201,19 @@ struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
     shift = address & 15;
   }
 
-  // At the ends of the tensor: the last pixel first, each moving the others up.
+  // At the ends of the tensor.
   __device__ __forceinline__ void load_singly(const X* row, const Place<Access::shifted>& place) {
+    load_each([&](int j) { return place.owns(j) ? bits_of(row[place.column(j)]) : 0; });
+  }
+  // The last pixel first, each moving the others up.
+  template <class BitsOf>
+  __device__ __forceinline__ void load_each(const BitsOf& bits_of_pixel) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) word[k] = next[k] = 0;
     shift = 0;
 #pragma unroll 1
     for (int j = V - 1; j >= 0; --j) {
-      const uint32_t pixel = place.owns(j) ? bits_of(row[place.column(j)]) : 0;
+      const uint32_t pixel = bits_of_pixel(j);
 #pragma unroll
       for (int k = 3; k >= 0; --k) {
         const uint32_t below = k > 0 ? word[k - 1] : 0;
@@ -232,10 +237,22 @@ struct Patch<X, Access::shifted, 16> : Patch<X, Access::aligned> {
   // Makes pixels past the end of the row zero.
   __device__ __forceinline__ void clear_outside(const Place<Access::shifted>& place) {
 #pragma unroll
+    for (int k = 0; k < 4; ++k) word[k] &= first_pixels(place.end, k);
+  }
+  // Takes the pixels from number `count` on from another.
+  __device__ __forceinline__ void end_as(const Patch& other, int count) {
+#pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int bytes = place.end * static_cast<int>(sizeof(X)) - 4 * k;
-      word[k] &= bytes >= 4 ? ~0u : bytes <= 0 ? 0u : (1u << 8 * bytes) - 1;
+      const uint32_t own = first_pixels(count, k);
+      word[k] = (word[k] & own) | (other.word[k] & ~own);
     }
+  }
+
+ private:
+  // The bits of word k that are of so many pixels.
+  static __device__ __forceinline__ uint32_t first_pixels(int count, int k) {
+    const int bytes = count * static_cast<int>(sizeof(X)) - 4 * k;
+    return bytes >= 4 ? ~0u : bytes <= 0 ? 0u : (1u << 8 * bytes) - 1;
   }
 };
 

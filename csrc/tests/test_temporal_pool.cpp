@@ -107,6 +107,7 @@ struct Case {
   Sizes sizes;
   int subset = 0;     // backward: of dx, dA, dmean, dstd
   bool nan = false;   // some pixels inside the bands are NaN
+  bool crop = false;  // ∂L/∂x has no slack
 
   std::string describe(const char* device) const {
     char text[400];
@@ -444,11 +445,13 @@ struct Outputs {
   AccArray dweights, dmean, dstd;
 
   Outputs(const Setup& s, bool wide)
-      : dx(s.c.x_dtype, s.c.sizes, dx_layout(s.c.layout)), dweights(wide, s.problem.clips * s.problem.W * s.problem.K),
+      : dx(s.c.x_dtype, s.c.sizes, dx_layout(s.c)), dweights(wide, s.problem.clips * s.problem.W * s.problem.K),
         dmean(wide, s.problem.channels), dstd(wide, s.problem.channels) {}
 
-  static Layout dx_layout(Layout layout) {
+  static Layout dx_layout(const Case& c) {
+    Layout layout = c.layout;
     layout.expanded = false;
+    if (c.crop) layout.slack = {0, 0, 0, 0, 0};
     return layout;
   }
   void ask(TemporalPoolParams& p, int subset) {
@@ -562,6 +565,23 @@ void test_wide() {
         Case c{dtype, DType::float32, Nonlinearity::sqrt, kLayouts[layout], kLayouts[layout], Bands::none,
                Statistics::channels, false, 1 + 4 * (n % 2), sizes};
         c.subset = 15;
+        test_forward(c, n);
+        test_backward(c, n++);
+      }
+}
+
+// Crops: rows that lie apart, whose gradient lies side by side.
+void test_crops() {
+  uint32_t n = 7000;
+  const Sizes kSlack[] = {{0, 0, 0, 0, 1}, {0, 0, 0, 2, 5}, {0, 1, 0, 1, 3}, {0, 0, 1, 3, 0}, {1, 0, 0, 0, 40}};
+  for (DType dtype : {DType::float16, DType::bfloat16, DType::float32})
+    for (const Sizes& sizes : {Sizes{2, 5, 3, 29, 37}, Sizes{1, 4, 3, 31, 40}, Sizes{3, 3, 1, 61, 67}, Sizes{1, 6, 5, 60, 9}})
+      for (const Sizes& slack : kSlack) {
+        Layout layout = kLayouts[0];
+        layout.name = "cropped", layout.slack = slack;
+        Case c{dtype, dtype, Nonlinearity::sqrt, layout, kLayouts[0], Bands::none, Statistics::none, false, 1, sizes};
+        c.subset = 1;
+        c.crop = true;
         test_forward(c, n);
         test_backward(c, n++);
       }
@@ -767,9 +787,9 @@ int main(int count, char** names) {
   using namespace dynpool::test;
   setvbuf(stdout, nullptr, _IOLBF, 0);
   const std::pair<const char*, void (*)()> tests[] = {
-      {"combinations", test_combinations}, {"output layouts", test_output_layouts}, {"long", test_long},
-      {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far}, {"errors", test_errors},
-      {"gram", test_gram}, {"solver", test_solver}};
+      {"combinations", test_combinations}, {"output layouts", test_output_layouts}, {"crops", test_crops},
+      {"long", test_long}, {"wide", test_wide}, {"many rows", test_many_rows}, {"small", test_small}, {"far", test_far},
+      {"errors", test_errors}, {"gram", test_gram}, {"solver", test_solver}};
   for (const auto& [name, test] : tests) {
     if (count > 1 && std::find(names + 1, names + count, std::string(name)) == names + count) continue;
     const int before = failures;
