@@ -254,7 +254,7 @@ bool launch_cropped(const TemporalPoolParams& p, const Context& context) {
                                static_cast<uint32_t>(p.T), static_cast<uint32_t>(size), p.x_t, p.dx_t,
                                first ? p.axes[0] : Axis{}, extent_of(p, p.g, p.y_dtype, &Axis::y, p.y_w, p.W)};
   const int64_t row = rows.x, plane = inside == 3 ? p.axes[first].x : 0, planes = inside == 3 ? p.axes[first].size : 1;
-  if (std::max(rows.size * row, planes * plane) > INT32_MAX - p.inner().size) return false;
+  if (rows.size * row + planes * plane > INT32_MAX - p.inner().size) return false;
   constexpr int64_t kApart = 4 * V;  // that words around a frame are of the tensor
   if (p.x_t < kApart || (first && p.axes[0].x < kApart)) return false;
   const CroppedGradient crop{gradient,
