@@ -5,8 +5,9 @@ from ._build import build_info
 from ._version import __version__
 from .exact import RankPoolInfo, rank_pool, ranking_accuracy
 from .files import VideoError
-from .images import dynamic_image, dynamic_images, to_image
+from .images import dynamic_image, dynamic_images
 from .pooling import approx_rank_pool, temporal_pool
+from .recipe import to_image
 from .streaming import RankPoolStream
 from .video import read_clip
 from .weights import rank_weights

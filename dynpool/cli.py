@@ -23,7 +23,8 @@ from ._version import __version__
 from .decoder import damaged_parts
 from .extract.command import extract
 from .files import VideoError, failure, is_url
-from .images import Pictures, Recipe
+from .images import Pictures
+from .recipe import Recipe
 from .terminal import complain, ended_by, progress, say
 from .training import commands
 from .video import VIDEO_SUFFIXES, numbered_images

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from . import binary
-from .checks import NONLINEARITIES, Nonlinearity, choice, positive_int
+from .checks import Nonlinearity
 from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
 from .planes import Pool
 from .pooling import temporal_pool
 from .pools import pool_for
+from .recipe import Method, Recipe
 from .streaming import Endless, Windows
-from .video import Size, Video, check_reading, read_clip, resized
-from .weights import MAX_FRAMES, half_norm, rank_weights
+from .video import Size, Video, read_clip
+from .weights import half_norm
 
-Method = Literal["approx", "exact", "mean", "max"]
-ImageMode = Literal["minmax", "minmax_channel"]
-Starts: TypeAlias = Callable[[int], Sequence[int]]
-
-_MID_GREY = 128
-_KEPT_LENGTH = 4096  # frames of a video whose weights are kept
 # What pixels of a decoder that stay the same pool to in float32, at most: in 1600 frames, and of more in proportion.
 _ROUNDING, _ROUNDED = {"sqrt": 4e-5, "identity": 1e-3}, 1600
 _NEARLY_STILL = {"sqrt": 1e-2, "identity": 0.3}  # a third of what a step of a bright pixel, 255 to 254, changes
@@ -168,103 +160,7 @@ def dynamic_images(
     return made.images
 
 
-def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
-    """Show pooled values as a picture: scale them from [min, max] to [0, 255] (section 4.2 of the paper).
-
-    Args:
-        pooled: real values [..., C, H, W], of any scale.
-        mode: "minmax" takes min and max over each image, and so keeps its colours; "minmax_channel" over each channel.
-
-    Returns:
-        uint8, the shape of `pooled`, rounded to nearest. Where min = max there is nothing to scale: mid-grey, 128.
-
-    Raises:
-        TypeError: pooled is not a real Tensor.
-        ValueError: pooled has fewer than three dimensions, is empty, or is not finite; or mode is unknown.
-    """
-    if not isinstance(pooled, Tensor) or pooled.dtype.is_complex or pooled.dtype == torch.bool:
-        raise TypeError(
-            f"pooled must be a Tensor of real numbers, got {getattr(pooled, 'dtype', type(pooled).__name__)}"
-        )
-    if pooled.dim() < 3 or 0 in pooled.shape:
-        raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
-    choice("mode", mode, get_args(ImageMode))
-    dims = (-3, -2, -1) if mode == "minmax" else (-2, -1)
-    if mode == "minmax" and (images := binary.stretch(pooled.detach())) is not None:
-        return images
-    values = pooled.detach() if pooled.dtype == torch.float32 else pooled.detach().double()
-    low, high = values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
-    span = high - low
-    if not span.isfinite().all():  # NaN or infinite wherever a value is; or too far apart
-        if values.isfinite().all():
-            return to_image(values.double() / 2, mode)
-        raise ValueError("pooled must be finite, got NaN or infinity")
-    still = span == 0
-    return (values - low).div_(span + still).mul_(255).add_(still * _MID_GREY).round_().to(torch.uint8)
-
-
 # --- how ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The keywords of `dynamic_images`; without a window, one image for the video.
-
-    interleaved: images lie in memory as [H, W, 3], which is how they are written and scaled, instead of [3, H, W].
-    starts: of a video of so many frames, the first frames of the windows that are wanted, ascending, instead of one
-    every `stride`; none after one that reaches the end of the video.
-    """
-
-    method: Method = "approx"
-    nonlinearity: Nonlinearity = "sqrt"
-    time_average: bool = True
-    window: int | None = None
-    stride: int | None = None
-    size: Size | None = None
-    start: int = 0
-    end: int | None = None
-    every: int = 1
-    max_frames: int | None = None
-    resize_first: bool = False
-    timeout: float | None = None
-    device: torch.device | str | None = None
-    interleaved: bool = False
-    starts: Starts | None = None
-
-    def check(self) -> slice:
-        """The frames that are wanted. Raises ValueError for what no video would make valid: before one is read."""
-        choice("method", self.method, get_args(Method))
-        choice("nonlinearity", self.nonlinearity, NONLINEARITIES)
-        if self.window is not None:
-            positive_int("window", self.window, MAX_FRAMES)
-        if self.stride is not None:
-            positive_int("stride", self.stride)
-            if self.window is None:
-                raise ValueError(f"stride has no meaning without window, got {self.stride}")
-        if self.resize_first and self.size is None:
-            raise ValueError("resize_first has no meaning without size")
-        check_device(self.device)
-        return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
-
-    @property
-    def step(self) -> int | None:
-        """Frames from window to window."""
-        return self.window if self.stride is None else self.stride
-
-    def weights(self, count: int) -> Sequence[float]:
-        """Of `count` frames; not of a maximum."""
-        if self.method == "mean":
-            return [1 / count] * count
-        return (_kept_alpha if count <= _KEPT_LENGTH else _alpha)(count, self.time_average)
-
-    def picture(self, pooled: Tensor) -> Tensor:
-        """uint8 [3, H, W] of what was pooled: a maximum as it is, of a mean ψ⁻¹, else the values stretched."""
-        if self.method == "mean":
-            pooled = pooled.square() if self.nonlinearity == "sqrt" else pooled
-            pooled = pooled.round_().clamp_(0, 255).to(torch.uint8)
-        scaled = pooled if self.resize_first else resized(pooled, self.size)
-        image = to_image(scaled) if self.method in ("approx", "exact") else scaled
-        return image.permute(1, 2, 0).contiguous().permute(2, 0, 1) if self.interleaved else image.contiguous()
 
 
 class Account(NamedTuple):
@@ -315,25 +211,6 @@ def make_images(video: Video, recipe: Recipe) -> Made:
     """`dynamic_images`, with an account of the video."""
     pictures = Pictures(video, recipe)
     return Made(torch.stack(list(pictures)), *pictures.account)
-
-
-def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
-    return tuple(rank_weights(count, time_average=time_average, normalize=True, device="cpu").tolist())
-
-
-# The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.
-_kept_alpha = functools.lru_cache(maxsize=128)(_alpha)
-
-
-def check_device(device: torch.device | str | None) -> None:
-    """Raises ValueError for one that torch cannot use here."""
-    if device is None:
-        return
-    try:
-        torch.empty(1, device=device).cpu()  # which meta tensors, of no memory, refuse
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {reason}") from error
 
 
 # --- from a decoder -------------------------------------------------------------------------------------------------

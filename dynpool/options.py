@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .images import Recipe
+from .recipe import Recipe
 
 
 class MethodName(str, Enum):

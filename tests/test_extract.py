@@ -33,8 +33,8 @@ from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
 from dynpool.extract.shards import Shards
 from dynpool.extract.workers import DIED, _pool, in_processes
-from dynpool.images import Recipe
 from dynpool.manifest import NAME, Entry, Manifest, key_of
+from dynpool.recipe import Recipe
 
 pytest.importorskip("typer", reason="needs typer")
 

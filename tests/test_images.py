@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from dynpool import RankPoolStream, approx_rank_pool, binary, rank_pool
 from dynpool.decoder import Decoder
 from dynpool.files import VideoError
-from dynpool.images import Pictures, Recipe, covering_starts, dynamic_image, dynamic_images, make_images, to_image
+from dynpool.images import Pictures, covering_starts, dynamic_image, dynamic_images, make_images
+from dynpool.recipe import Recipe, to_image
 from dynpool.video import read_clip
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);

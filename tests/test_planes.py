@@ -29,9 +29,10 @@ from dynpool import (
 )
 from dynpool.decoder import Decoder, frame_count, open_video
 from dynpool.formats import Format
-from dynpool.images import Recipe, make_images
+from dynpool.images import make_images
 from dynpool.planes import ColourPlanes, RawPlanes
 from dynpool.pools import MovedColours, MovedRaw, RgbFrames, pool_for
+from dynpool.recipe import Recipe
 from dynpool.streaming import Endless, Windows
 from dynpool.video import read_clip
 

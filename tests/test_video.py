@@ -27,7 +27,8 @@ from PIL import Image
 
 from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeLimit, VideoError
-from dynpool.images import Pictures, Recipe, dynamic_image, dynamic_images
+from dynpool.images import Pictures, dynamic_image, dynamic_images
+from dynpool.recipe import Recipe
 from dynpool.video import numbered_images, read_clip
 
 av = clips.av

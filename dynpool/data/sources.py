@@ -20,7 +20,8 @@ from ..checks import NONLINEARITIES, choice
 from ..decoder import warn_of_damage
 from ..files import VideoError
 from ..flow import optical_flow
-from ..images import Method, Pictures, Recipe, Starts
+from ..images import Pictures
+from ..recipe import Method, Recipe, Starts
 from ..video import UNREADABLE
 from .cache import Cache, file_version
 from .geometry import Geometry

@@ -12,8 +12,8 @@ import typer
 
 from .. import options
 from ..decoder import damaged_parts
-from ..images import Recipe
 from ..manifest import Entry
+from ..recipe import Recipe
 from ..terminal import complain, ended_by, progress, say
 from .run import Extraction
 from .workers import CannotStart

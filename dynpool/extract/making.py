@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from ..files import TimeLimit, failure
-from ..images import Pictures, Recipe
+from ..images import Pictures
 from ..manifest import Entry
+from ..recipe import Recipe
 from ..writing import Job, encoded, write_pictures
 from .finding import Found
 

@@ -14,8 +14,8 @@ from .._version import __version__
 from ..checks import positive_int
 from ..decoder import cores
 from ..files import is_url
-from ..images import Recipe
 from ..manifest import Entry, Manifest
+from ..recipe import Recipe
 from .finding import Found, chosen, find
 from .making import Outcome, Work, job_of
 from .shards import Shards

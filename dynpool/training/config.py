@@ -19,9 +19,9 @@ from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
 from ..data.named import DatasetName
 from ..data.sources import Pooling, SourceName, make_source
-from ..images import Method
 from ..models import ModelConfig
 from ..models.backbones import DEFAULT_WEIGHTS
+from ..recipe import Method
 from ..video import check_timeout
 from ..writing import whole_file
 from .values import ConfigError, assign, make, merge, plain

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..files import PathLike
-from ..images import check_device
 from ..models import load
+from ..recipe import check_device
 from .config import DataConfig
 from .config import load as load_config
 from .describe import describe
