@@ -665,7 +665,7 @@ CROPS = {  # of [2, 5, 3, 43, 61]
     "frames, too": lambda x: x[:, 1:-1, :, 1:, 1:],
     "of one clip": lambda x: x[1:, :, :, 1:, 1:],
     "of one channel": lambda x: x[:, :, 1, :, 1:],
-    "narrow": lambda x: x.unflatten(-2, (1, 43)).flatten(-3)[..., :2600].unflatten(-1, (200, 13))[..., 2:11],
+    "narrow": lambda x: x.flatten(-2)[..., :2600].unflatten(-1, (200, 13))[..., 2:11],
     "channels last": lambda x: laid_out(x, "channels_last", 1)[..., 1:, 1:],
     "one channel for all": lambda x: x[:, :, :1, 1:, 1:].expand(-1, -1, 3, -1, -1),
     "one line for all": lambda x: x[..., :1, 1:].expand(-1, -1, -1, 43, -1),

@@ -707,9 +707,9 @@ def test_opcheck_backward(device, case):
     checks = CHECKS
     # torch 2.11 and 2.12 end in internal assertions when they trace derivatives of an operator with a list of results.
     if tuple(map(int, torch.__version__.split(".")[:2])) in ((2, 11), (2, 12)):
-        checks = CHECKS[:3]
+        checks = tuple(check for check in CHECKS if check != "test_aot_dispatch_dynamic")
     if binary.kernels_for(device) is None:  # its derivative is functorch's, whose tensors have no storage to look into
-        checks = CHECKS[1:2]
+        checks = ("test_autograd_registration",)
     torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=checks)
 
 
