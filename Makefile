@@ -71,4 +71,4 @@ $(VENV)/.dev: $(VENV)/.package
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info $(OUT) dynpool/_C*.so
+	rm -rf build dist *.egg-info $(OUT) dynpool/_C*.so $(VENV)/.package $(VENV)/.dev

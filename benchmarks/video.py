@@ -150,7 +150,7 @@ def benchmark(path: str, seconds: float) -> tuple[Case, list[str]]:
     """The times, and what was wrong."""
     frames = read_clip(path).frames
     count, _, height, width = frames.shape
-    alpha = dynpool.rank_weights(count, normalize=True).numpy().astype(np.float32)
+    alpha = dynpool.rank_weights(count, normalize_weights=True).numpy().astype(np.float32)
     ways = ways_for(path, alpha)
     reference = dynpool.to_image(
         dynpool.temporal_pool(frames.double(), torch.from_numpy(alpha).double(), 0, nonlinearity="sqrt")

@@ -85,9 +85,16 @@ def batch_size(x: Tensor, dim: int, what: str) -> int:
     return x.shape[0]
 
 
+def check_pooling(nonlinearity: str, out_dtype: torch.dtype | None) -> None:
+    choice("nonlinearity", nonlinearity, NONLINEARITIES)
+    if out_dtype is not None and out_dtype not in OUTPUT_DTYPES:
+        raise TypeError(f"out_dtype must be one of {OUTPUT_DTYPES}, got {out_dtype}")
+
+
 def checked_window(
-    window: int | None, stride: int | None, num_frames: int, offsets: object
+    window: int | None, stride: int | None, num_frames: int | None = None
 ) -> tuple[int | None, int | None]:
+    """Windows of a clip of so many frames, or of clips that are not known yet."""
     if window is None:
         if stride is not None:
             raise ValueError(f"stride = {stride} has no meaning without window")
@@ -97,7 +104,7 @@ def checked_window(
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value is not None and checked_int(name, value) < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if window > num_frames and offsets is None:
+    if num_frames is not None and window > num_frames:
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
     return checked_int("window", window), None if stride is None else checked_int("stride", stride)
 

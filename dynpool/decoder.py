@@ -48,6 +48,13 @@ _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but
 SWSCALES_BT601 = 5
 
 
+def versions() -> dict[str, str | None]:
+    """Of PyAV, and of the FFmpeg that it brings."""
+    if missing_av is not None:
+        return {"pyav": None, "ffmpeg": None}
+    return {"pyav": av.__version__, "ffmpeg": av.ffmpeg_version_info}
+
+
 def is_decoded(frame: object) -> bool:
     """Whether it is a frame of PyAV."""
     return missing_av is None and isinstance(frame, av.VideoFrame)

@@ -156,13 +156,7 @@ def rank_pool(
     """
     dim = check_frames(x, dim)
     _check_values(x, mean, std)
-    choice("objective", objective, OBJECTIVES)
-    for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if not math.isfinite(value) or value < 0 or value == least:
-            raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
-    max_iter = positive_int("max_iter", max_iter)
+    check_problem(objective, C, epsilon, tol, max_iter)
     if dim == 0 and lengths is not None:
         raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
     num_frames = x.shape[dim]
@@ -172,13 +166,14 @@ def rank_pool(
     plan = plan_of(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows=False)
 
     derives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mean, std))
-    options = _Options(objective, float(C), float(epsilon), float(tol), derives, max_iter, time_average, plan, counts)
-    d, imprecise, *fields = _RankPool.apply(x, mean, std, options)
+    frames = _Frames(plan, counts, time_average)
+    problem = _Problem(objective, float(C), float(epsilon), float(tol), int(max_iter), derives)
+    d, imprecise, *fields = _RankPool.apply(x, mean, std, frames, problem)
     if bool(imprecise.any()):
-        d, fields = _solved_again(imprecise, d, fields, x, mean, std, options)
+        d, fields = _solved_again(imprecise, d, fields, x, mean, std, frames, problem)
     info = RankPoolInfo(*fields)
     # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
-    limit = min(options.tol, 100 * _GRADIENT_TOL) if derives else options.tol
+    limit = min(problem.tol, 100 * _GRADIENT_TOL) if derives else problem.tol
     missed = info.duality_gap > limit * info.objective
     if bool(missed.any()):
         worst = float((info.duality_gap / info.objective)[missed].max())
@@ -191,6 +186,17 @@ def rank_pool(
     if not return_info:
         return d
     return d, RankPoolInfo(*(t[0] for t in fields)) if dim == 0 else info
+
+
+def check_problem(objective: str, C: float, epsilon: float, tol: float, max_iter: int) -> None:
+    """Raises TypeError or ValueError for arguments that `rank_pool` refuses whatever x is."""
+    choice("objective", objective, OBJECTIVES)
+    for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not math.isfinite(value) or value < 0 or value == least:
+            raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
+    positive_int("max_iter", max_iter)
 
 
 def _check_values(x: Tensor, *statistics: object) -> None:
@@ -214,17 +220,18 @@ def _solved_again(
     x: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
-    options: _Options,
+    frames: _Frames,
+    problem: _Problem,
 ) -> tuple[Tensor, list[Tensor]]:
     """The solutions, those of imprecise clips from float64 frames."""
     mean, std = (t if t is None else t.double() for t in (mean, std))
-    if options.plan.dim == 0:
-        d, _, *info = _RankPool.apply(x.double(), mean, std, options)
+    if frames.plan.dim == 0:
+        d, _, *info = _RankPool.apply(x.double(), mean, std, frames, problem)
         return d, info
     for clip in imprecise.nonzero()[:, 0].tolist():
         part = slice(clip, clip + 1)
-        own = options if options.lengths is None else replace(options, lengths=options.lengths[part])
-        d_clip, _, *info_clip = _RankPool.apply(x[part].double(), mean, std, own)
+        own = frames if frames.lengths is None else replace(frames, lengths=frames.lengths[part])
+        d_clip, _, *info_clip = _RankPool.apply(x[part].double(), mean, std, own, problem)
         place = torch.tensor([clip], device=x.device)
         d = d.index_copy(0, place, d_clip)
         info = [t.index_copy(0, place, t_clip) for t, t_clip in zip(info, info_clip, strict=True)]
@@ -268,12 +275,12 @@ def ranking_accuracy(
     counts = None if lengths is None else checked_lengths(lengths, batch, num_frames, None).to(x.device)
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     plan = plan_of(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
-    options = _Options("ranksvm", 1, 0, 1, False, 1, time_average, plan, counts)
-    scores = options.products(x.detach(), d.detach(), mean, std) @ options.averages(x).T
-    frames = torch.arange(num_frames, device=x.device)
-    pairs = frames[:, None] > frames
+    frames = _Frames(plan, counts, time_average)
+    scores = frames.products(x.detach(), d.detach(), mean, std) @ frames.averages(x).T
+    t = torch.arange(num_frames, device=x.device)
+    pairs = t[:, None] > t
     if counts is not None:
-        pairs = pairs & (frames[:, None] < counts[:, None, None])
+        pairs = pairs & (t[:, None] < counts[:, None, None])
     right = (scores[:, :, None] > scores[:, None, :]) & pairs
     if not bool(scores.isfinite().all()):
         raise ValueError("d and x must be finite and their products within float64, got NaN or infinity")
@@ -282,16 +289,22 @@ def ranking_accuracy(
 
 
 @dataclass(frozen=True)
-class _Options:
+class _Problem:
     objective: str
     C: float
     epsilon: float
     tol: float
-    derives: bool  # whether a gradient is asked for
     max_iter: int
-    time_average: bool
+    derives: bool  # whether a gradient is asked for
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """How the frames of clips become ψ(I_t) and V_t, and sums and products of them."""
+
     plan: ops.Plan
     lengths: Tensor | None
+    time_average: bool
 
     def pool(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, rows: bool = False) -> Tensor:
         """Σ_t weights[b, w, t] ψ(x[b, t]) in Acc, W in the place of T, or nowhere."""
@@ -331,38 +344,38 @@ class _Options:
 
 class _RankPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, mean, std, options):  # type: ignore[no-untyped-def]
-        plan = options.plan
-        products = gram(x, mean, std, plan.dim, plan.channel_dim, plan.nonlinearity, options.lengths)
-        pairs = options.objective != "svr"  # which see differences of frames only
+    def forward(ctx, x, mean, std, frames, problem):  # type: ignore[no-untyped-def]
+        plan = frames.plan
+        products = gram(x, mean, std, plan.dim, plan.channel_dim, plan.nonlinearity, frames.lengths)
+        pairs = problem.objective != "svr"  # which see differences of frames only
         K = products.centred if pairs else products.full()
         if not bool(K.isfinite().all()):
             raise ValueError("x must be finite and its frames' products within float64, got NaN or infinity")
-        lengths = options.lengths
+        lengths = frames.lengths
         if lengths is None:
             lengths = torch.full((len(K),), K.shape[-1], device=x.device)
         if pairs:
             K = K.where(~products.alike(lengths, x.dtype)[:, None, None], 0)
-        M = options.averages(x)
+        M = frames.averages(x)
         K = M @ K @ M.T
-        tol = min(options.tol, _GRADIENT_TOL) if options.derives else options.tol
-        solution = solve.solve(K, lengths, options.objective, options.C, options.epsilon, tol, options.max_iter)
+        tol = min(problem.tol, _GRADIENT_TOL) if problem.derives else problem.tol
+        solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
         weights = solution.u @ M
-        in_sums, in_weights = _rounding_matters(x, products, K, weights, solution.objective, lengths, options)
-        d = options.sum(x, weights, mean, std, bool(in_weights.any()))
+        in_sums, in_weights = _rounding_matters(x, products, K, weights, solution.objective, lengths, problem)
+        d = frames.sum(x, weights, mean, std, bool(in_weights.any()))
         imprecise = in_sums
         if bool(in_sums.any()):
-            found = options.products(x.detach(), d, mean, std) @ M.T
+            found = frames.products(x.detach(), d, mean, std) @ M.T
             norm = d.double().square().reshape(len(K), -1).sum(1)
-            value = solve.objective_of(norm, found, lengths, options.objective, options.C, options.epsilon)
-            imprecise = in_sums & ~(value <= solution.objective * (1 + options.tol))  # or NaN
+            value = solve.objective_of(norm, found, lengths, problem.objective, problem.C, problem.epsilon)
+            imprecise = in_sums & ~(value <= solution.objective * (1 + problem.tol))  # or NaN
         scores = (K @ solution.u[..., None])[..., 0]
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
-        frames = torch.arange(scores.shape[1], device=x.device)
-        scores = scores.where(frames < lengths[:, None], 0)
+        present = torch.arange(scores.shape[1], device=x.device) < lengths[:, None]
+        scores = scores.where(present, 0)
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
-        ctx.options = options
+        ctx.frames, ctx.problem = frames, problem
         info = (solution.objective, solution.gap, solution.iterations, scores, weights)
         ctx.mark_non_differentiable(imprecise, *info)
         return d.to(plan.out_dtype), imprecise, *info
@@ -376,21 +389,21 @@ class _RankPool(torch.autograd.Function):
             wanted = [g for g in grads if g is not None]
             following = iter(_FirstDerivative.apply(len(wanted), *wanted, grad, x, mean, std))
             grads = [None if g is None else next(following) for g in grads]
-        return *grads, None
+        return *grads, None, None
 
     @staticmethod
     def first_derivatives(ctx, grad):  # type: ignore[no-untyped-def]
         x, mean, std, K, lengths, d, *solution = ctx.saved_tensors
-        options, solution = ctx.options, solve.Solution(*solution)
-        dim = options.plan.dim
-        M = options.averages(x)
+        frames, problem, solution = ctx.frames, ctx.problem, solve.Solution(*solution)
+        dim = frames.plan.dim
+        M = frames.averages(x)
         g = grad.to(d.dtype)
 
-        Vg = options.products(x.detach(), g, mean, std) @ M.T
-        n = solve.adjoint(K, lengths, solution, options.objective, options.C, Vg)
+        Vg = frames.products(x.detach(), g, mean, std) @ M.T
+        n = solve.adjoint(K, lengths, solution, problem.objective, problem.C, Vg)
 
         # ∂L/∂V_t = u_t (g - z) - n_t d, z = Σ n_t V_t: the gradient of a sum with two rows of weights.
-        z = options.pool(x, (n @ M)[:, None], mean, std)
+        z = frames.pool(x, (n @ M)[:, None], mean, std)
         rows = torch.stack([solution.u @ M, -(n @ M)], 1)
         needs = ctx.needs_input_grad[:3]
         inputs = [
@@ -398,7 +411,7 @@ class _RankPool(torch.autograd.Function):
         ]
         wanted = [t for t, need in zip(inputs, needs, strict=True) if t is not None and need]
         with torch.enable_grad():
-            pooled = options.pool(inputs[0], rows, inputs[1], inputs[2], rows=True)
+            pooled = frames.pool(inputs[0], rows, inputs[1], inputs[2], rows=True)
         grads = iter(torch.autograd.grad(pooled, wanted, torch.stack([g - z, d], dim)))
         return [next(grads) if need else None for need in needs]
 
@@ -410,10 +423,10 @@ def _rounding_matters(
     weights: Tensor,
     objective: Tensor,
     lengths: Tensor,
-    options: _Options,
+    problem: _Problem,
 ) -> tuple[Tensor, Tensor]:
     """Whether roundings of float32 may raise the objective by `tol` of it, [B]: those of the frames' products and
-    weighted sum; and those of the weights, which `_Options.sum` need not lose.
+    weighted sum; and those of the weights, which `_Frames.sum` need not lose.
 
     They change a score by what Σ_t weights_t ψ(I_t) loses times the largest ‖V‖, and the objective by the square of
     that. What values lose has any sign, so that they lose less together, but for those that are alike, and for those
@@ -425,10 +438,10 @@ def _rounding_matters(
     values = min(max(1, x.numel() // max(1, weights.numel()) // KERNEL_BLOCK), _LEVELS)
     terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
-    factor = options.C * (lengths if options.objective == "svr" else 1)  # "svr" alone takes no mean
+    factor = problem.C * (lengths if problem.objective == "svr" else 1)  # "svr" alone takes no mean
     in_sums = factor * (largest * terms.abs().sum(1)).square() / values
     in_weights = factor * (largest * terms.square().sum(1).sqrt()).square()
-    return in_sums > options.tol * objective, in_weights > options.tol * objective
+    return in_sums > problem.tol * objective, in_weights > problem.tol * objective
 
 
 class _FirstDerivative(torch.autograd.Function):

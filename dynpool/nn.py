@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from . import context
-from .checks import Nonlinearity, PerChannel, batch_size, check_frames, checked_lengths
-from .exact import Objective, RankPoolInfo, rank_pool
+from .checks import (
+    Nonlinearity,
+    PerChannel,
+    batch_size,
+    check_frames,
+    check_pooling,
+    checked_lengths,
+    checked_window,
+)
+from .exact import Objective, RankPoolInfo, check_problem, rank_pool
 from .ops import laid_out_like
 from .pooling import approx_rank_pool
 
@@ -35,7 +43,7 @@ class ApproxRankPool(nn.Module):
         that of x, float32 for uint8, or `out_dtype`.
 
     Raises:
-        TypeError, ValueError: from forward, as `dynpool.approx_rank_pool` does; of text as mean or std at once.
+        TypeError, ValueError: as `dynpool.approx_rank_pool` does: from forward, and at once for what no x would fit.
 
     Example:
         A network sees frames [B·T, 3, H, W]. To pool the maps of any of its layers:
@@ -61,6 +69,8 @@ class ApproxRankPool(nn.Module):
         out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_pooling(nonlinearity, out_dtype)
+        checked_window(window, stride)
         self.dim = dim
         self.time_average = time_average
         self.nonlinearity = nonlinearity
@@ -94,7 +104,7 @@ class RankPool(nn.Module):
         `RankPoolInfo`.
 
     Raises:
-        TypeError, ValueError: from forward, as `dynpool.rank_pool` does.
+        TypeError, ValueError: as `dynpool.rank_pool` does: from forward, and at once for what no x would fit.
     """
 
     mean: PerChannel | None
@@ -118,6 +128,8 @@ class RankPool(nn.Module):
         return_info: bool = False,
     ) -> None:
         super().__init__()
+        check_pooling(nonlinearity, out_dtype)
+        check_problem(objective, C, epsilon, tol, max_iter)
         self.dim = dim
         self.objective = objective
         self.C = C

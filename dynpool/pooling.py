@@ -9,8 +9,6 @@ from torch import Tensor
 
 from . import binary, context, ops
 from .checks import (
-    NONLINEARITIES,
-    OUTPUT_DTYPES,
     Nonlinearity,
     PerChannel,
     batch_size,
@@ -19,17 +17,17 @@ from .checks import (
     check_dense,
     check_finite,
     check_frames,
+    check_pooling,
     check_same_device,
     checked_lengths,
     checked_offsets,
     checked_window,
-    choice,
     described,
 )
 from .kept import kept_rank_rows
 from .reference import accumulate_dtype
 
-_calls = ops.new_calls()  # approx_rank_pool of such frames
+_calls = ops.new_calls()  # of approx_rank_pool, with arguments that passed its checks
 _KEPT_TYPES = (int, bool, str, torch.dtype, type(None))  # of options that may be found again: they never change
 
 
@@ -137,8 +135,9 @@ def approx_rank_pool(
     `offsets` give depends in shape on their values: `torch.export` and vmap take none, `torch.compile` none with
     `window`.
     """
-    repeatable = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()
-    if repeatable:
+    # A call of the same layout and options that was made before is found and run by C++ (csrc/calls.h).
+    plain = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()
+    if plain:
         y: Tensor | None = _calls.run(x, dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
         if y is not None:
             return y
@@ -146,7 +145,7 @@ def approx_rank_pool(
     time_average, normalize_weights = bool(time_average), bool(normalize_weights)  # what keys are made of
     dim = check_frames(x, dim)
     num_frames = x.shape[dim]
-    window, stride = checked_window(window, stride, num_frames, offsets)
+    window, stride = checked_window(window, stride, num_frames if offsets is None else None)
     if lengths is not None and offsets is not None:
         raise ValueError("lengths and offsets exclude each other: a batch is either padded or packed")
     if context.is_captured(x):
@@ -159,7 +158,7 @@ def approx_rank_pool(
     keep_rows = window is not None or offsets is not None
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     plan = plan_of(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
-    repeatable = repeatable and x.dim() <= binary.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
+    repeatable = plain and x.dim() <= binary.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
     if repeatable and context.is_direct(x) and binary.kernels_for(x.device) is not None:
         ops.Call(x, rows.weights.shape, plan).keep(_calls, x, options, rows.weights)
     return pool_as(x, rows.weights, mean, std, plan)
@@ -175,15 +174,15 @@ def plan_of(
     keep_rows: bool,
     overlap: int = 0,
 ) -> ops.Plan:
-    choice("nonlinearity", nonlinearity, NONLINEARITIES)
+    """How x becomes ψ of its frames, and their sums a result. Raises for a ψ or dtype that is none."""
+    check_pooling(nonlinearity, out_dtype)
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    elif out_dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"out_dtype must be one of {OUTPUT_DTYPES}, got {out_dtype}")
     return ops.Plan(bands, dim, channel_dim, nonlinearity, out_dtype, not keep_rows, overlap)
 
 
 def pool_as(x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: ops.Plan) -> Tensor:
+    """The sums, with all that was checked; weights [B or 1, W, K] of any floating dtype."""
     if x.dim() > binary.MAX_DIMS:
         x = x.contiguous()
     weights = weights.to(accumulate_dtype(x.dtype)).contiguous()

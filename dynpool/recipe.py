@@ -120,7 +120,7 @@ class Recipe:
 
 
 def _alpha(count: int, time_average: bool) -> tuple[float, ...]:
-    return tuple(rank_weights(count, time_average=time_average, normalize=True, device="cpu").tolist())
+    return tuple(rank_weights(count, time_average=time_average, normalize_weights=True, device="cpu").tolist())
 
 
 # The videos of a set have few lengths, and windows one; to compute α takes as long as to open a file.

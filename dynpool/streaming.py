@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .checks import OUTPUT_DTYPES, Nonlinearity, PerChannel, check_frames, checked_int, statistic
+from .checks import OUTPUT_DTYPES, Nonlinearity, PerChannel, check_frames, check_pooling, checked_int, statistic
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool
 from .pooling import temporal_pool
@@ -71,7 +71,7 @@ class RankPoolStream:
             "channel_dim": channel_dim,
         }
         # What no frame could fit is refused now.
-        temporal_pool(torch.zeros(1, 3, 1, 1, device="cpu"), torch.zeros(1, device="cpu"), 0, nonlinearity=nonlinearity)
+        check_pooling(nonlinearity, None)
         for name, value in (("mean", mean), ("std", std)):
             device = value.device if isinstance(value, Tensor) else "cpu"
             statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
@@ -101,7 +101,8 @@ class RankPoolStream:
         """
         if self._chunk is None and is_decoded(frame) and self._options["mean"] is None and self._options["std"] is None:
             self._decoded = self._decoded or _DecodedStream(frame, self._options["nonlinearity"], self.time_average)
-            return self._decoded.update(frame)
+            self._decoded.update(frame)
+            return
         if self._decoded:
             raise TypeError(f"frame must be a frame of PyAV, as those before, got {type(frame).__name__}")
         image = frame_tensor(frame)

@@ -23,14 +23,14 @@ class Rows(NamedTuple):
 
     weights: Tensor  # [B or 1, W, K]
     bands: Tensor | None  # int64 [B or 1, W, 2]: first frame and number of frames
-    overlap: int = 0  # n > 0: bands are windows of one clip in order, at most n over a frame; 0: perhaps not
+    overlap: int = 0  # at most so many rows share a frame, if they are windows of one clip in order; 0: not known
 
 
 def rank_weights(
     num_frames: int,
     *,
     time_average: bool = True,
-    normalize: bool = False,
+    normalize_weights: bool = False,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -41,7 +41,7 @@ def rank_weights(
         time_average: True gives eq. (2) of Bilen et al. 2016, ranking the running means V_t:
             α_t = 2(T-t+1) - (T+1)(H_T - H_{t-1}), t = 1 … T, H the harmonic numbers.
             False gives eq. (4), ranking the frames themselves: α_t = 2t - T - 1.
-        normalize: divide by ‖α‖₁/2, so that the positive weights sum to 1 and the negative ones to -1.
+        normalize_weights: divide by ‖α‖₁/2, so that the positive weights sum to 1 and the negative ones to -1.
         dtype: floating dtype of the result. α is computed in float64 and rounded once.
         device: device of the result.
 
@@ -62,11 +62,11 @@ def rank_weights(
     if num_frames < 1 or (not context.is_compiling() and num_frames > MAX_FRAMES):
         raise ValueError(f"num_frames must be between 1 and 2**24 = {MAX_FRAMES}, got {num_frames}")
     t = torch.arange(1, num_frames + 1, dtype=torch.float64, device=device)
-    return _normalized(_alpha(t, num_frames, time_average), normalize).to(dtype)
+    return _normalized(_alpha(t, num_frames, time_average), normalize_weights).to(dtype)
 
 
 def half_norm(num_frames: int, time_average: bool) -> float:
-    """‖α‖₁/2, by which `normalize` divides."""
+    """‖α‖₁/2, by which `normalize_weights` divides."""
     return rank_weights(num_frames, time_average=time_average, device="cpu").abs().sum().item() / 2
 
 
@@ -95,13 +95,15 @@ def rank_rows(
     `rank_table` that is large enough, serves clips of different lengths in a fraction of the time.
     """
     if window is not None:
-        alpha = rank_weights(window, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
+        alpha = rank_weights(window, time_average=time_average, normalize_weights=normalize, dtype=dtype, device=device)
         stride = window if stride is None else stride
         bands = _window_bands(num_frames, window, stride, lengths, offsets, alpha.device)
         overlap = -(-window // stride) if lengths is None and offsets is None else 0  # offsets may be unchecked
         return Rows(alpha.expand(*bands.shape[:2], window), bands, overlap)
     if lengths is None and offsets is None:
-        alpha = rank_weights(num_frames, time_average=time_average, normalize=normalize, dtype=dtype, device=device)
+        alpha = rank_weights(
+            num_frames, time_average=time_average, normalize_weights=normalize, dtype=dtype, device=device
+        )
         return Rows(alpha.expand(1, 1, -1), None)
     if lengths is not None:
         first, counts, longest = None, _moved(lengths, device), num_frames

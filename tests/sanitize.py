@@ -74,7 +74,7 @@ for dtype in dtypes[1:4]:  # gradients of crops, enough elements for words
     x = (torch.rand(2, 5, 3, 41, 61) * 200 + 1).to(dtype).to(device)[..., 2:, 3:].requires_grad_()
     y = dynpool.approx_rank_pool(x, nonlinearity="sqrt", normalize_weights=True)
     (dx,) = torch.autograd.grad(y, x, torch.ones(y.shape).to(y))
-    alpha = dynpool.rank_weights(5, normalize=True)[:, None, None, None]
+    alpha = dynpool.rank_weights(5, normalize_weights=True)[:, None, None, None]
     torch.testing.assert_close(dx.cpu().double(), alpha / 2 / x.detach().cpu().double().sqrt(), rtol=1e-2, atol=0)
     launches += 1
 for (dtype, view), objective in itertools.product(

@@ -55,7 +55,6 @@ def test_repr_tells_tensors_by_shape():
 def test_repr_shows_numbers_of_numpy_as_python_s():
     module = ApproxRankPool(np.int64(1), window=np.int64(3), mean=[np.float32(1), np.float64(2)], std=np.array(0.25))
     assert repr(module) == "ApproxRankPool(dim=1, mean=(1.0, 2.0), std=0.25, window=3)"
-    assert repr(ApproxRankPool(window=np.array([3, 4]))) == "ApproxRankPool(dim=1, window=[3, 4])"
     assert repr(RankPool(C=np.float64(3))) == "RankPool(dim=1, C=3.0)"
     assert repr(TemporalMaxPool(np.int64(2))) == "TemporalMaxPool(dim=2)"
 
@@ -64,6 +63,25 @@ def test_repr_shows_numbers_of_numpy_as_python_s():
 def test_text_is_no_mean(name):
     with pytest.raises(TypeError, match=f"{name} must be a number, a sequence of numbers or a Tensor, got 'abc'"):
         ApproxRankPool(**{name: "abc"})
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "error", "message"),
+    [
+        (ApproxRankPool, {"nonlinearity": "relu"}, ValueError, "nonlinearity must be one of 'identity', 'sqrt', got"),
+        (ApproxRankPool, {"window": 0}, ValueError, "window must be at least 1, got 0"),
+        (ApproxRankPool, {"window": np.array([3, 4])}, TypeError, "window must be an integer, got array"),
+        (ApproxRankPool, {"stride": 2}, ValueError, "stride = 2 has no meaning without window"),
+        (ApproxRankPool, {"out_dtype": torch.int32}, TypeError, "out_dtype must be one of"),
+        (RankPool, {"nonlinearity": "relu"}, ValueError, "nonlinearity must be one of"),
+        (RankPool, {"objective": "svm"}, ValueError, "objective must be one of 'ranksvm', .* got 'svm'"),
+        (RankPool, {"C": 0}, ValueError, "C must be finite and positive, got 0"),
+        (RankPool, {"max_iter": 0}, ValueError, "max_iter must be a positive integer, got 0"),
+    ],
+)
+def test_what_no_frames_would_fit_is_refused_at_once(module, options, error, message):
+    with pytest.raises(error, match=message):
+        module(**options)
 
 
 OPTIONS = [

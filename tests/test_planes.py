@@ -260,7 +260,7 @@ def test_weighted_sums_on_every_device(format, nonlinearity, dtype, backend):
 def test_what_does_not_move_vanishes(format, count, nonlinearity, instruction_set):
     frames = [random_frame(format, 195, 6)] * count
     pool = pool_for(frames[0], nonlinearity, CPU, None, colours=True)
-    weights = rank_weights(count, normalize=True).tolist()
+    weights = rank_weights(count, normalize_weights=True).tolist()
     largest = 16 if nonlinearity == "sqrt" else 255
     # Each weight is rounded to 2^-24 of the largest, or to float32, and so is each product.
     assert pooled_by(pool, frames, [weights], torch.float32).abs().max() <= 2 * count * 2**-23 * largest * max(weights)
@@ -271,7 +271,7 @@ def test_the_least_changes_are_seen_for_what_they_are(instruction_set):
     flips = np.random.default_rng(1).integers(0, 2, (16, 9, 40, 3), np.uint8)
     frames = [av.VideoFrame.from_ndarray(still + flip, format="rgb24") for flip in flips]
     pool = pool_for(frames[0], "sqrt", CPU, None, colours=False)
-    weights = rank_weights(16, normalize=True)
+    weights = rank_weights(16, normalize_weights=True)
     found = pooled_by(pool, frames, [weights.tolist()], torch.float32)[0].double()
     values = torch.from_numpy(still + flips).double().sqrt().permute(0, 3, 1, 2)
     expected = torch.einsum("t,tchw->chw", weights, values)
@@ -506,7 +506,7 @@ def test_a_long_stream_of_decoded_frames():
     for t in range(T):
         stream.update(frames[t % 97])
     assert len(stream) == T
-    weights = rank_weights(T, normalize=True)
+    weights = rank_weights(T, normalize_weights=True)
     folded = torch.stack([weights[i::97].sum() for i in range(97)])
     rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in frames]).transpose(0, 3, 1, 2)
     expected = torch.einsum("t,tchw->chw", folded, torch.from_numpy(rgb).double().sqrt())
@@ -647,7 +647,7 @@ def test_under_the_identity_real_clips_differ_by_what_their_frames_clip():
         with open_video(str(path), ALL) as decoder:
             decoded = [frame for _, frame in decoder.frames()]
         pool = pool_for(decoded[0], "identity", CPU, None, colours=False)
-        sums = Windows(pool, len(decoded), [0], rank_weights(len(decoded), normalize=True).tolist())
+        sums = Windows(pool, len(decoded), [0], rank_weights(len(decoded), normalize_weights=True).tolist())
         for first in range(0, len(decoded), pool.batch):
             rows = list(sums.take(decoded[first : first + pool.batch]))
         pooled = pool.image(rows[0], 0)

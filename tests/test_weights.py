@@ -79,7 +79,7 @@ def test_sums_to_zero(num_frames, time_average):
 
 @given(num_frames=st.integers(2, 300), time_average=st.booleans())
 def test_normalized_parts_sum_to_one(num_frames, time_average):
-    alpha = rank_weights(num_frames, time_average=time_average, normalize=True)
+    alpha = rank_weights(num_frames, time_average=time_average, normalize_weights=True)
     assert alpha.clamp(min=0).sum().item() == pytest.approx(1, abs=1e-11)
     assert alpha.clamp(max=0).sum().item() == pytest.approx(-1, abs=1e-11)
     plain = rank_weights(num_frames, time_average=time_average)
@@ -100,7 +100,7 @@ def test_first_and_last_weight():
 
 
 def test_one_frame_has_no_order():
-    for options in ({}, {"time_average": False}, {"normalize": True}, {"time_average": False, "normalize": True}):
+    for options in ({}, {"time_average": False}, {"normalize_weights": True}):
         assert rank_weights(1, **options).tolist() == [0.0]
 
 
@@ -141,7 +141,7 @@ def test_table_of_all_lengths(time_average, normalize):
     assert table.shape == (24, 23)
     assert not table[0].any()
     for n, row in enumerate(table[1:], 1):
-        expected = rank_weights(n, time_average=time_average, normalize=normalize)
+        expected = rank_weights(n, time_average=time_average, normalize_weights=normalize)
         torch.testing.assert_close(row[:n], expected, rtol=1e-14, atol=0)  # ‖α‖₁ of 23 terms in another order
         assert not row[n:].any()
 
