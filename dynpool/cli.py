@@ -87,8 +87,8 @@ def image(
 
     It is written as a PNG file of the video's name: clip.png for clip.mp4, or clip_0000.png, clip_0001.png, ... for
     windows; for a folder of images, its name. Files of these names are replaced, when all windows of the video are
-    done; higher numbers, of an earlier run, are told, not removed. A video or folder that cannot be read is reported;
-    the others are still done, and the exit code is 1.
+    done; higher numbers, of an earlier run, are reported, not removed. A video or folder that cannot be read is
+    reported; the others are still done, and the exit code is 1.
 
     Examples:
 

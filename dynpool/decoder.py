@@ -193,7 +193,8 @@ class Decoder:
     def _decode(self) -> Iterator[Any]:
         if self._decoded:
             if not self.repeatable:
-                reason = f"has other frames than its packets tell, and more than {_KEPT_BYTES >> 20} MB to decode again"
+                size = f"over {_KEPT_BYTES >> 20} MB"
+                reason = f"its packets do not tell its number of frames, and it is too large ({size}) to decode twice"
                 raise VideoError(self.source, reason)
             self._stream.codec_context.flush_buffers()
             self._undecodable.clear()

@@ -11,8 +11,8 @@ from torch import Tensor
 from . import binary
 from .reference import accumulate_dtype, normalize, psi
 
-KERNEL_BLOCK = 1024  # values of a frame whose products kernels sum in float32, at most,
-_BLOCK = 64  # and torch
+KERNEL_BLOCK = 1024  # most products of values that a kernel sums in float32, before it adds to float64
+_BLOCK = 64  # the same in torch
 _TILE = 1 << 20  # floats of the frames that are held at a time
 
 

@@ -22,7 +22,7 @@ from .streaming import Endless, Windows
 from .video import Size, Video, read_clip
 from .weights import half_norm
 
-# What pixels of a decoder that stay the same pool to in float32, at most: in 1600 frames, and of more in proportion.
+# The largest float32 rounding that pixels which never change leave, up to 1600 frames; of more in proportion.
 _ROUNDING, _ROUNDED = {"sqrt": 4e-5, "identity": 1e-3}, 1600
 _NEARLY_STILL = {"sqrt": 1e-2, "identity": 0.3}  # a third of what a step of a bright pixel, 255 to 254, changes
 
@@ -77,6 +77,7 @@ def dynamic_image(
     Raises:
         VideoError: the file cannot be read as a video.
         FileNotFoundError: there is no such file.
+        ImportError: a URL is given and fsspec is missing.
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
 
     Warns:
@@ -194,7 +195,7 @@ class Pictures:
 
     def _of_decoder(self, video: File, decoder: Decoder) -> Making:
         if self._recipe.starts is None:
-            return _of_decoder(decoder, self._recipe)
+            return _while_decoding(decoder, self._recipe)
         count = decoder.expected or frame_count(video, self._chosen, self._recipe.timeout)
         return _of_chosen(decoder, self._recipe, count)
 
@@ -216,7 +217,7 @@ def make_images(video: Video, recipe: Recipe) -> Made:
 # --- from a decoder -------------------------------------------------------------------------------------------------
 
 
-def _of_decoder(decoder: Decoder, recipe: Recipe) -> Making:
+def _while_decoding(decoder: Decoder, recipe: Recipe) -> Making:
     feed = _Feed(decoder, recipe)
     if recipe.step is None:
         picture, count = _whole(feed)
@@ -237,7 +238,7 @@ def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Making:
             yield from images
             return Account(count, decoder.damaged)
         count = feed.count
-    raise VideoError(decoder.source, "has not the same frames whenever it is decoded")
+    raise VideoError(decoder.source, "gives another number of frames each time it is decoded")
 
 
 def _pictures(feed: _Feed, starts: Sequence[int]) -> Iterator[Tensor]:

@@ -1,4 +1,6 @@
-"""What calls with the same arguments share: rows of weights, tables of them, and numbers, beside the frames."""
+"""Caches of tensors that depend on the arguments of a call alone: rows of weights, tables of α, mean and std; each on
+the device of the frames.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from .weights import Rows, longest_clip, rank_rows, rank_table
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}
-_captured: dict[tuple[object, ...], Any] = {}  # of the last three, what CUDA graphs use
+_captured: dict[tuple[object, ...], Any] = {}  # entries of all three that a CUDA graph reads when it is replayed
 _LARGEST_TABLE = 1024  # frames of the longest clip: 4 MB of float32
 
 

@@ -485,7 +485,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(listing, tmp_path, monke
             assert torch.equal(item["video"], right[index]["video"])
             assert not item["notices"]
     assert [record.message for record in caplog.records] == [
-        f"cache {tmp_path / 'cache'} cannot be written, and is not from now on: 1024 requested and 0 written"
+        f"cache {tmp_path / 'cache'} cannot be written, and nothing more is kept: 1024 requested and 0 written"
     ]
     assert not list((tmp_path / "cache").iterdir())
 

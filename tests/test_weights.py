@@ -99,9 +99,10 @@ def test_first_and_last_weight():
     assert alpha[0].item() == pytest.approx(float(202 - 102 * harmonic), abs=oracle.alpha_error(101))
 
 
-def test_one_frame_has_no_order():
-    for options in ({}, {"time_average": False}, {"normalize_weights": True}):
-        assert rank_weights(1, **options).tolist() == [0.0]
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("normalize_weights", [True, False])
+def test_one_frame_has_no_order(time_average, normalize_weights):
+    assert rank_weights(1, time_average=time_average, normalize_weights=normalize_weights).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -1,5 +1,5 @@
-// Few frames of few pixels, in words, otherwise as in plain.cuh. All are asked for at once, by as little code as does it, since
-// that comes from memory as they do.
+// At most 16 frames of few pixels, in words, otherwise as in plain.cuh. All are asked for before the first is used, and the
+// kernel is short, since its code has to come from memory, too.
 #pragma once
 #include "launchers.h"
 #include "mode.cuh"

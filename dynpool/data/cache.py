@@ -70,7 +70,7 @@ class FolderCache:
                 np.save(file, (value.permute(0, 2, 3, 1) if value.dim() == 4 else value).contiguous().numpy())
         except OSError as error:  # no fault of what was to be kept
             self._writable = False
-            log.warning("cache %s cannot be written, and is not from now on: %s", self.folder, error)
+            log.warning("cache %s cannot be written, and nothing more is kept: %s", self.folder, error)
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(os.fsencode(f"{_LAYOUT}|{key}")).hexdigest()[:40]

@@ -27,7 +27,7 @@ Results: TypeAlias = Generator[tuple[Item, Result], None, None]
 
 DIED = "the process that worked on it died: killed, perhaps out of memory"
 _CANNOT_START = (
-    "worker processes cannot start, for what they have said above, or are killed at once, perhaps out of memory; "
+    "worker processes did not start: see what they have said above, or memory ran out; "
     "a script must call this below `if __name__ == '__main__':`, since they import it"
 )
 _AHEAD = 2  # tasks a processor of a Ray cluster is given

@@ -204,6 +204,12 @@ def _check_rows(model: VideoNetwork, route: Route) -> None:
         raise ValueError(f"{_unpoolable(model)}: scores of one video have shape {shape}")
 
 
+_WHY_NOT = (
+    "perhaps because a skip connection goes around it, or because a forward keeps to the batch size of its input "
+    "(`view(batch, -1)` instead of `flatten(1)`)"
+)
+
+
 def _unpoolable(model: VideoNetwork) -> str:
     """What to say where pooling failed: the layer after which rows cannot go, and the one around it that would do."""
     images = _grey(model.backbone, len(model.mean), model.size)
@@ -213,11 +219,5 @@ def _unpoolable(model: VideoNetwork) -> str:
             continue
         blocks = (block for block in around(name) if lets_rows_go(model.backbone, block, images))
         block = next((f"; {option} = {block!r}, which holds it, can be" for block in blocks), "")
-        return f"backbone cannot be pooled at {option} = {name!r}, {_KEPT}{block}"
+        return f"backbone cannot be pooled at {option} = {name!r}, {_WHY_NOT}{block}"
     return "backbone cannot be pooled inside"
-
-
-_KEPT = (
-    "perhaps because a skip connection goes around it, or because a forward keeps to the batch size of its input "
-    "(`view(batch, -1)` instead of `flatten(1)`)"
-)

@@ -220,7 +220,7 @@ def compare(
 
 
 def _given(data: str | None, model: Kind | None, split: str | None) -> list[str]:
-    """Options as overrides; text in quotes, so that YAML takes 03 for no number and no for no truth value."""
+    """Options as overrides; quoted, so that YAML reads `03` and `no` as text."""
     from ..data.named import dataset_and_root
 
     given: list[str] = []

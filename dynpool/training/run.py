@@ -42,7 +42,8 @@ except ImportError:  # Windows, where nothing keeps two runs apart
 CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
 CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
 _LAUNCHER = "DYNPOOL_LAUNCHER"  # the process that Lightning started this one from, to those of its environment
-_KEPT = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")  # what Lightning goes on from
+# What Lightning goes on from.
+_CHECKPOINT_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -229,7 +230,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ConfigError(f"{path} is damaged, or no checkpoint of a run: torch cannot read it") from error
-    lacking = [name for name in _KEPT if not isinstance(content, dict) or name not in content]
+    lacking = [name for name in _CHECKPOINT_KEYS if not isinstance(content, dict) or name not in content]
     if lacking:
         raise ConfigError(f"{path} is no checkpoint of a run: it has no {', '.join(lacking)}")
     return cast("dict[str, Any]", content)
