@@ -149,6 +149,14 @@ def rank_pool(
 
     `torch.compile` runs it as it is, between two graphs.
 
+    Example:
+        >>> x = torch.tensor([[3.0, 0.0], [2.0, 1.0], [1.0, 4.0]])  # three frames of two values
+        >>> d, info = rank_pool(x, dim=0, return_info=True)
+        >>> bool(info.duality_gap <= 1e-3 * info.objective)
+        True
+        >>> ranking_accuracy(d, x, dim=0)
+        tensor(1., dtype=torch.float64)
+
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
         RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph;
@@ -258,6 +266,11 @@ def ranking_accuracy(
 
     Returns:
         float64 [B], or a scalar where dim = 0; NaN for a clip of one frame, which has no pairs.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [3.0], [2.0]])  # three frames of one value, the last two out of order
+        >>> ranking_accuracy(torch.tensor([1.0]), x, dim=0, time_average=False)
+        tensor(0.6667, dtype=torch.float64)
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.

@@ -74,6 +74,12 @@ def dynamic_image(
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
         "approx" or "exact" image is mid-grey, 128.
 
+    Example:
+        >>> image = dynamic_image("clip.mp4", size=224)  # doctest: +SKIP
+        >>> frames = torch.randint(0, 256, (12, 3, 60, 80), dtype=torch.uint8)
+        >>> dynamic_image(frames, size=30).shape
+        torch.Size([3, 30, 40])
+
     Raises:
         VideoError: the file cannot be read as a video.
         FileNotFoundError: there is no such file.
@@ -136,6 +142,11 @@ def dynamic_images(
     Returns:
         uint8 Tensor [W, 3, H, W'], W = 1 + ⌈(T - window) / stride⌉ images for T > window, else 1; with stride >
         window, none that would start after the last frame.
+
+    Example:
+        >>> frames = torch.randint(0, 256, (12, 3, 60, 80), dtype=torch.uint8)
+        >>> dynamic_images(frames, window=5, stride=4).shape  # of frames 0 … 4, 4 … 8, and 8 … 11 and again 11
+        torch.Size([3, 3, 60, 80])
 
     Raises, warns: as `dynamic_image`.
     """

@@ -46,9 +46,12 @@ class ApproxRankPool(nn.Module):
         TypeError, ValueError: as `dynpool.approx_rank_pool` does: from forward, and at once for what no x would fit.
 
     Example:
-        A network sees frames [B·T, 3, H, W]. To pool the maps of any of its layers:
+        A network sees frames [B·T, 3, H, W]. To pool the maps of any of its layers, here those of clips of 10 frames:
 
-        >>> nn.Sequential(*layers[:k], nn.Unflatten(0, (-1, T)), ApproxRankPool(normalize_weights=True), *layers[k:])
+        >>> below, above = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        >>> network = nn.Sequential(below, nn.Unflatten(0, (-1, 10)), ApproxRankPool(normalize_weights=True), above)
+        >>> network(torch.rand(2 * 10, 3, 32, 32)).shape
+        torch.Size([2, 4, 28, 28])
     """
 
     mean: PerChannel | None
@@ -102,6 +105,11 @@ class RankPool(nn.Module):
         lengths: [B] integers, for padded clips.
         Returns x without `dim`, in the dtype of x, float32 for uint8, or `out_dtype`; with `return_info`, that and the
         `RankPoolInfo`.
+
+    Example:
+        >>> pool = RankPool(objective="svr", nonlinearity="sqrt")
+        >>> pool(torch.rand(2, 10, 3, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
 
     Raises:
         TypeError, ValueError: as `dynpool.rank_pool` does: from forward, and at once for what no x would fit.
@@ -181,6 +189,10 @@ class TemporalMaxPool(nn.Module):
 
     The gradient goes to one maximum: where several frames tie, to a single one of them. Backward keeps the index of the
     maximum, not the frames; without gradients none is made.
+
+    Example:
+        >>> TemporalMaxPool()(torch.tensor([[[1.0, 5.0], [4.0, 2.0]]]))  # one clip of two frames
+        tensor([[4., 5.]])
 
     Raises:
         TypeError: x is not a tensor, or of another dtype; dim or lengths are not integers.

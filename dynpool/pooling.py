@@ -61,6 +61,11 @@ def temporal_pool(
     Returns:
         x without `dim`, or with W in its place. Memory format is kept.
 
+    Example:
+        >>> x = torch.tensor([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])  # three frames of two values
+        >>> temporal_pool(x, torch.tensor([0.5, 0.25, 0.25]), dim=0)
+        tensor([ 2., 20.])
+
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, value or device does not fit; the message names argument, value and what is allowed.
@@ -124,6 +129,13 @@ def approx_rank_pool(
     Returns:
         x without `dim`, or with W or B in its place. Memory format is kept. One frame has no order: T = 1 gives
         zeros (the authors' layer passes the frame through).
+
+    Example:
+        >>> x = torch.randint(0, 256, (2, 30, 3, 64, 48), dtype=torch.uint8)  # [B, T, C, H, W]
+        >>> approx_rank_pool(x, nonlinearity="sqrt").shape
+        torch.Size([2, 3, 64, 48])
+        >>> approx_rank_pool(x, window=10, stride=5, normalize_weights=True).shape
+        torch.Size([2, 5, 3, 64, 48])
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

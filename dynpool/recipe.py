@@ -33,6 +33,10 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
     Returns:
         uint8, the shape of `pooled`, rounded to nearest. Where min = max there is nothing to scale: mid-grey, 128.
 
+    Example:
+        >>> to_image(torch.tensor([[[-2.0, 0.0, 3.0]]]))
+        tensor([[[  0, 102, 255]]], dtype=torch.uint8)
+
     Raises:
         TypeError: pooled is not a real Tensor.
         ValueError: pooled has fewer than three dimensions, is empty, or is not finite; or mode is unknown.

@@ -47,9 +47,11 @@ class RankPoolStream:
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
-        >>> for frame in camera:
+        >>> for frame in torch.randint(0, 256, (12, 3, 60, 80), dtype=torch.uint8):  # or of a camera
         ...     stream.update(frame)
-        >>> image = to_image(stream.result())
+        >>> image = dynpool.to_image(stream.result())
+        >>> len(stream), image.shape
+        (12, torch.Size([3, 60, 80]))
     """
 
     def __init__(

@@ -80,6 +80,11 @@ def read_clip(
         stay so. Frames of another size than the first are scaled to it. What is damaged is skipped and counted:
         the clip is what remains. Of a folder: its images in the order of the numbers in their names.
 
+    Example:
+        >>> frames, damaged = read_clip("clip.mp4", every=5)  # doctest: +SKIP
+        >>> read_clip(np.zeros((7, 60, 80, 3), np.uint8), start=1, every=2).frames.shape
+        torch.Size([3, 3, 60, 80])
+
     Raises:
         VideoError: the file is no video, is empty, has no video stream, none of its frames can be decoded, they are
             larger than 2^27 pixels, or it takes longer than `timeout`.

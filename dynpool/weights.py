@@ -48,6 +48,12 @@ def rank_weights(
     Returns:
         Tensor [T] with Σ_t α_t = 0. T = 1 gives [0.]: one frame has no order.
 
+    Example:
+        >>> rank_weights(4, time_average=False)
+        tensor([-3., -1.,  1.,  3.], dtype=torch.float64)
+        >>> rank_weights(4)
+        tensor([-2.4167,  0.5833,  1.0833,  0.7500], dtype=torch.float64)
+
     Raises:
         TypeError: num_frames is not an integer, or dtype is not floating.
         ValueError: num_frames is below 1 or above 2**24.
