@@ -13,7 +13,7 @@ import torch
 
 import dynpool
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 PUBLIC = {name: getattr(dynpool, name) for name in dynpool.__all__} | {
     f"nn.{name}": getattr(dynpool.nn, name) for name in dynpool.nn.__all__
 }
@@ -39,20 +39,23 @@ def _names(value):
     return vars(inspect.getmodule(inspect.unwrap(value)))
 
 
-@pytest.mark.skipif(not README.exists(), reason="the README is in the source tree")
-def test_readme(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/choosing.md"])
+def test_pages(page, tmp_path, monkeypatch):
+    path = ROOT / page
+    if not path.exists():
+        pytest.skip(f"{page} is in the source tree alone")
     from clips import random_frames, write  # which skips without PyAV
 
     write(tmp_path / "clip.mp4", random_frames(410, 48, 64), "mpeg4", "yuv420p", "mp4")
     monkeypatch.chdir(tmp_path)
     frames = torch.randint(0, 256, (8, 20, 3, 48, 64), dtype=torch.uint8)
     video, lengths = frames[:2], torch.tensor([20, 12])
-    names = {"torch": torch, "frames": frames, "video": video, "lengths": lengths}
-    for code in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL):
+    names = {"torch": torch, "dynpool": dynpool, "frames": frames, "video": video, "lengths": lengths}
+    for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
         names |= {"video": video, "lengths": lengths, "frames": frames if "B, T, C, H, W" in code else frames[0]}
         for statement in ast.parse(code).body:
             _run(statement, names)
-    assert names["logits"].shape == (2, 101)
+    assert names["image"].dtype == torch.uint8
 
 
 def _run(statement, names):
@@ -63,4 +66,4 @@ def _run(statement, names):
         pytest.skip("what follows needs efficientnet-lite-pytorch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are not there
-        exec(compile(text, f"{README.name}: {text}", "exec"), names)
+        exec(compile(text, text, "exec"), names)
