@@ -74,12 +74,10 @@ def image(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="OUT", help="Folder for the images; or, for one image, its name: OUT.png."
-        ),
-    ] = Path("."),
+    out: Annotated[
+        str,
+        typer.Option("-o", "--out", metavar="OUT", help="Folder for the images; or, for one image, its name: OUT.png."),
+    ] = ".",
     *,
     recipe: Recipe,
 ) -> None:
@@ -102,7 +100,7 @@ def image(
     """
     try:
         options.check(recipe)
-        jobs = _plan(_expand(videos), output, windows=recipe.window is not None)
+        jobs = _plan(_expand(videos), out, windows=recipe.window is not None)
     except options.UsageError as error:
         complain(f"dynpool image: {error}")
         raise typer.Exit(2) from None
@@ -160,25 +158,24 @@ def _videos_in(folder: str) -> list[str]:
     return sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
 
 
-def _plan(videos: list[str], output: Path, windows: bool) -> list[Job]:
+def _plan(videos: list[str], out: str, windows: bool) -> list[Job]:
     """Where every video's images go: no two to the same name."""
-    suffix = "" if output.is_dir() else output.suffix.lower()
+    place = Path(out)
+    suffix = "" if place.is_dir() else place.suffix.lower()
     if suffix in _NOT_WRITTEN:
-        raise options.UsageError(
-            f"--output {output} must be a folder, or an image's name with .png: PNG is what is written"
-        )
-    if is_url(output):
-        raise options.UsageError(f"--output {output} must be a folder or file on this machine")
+        raise options.UsageError(f"--out {out} must be a folder, or an image's name with .png: PNG is what is written")
+    if is_url(out):
+        raise options.UsageError(f"--out {out} must be a folder or file on this machine")
     if suffix == ".png":
         if len(videos) > 1 or windows:
-            raise options.UsageError(f"--output {output} names one image, but there will be several: give a folder")
-        jobs = [Job(videos[0], output.parent, output.stem, output.suffix)]
+            raise options.UsageError(f"--out {out} names one image, but there will be several: give a folder")
+        jobs = [Job(videos[0], place.parent, place.stem, place.suffix)]
     else:
-        jobs = [Job(video, output, stem) for video, stem in zip(videos, _distinct_stems(videos), strict=True)]
+        jobs = [Job(video, place, stem) for video, stem in zip(videos, _distinct_stems(videos), strict=True)]
     try:
         jobs[0].folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise options.UsageError(f"--output {output} cannot be made a folder: {error.strerror}") from error
+        raise options.UsageError(f"--out {out} cannot be made a folder: {error.strerror}") from error
     _check_replaced(jobs, windows)
     return jobs
 
@@ -190,12 +187,12 @@ def _check_replaced(jobs: list[Job], windows: bool) -> None:
     for job in jobs:
         path = Path(os.path.realpath(job.video))
         if path.is_dir() and str(path) == folder:
-            raise options.UsageError(f"{job.video} would get images among its own: choose another --output")
+            raise options.UsageError(f"{job.video} would get images among its own: choose another --out")
         name = re.sub(r"_\d{4,}(?=\.\w+$)", "", path.name) if windows else path.name
         is_image_of = name in names and (name != path.name or not windows)
         if path.exists() and str(path.parent) == folder and is_image_of:
             raise options.UsageError(
-                f"{job.video} would be replaced by an image of {names[name].video}: choose another --output"
+                f"{job.video} would be replaced by an image of {names[name].video}: choose another --out"
             )
 
 

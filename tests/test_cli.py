@@ -220,13 +220,13 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):
         (["--start", 10**23], f"--start must be at most 2147483647, got {10**23}"),
         (["--window", 10**11], f"--window must be at most 16777216, got {10**11}"),
         (["--device", "abacus"], "--device must be one that torch can use here, got 'abacus'"),
-        (["--window", "4", "-o", "one.png"], "--output one.png names one image"),
-        (["other.mkv", "-o", "one.png"], "--output one.png names one image"),
-        (["-o", "s3://bucket/images"], "--output s3:/bucket/images must be a folder or file on this machine"),
-        (["-o", "clip.mkv"], "--output clip.mkv cannot be made a folder"),
-        (["-o", "clip.mkv/below"], "--output clip.mkv/below cannot be made a folder"),
-        (["-o", "one.JPG"], "--output one.JPG must be a folder, or an image's name with .png: PNG is what is written"),
-        (["other.mkv", "-o", "a/b.gif"], "--output a/b.gif must be a folder, or an image's name with .png"),
+        (["--window", "4", "-o", "one.png"], "--out one.png names one image"),
+        (["other.mkv", "-o", "one.png"], "--out one.png names one image"),
+        (["-o", "s3://bucket/images"], "--out s3://bucket/images must be a folder or file on this machine"),
+        (["-o", "clip.mkv"], "--out clip.mkv cannot be made a folder"),
+        (["-o", "clip.mkv/below"], "--out clip.mkv/below cannot be made a folder"),
+        (["-o", "one.JPG"], "--out one.JPG must be a folder, or an image's name with .png: PNG is what is written"),
+        (["other.mkv", "-o", "a/b.gif"], "--out a/b.gif must be a folder, or an image's name with .png"),
     ],
 )
 def test_bad_command_lines_end_in_one_line_and_code_2(arguments, message, clip, here):
@@ -244,13 +244,13 @@ def test_no_image_is_written_over_what_is_read(here):
     before = {path: path.read_bytes() for path in here.rglob("*.png")}
     (here / "link").symlink_to(here)
     for arguments, message in (
-        (["f1.png"], "f1.png would be replaced by an image of f1.png: choose another --output"),
+        (["f1.png"], "f1.png would be replaced by an image of f1.png: choose another --out"),
         (["f1.png", "f2.png", "-o", "link"], "f1.png would be replaced by an image of f1.png"),
-        (["f1.png", "-o", "f2.png", "f2.png"], "--output f2.png names one image"),
+        (["f1.png", "-o", "f2.png", "f2.png"], "--out f2.png names one image"),
         (["seq/1.png", "-o", "seq/1.png"], "seq/1.png would be replaced by an image of seq/1.png"),
         (["f2.png", "f2_0001.png", "--window", "1"], "f2_0001.png would be replaced by an image of f2.png"),
-        (["seq", "-o", "seq"], "seq would get images among its own: choose another --output"),
-        (["f1.png", "seq", "-o", "seq"], "seq would get images among its own: choose another --output"),
+        (["seq", "-o", "seq"], "seq would get images among its own: choose another --out"),
+        (["f1.png", "seq", "-o", "seq"], "seq would get images among its own: choose another --out"),
     ):
         (line,) = run("image", *arguments, code=2).stderr.splitlines()
         assert line.startswith(f"dynpool image: {message}")
@@ -275,7 +275,7 @@ def test_wrong_usage_is_exit_code_2(arguments, here):
 
 def test_help_and_version():
     assert run("--version").stdout == f"dynpool {dynpool.__version__}\n"
-    for option in ("--output", "--window", "--stride", "--method", "--nonlinearity", "--size", "--device"):
+    for option in ("--out", "--window", "--stride", "--method", "--nonlinearity", "--size", "--device"):
         assert option in run("image", "--help").stdout
     assert "image" in run("--help").stdout
 
