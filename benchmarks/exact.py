@@ -26,7 +26,6 @@ from torch import Tensor
 
 import dynpool
 from dynpool.gram import gram
-from dynpool.video import read_clip
 
 try:
     import sklearn
@@ -291,7 +290,7 @@ def main() -> None:
     def clip(num_frames: int, height: int, width: int) -> Tensor:
         if options.video is None:
             return moving_blobs(num_frames, height, width)
-        frames = read_clip(options.video, size=(height, width), max_frames=num_frames).frames
+        frames = dynpool.read_clip(options.video, size=(height, width), max_frames=num_frames).frames
         if len(frames) < num_frames:
             print(f"{options.video} has {len(frames)} frames only, {num_frames} were wanted")
         return frames

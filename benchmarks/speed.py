@@ -27,7 +27,6 @@ from harness import RESULTS, machine, write_json
 from torch import Tensor
 
 import dynpool
-from dynpool.video import read_clip
 
 PAPER = {"exact": (131.0, 99.5, 0.1), "approximate": (5920.0, 96.5, 0.9)}  # fps, accuracy %, its deviation
 Learn = Callable[[Tensor], Tensor]
@@ -81,7 +80,7 @@ def read_pair(folder: Path) -> Pair | None:
     """The first two videos of a class; None, and a line that says why, where they will not do."""
     files = sorted(path for path in folder.iterdir() if path.is_file())[:2]
     try:
-        clips = [read_clip(path).frames for path in files]
+        clips = [dynpool.read_clip(path).frames for path in files]
     except (ValueError, OSError) as error:  # VideoError is a ValueError
         print(f"skipped {folder.name}: {error}")
         return None

@@ -32,7 +32,6 @@ from harness import RESULTS, Case, measure, print_case, write_json
 
 import dynpool
 from dynpool.decoder import TOLERANT
-from dynpool.video import read_clip
 
 LIKE_UCF101 = ("clips/ucf101/v_SoccerJuggling_g23_c01.avi", "clips/ucf101/v_HeadMassage_g01_c01.avi")
 LIKE_KINETICS = ("clips/kinetics/R6llTwEh07w.mp4",)
@@ -148,7 +147,7 @@ def levels_apart(image: object, reference: torch.Tensor) -> int:
 
 def benchmark(path: str, seconds: float) -> tuple[Case, list[str]]:
     """The times, and what was wrong."""
-    frames = read_clip(path).frames
+    frames = dynpool.read_clip(path).frames
     count, _, height, width = frames.shape
     alpha = dynpool.rank_weights(count, normalize_weights=True).numpy().astype(np.float32)
     ways = ways_for(path, alpha)

@@ -42,9 +42,7 @@ def features_of(path: Path) -> Tensor:
         if features.dim() != 2:
             raise ValueError(f"{path} must hold features [T, D], got {list(features.shape)}")
         return features.double()
-    from dynpool.video import read_clip
-
-    return read_clip(path, size=(32, 32)).frames.flatten(1).double()
+    return dynpool.read_clip(path, size=(32, 32)).frames.flatten(1).double()
 
 
 def main() -> None:
