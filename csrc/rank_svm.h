@@ -233,6 +233,12 @@ struct RankSvm {
         if (step > 0) record(&best_primal, &best_dual, 0);
         if (step == 0 || step == 1) break;
       }
+      // Derivatives are made of u and b: of two u that are as good, that of b.
+      const Values last = evaluate();
+      if (last.primal - best_dual <= tol * last.primal) {
+        best_primal = last.primal;
+        team.each(T, [&](int64_t t) { best_u[t] = u[t] * last.factor; });
+      }
     }
     team.each(T, [&](int64_t t) { u[t] = best_u[t] * scale; });
     finish(team, result, best_primal * scale, best_dual * scale, done);

@@ -27,7 +27,7 @@ _LARGEST = 2**31 - 1  # of frame numbers and sizes: what follows from two of the
 
 def choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless it is one of these."""
-    if value not in choices:
+    if not any(type(value) is type(one) and value == one for one in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -42,6 +42,14 @@ def positive_int(name: str, value: object, most: int = _LARGEST) -> int:
 
 def is_positive_int(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def as_float(value: Any) -> float:
+    """Of Python's or NumPy's number; infinite, if it is too large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def check_frames(x: Tensor, dim: int) -> int:
@@ -102,8 +110,8 @@ def checked_window(
     for name, value in (("window", window), ("stride", stride)):
         if isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value is not None and checked_int(name, value) < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and not 1 <= checked_int(name, value) <= _LARGEST:
+            raise ValueError(f"{name} must be at least 1{f' and at most {_LARGEST}' if value > 0 else ''}, got {value}")
     if num_frames is not None and window > num_frames:
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
     return checked_int("window", window), None if stride is None else checked_int("stride", stride)
@@ -152,6 +160,8 @@ def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: in
 
 def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     try:
+        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":  # in any order of bytes, and backwards
+            values = torch.from_numpy(values.astype(np.int64))
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be integers, got {values!r}") from error
@@ -202,6 +212,7 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
     if isinstance(value, Tensor):
         if value.dtype.is_complex or value.dtype == torch.bool:
             raise TypeError(f"{name} must be real numbers, got {value.dtype}")
+        check_dense(name, value)
         if value.dim() > 1:
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
         if value.dim() == 1:
@@ -227,7 +238,7 @@ def _is_number(value: object) -> bool:
 
 def _check_statistic(name: str, values: float | Sequence[float], x: Tensor) -> None:
     kept = torch.finfo(accumulate_dtype(x.dtype))
-    for v in values if isinstance(values, Sequence) else (values,):
+    for v in map(as_float, values if isinstance(values, Sequence) else (values,)):
         if not abs(v) <= kept.max or (name == "std" and v < kept.tiny):
             what = f"finite{' and positive' if name == 'std' else ''}"
             why = f", which {kept.dtype} does not hold" if 0 < v < math.inf or -math.inf < v < -kept.max else ""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypedDict, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .checks import (
     INPUT_DTYPES,
     Nonlinearity,
     PerChannel,
+    as_float,
     canonical_normalization,
     check_frames,
     check_same_device,
@@ -41,7 +42,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = get_args(Objective)
-_LEVELS = 256  # of bytes
+_KINDS = 1 << 12  # of values that are not rounded alike, at most: frames may hold few different ones
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
 
@@ -139,8 +140,9 @@ def rank_pool(
         d, x without `dim`. One frame, or frames that are all alike, give zeros, since there is nothing to rank; under
         "svr", whose targets are numbers, a multiple of the frame.
 
-    Frames are multiplied and summed in float32, float64 ones in float64. Where roundings might count, the scores of d
-    are computed, too, and a clip whose d misses `tol`, as by weights that are large and cancel ("svr" of videos, a
+    Frames are multiplied and summed in float32, float64 ones in float64. Under "ranksvm" d is enlarged by as much as
+    roundings may take from a margin, some millionths. Where they might count for more, the objective of d and its gap
+    are computed anew, and a clip whose d misses `tol`, as by weights that are large and cancel ("svr" of videos, a
     large C, more frames than values), is solved again in float64, in some times the time, and eight bytes a value. At
     last d is rounded to its dtype, which at a large C may count by itself.
 
@@ -158,12 +160,13 @@ def rank_pool(
         tensor(1., dtype=torch.float64)
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
+        TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed. Also
+            where x or products of its frames are not finite, or d would not be.
         RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph;
             or a derivative in forward mode is asked for.
     """
     dim = check_frames(x, dim)
-    _check_values(x, mean, std)
+    _check_values("rank_pool solves by steps that depend on the values of x", x, mean, std)
     check_problem(objective, C, epsilon, tol, max_iter)
     if dim == 0 and lengths is not None:
         raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
@@ -202,23 +205,23 @@ def check_problem(objective: str, C: float, epsilon: float, tol: float, max_iter
     for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        if not math.isfinite(value) or value < 0 or value == least:
+        if not math.isfinite(as_float(value)) or value < 0 or value == least:
             raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
     positive_int("max_iter", max_iter)
 
 
-def _check_values(x: Tensor, *statistics: object) -> None:
+def _check_values(why: str, x: Tensor, *statistics: object) -> None:
     if any(context.has_tangent(value) for value in (x, *statistics)):
         raise RuntimeError("rank_pool has no derivative in forward mode: torch.autograd has its gradient")
     if context.is_transforming():
-        why = "cannot be transformed by torch.func; it takes batches, and torch.autograd its gradient"
-    elif x.is_meta or isinstance(x, FakeTensor):
-        why = "cannot be exported or traced, and needs tensors that have values"
+        cannot = "be transformed by torch.func; it takes batches, and torch.autograd the gradient of rank_pool"
+    elif x.is_meta or isinstance(x, FakeTensor) or context.num_modes():
+        cannot = "be exported or traced, and needs tensors that have values"
     elif context.is_captured(x):
-        why = "cannot be captured in a CUDA graph"
+        cannot = "be captured in a CUDA graph"
     else:
         return
-    raise RuntimeError(f"rank_pool solves by steps that depend on the values of x: it {why}")
+    raise RuntimeError(f"{why}: it cannot {cannot}")
 
 
 def _solved_again(
@@ -274,8 +277,10 @@ def ranking_accuracy(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
+        RuntimeError: x has no values to compare: torch.func, torch.export, meta tensors, the capture of a CUDA graph.
     """
     dim = check_frames(x, dim)
+    _check_values("ranking_accuracy compares values", x)
     if isinstance(d, Tensor) and d.dtype not in INPUT_DTYPES:
         raise TypeError(f"d must have one of the dtypes {INPUT_DTYPES}, got {d.dtype}")
     if not isinstance(d, Tensor) or d.shape != x.select(dim, 0).shape:
@@ -289,13 +294,16 @@ def ranking_accuracy(
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     plan = plan_of(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
     frames = _Frames(plan, counts, time_average)
-    scores = frames.products(x.detach(), d.detach(), mean, std) @ frames.averages(x).T
+    largest = d.detach().abs().amax().double()  # which does not matter, and may not fit another dtype
+    unit = d.detach().double() / largest if 0 < largest < torch.inf else d.detach()
+    products = frames.products(x.detach(), unit, *(t if t is None else t.detach() for t in (mean, std)))
+    scores = (products - products[:, :1]) @ frames.averages(x).T  # equal where frames are, without roundings
     t = torch.arange(num_frames, device=x.device)
     pairs = t[:, None] > t
     if counts is not None:
         pairs = pairs & (t[:, None] < counts[:, None, None])
     right = (scores[:, :, None] > scores[:, None, :]) & pairs
-    if not bool(scores.isfinite().all()):
+    if not bool(products.isfinite().all()):
         raise ValueError("d and x must be finite and their products within float64, got NaN or infinity")
     accuracy = right.sum((1, 2)).double() / pairs.expand_as(right).sum((1, 2))
     return accuracy[0] if dim == 0 else accuracy
@@ -310,6 +318,23 @@ class _Problem:
     max_iter: int
     derives: bool  # whether a gradient is asked for
 
+    @property
+    def sees_pairs(self) -> bool:
+        """Differences of frames, and so no mean of theirs."""
+        return self.objective != "svr"
+
+    def missed_by(self, change: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+        """Whether an objective of this value may miss `tol`, since scores may have changed by so much, [B].
+
+        Of "ranksvm", whose d is enlarged by as much, so that pairs which had their margin keep it: with ½‖d‖² and what
+        other pairs lack it grows by twice that, and by as much again for what pairs at the margin weigh, no more than
+        twice the objective. Of the others the loss, a sum of squares below the objective, changes by twice its root.
+        """
+        if self.objective == "ranksvm":
+            return 4 * change > self.tol
+        weight = self.C * (lengths if self.objective == "svr" else 1)
+        return 2 * (weight * value).sqrt() * change > self.tol * value
+
 
 @dataclass(frozen=True)
 class _Frames:
@@ -321,12 +346,14 @@ class _Frames:
 
     def pool(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, rows: bool = False) -> Tensor:
         """Σ_t weights[b, w, t] ψ(x[b, t]) in Acc, W in the place of T, or nowhere."""
+        return pool_as(x, weights, mean, std, self._plan_of(x, weights.shape[1], rows))
+
+    def _plan_of(self, x: Tensor, num_rows: int, rows: bool) -> ops.Plan:
         bands = None
         if self.lengths is not None:  # what lies beyond a clip's end is not read
             bands = torch.stack([torch.zeros_like(self.lengths), self.lengths], -1)[:, None]
-            bands = bands.expand(-1, weights.shape[1], -1).contiguous()
-        plan = self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
-        return pool_as(x, weights, mean, std, plan)
+            bands = bands.expand(-1, num_rows, -1).contiguous()
+        return self.plan._replace(bands=bands, out_dtype=accumulate_dtype(x.dtype), squeeze=not rows)
 
     def sum(self, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, finely: bool) -> Tensor:
         """Σ_t weights[b, t] ψ(x[b, t]) in Acc, of float64 weights; finely, with what rounding takes from them."""
@@ -340,9 +367,8 @@ class _Frames:
         """⟨ψ(I_t), image⟩ of each clip, float64 [B, T]: what a weighted sum of frames has as its weights' gradient."""
         batch, num_frames = 1 if self.plan.dim == 0 else x.shape[0], x.shape[self.plan.dim]
         dtype = accumulate_dtype(x.dtype)
-        with torch.enable_grad():
-            weights = torch.zeros(batch, 1, num_frames, dtype=dtype, device=x.device, requires_grad=True)
-            (p,) = torch.autograd.grad(self.pool(x, weights, mean, std), weights, image.to(dtype))
+        weights = torch.zeros(batch, 1, num_frames, dtype=dtype, device=x.device)
+        p = ops.weights_gradient(image.to(dtype), x, weights, mean, std, self._plan_of(x, 1, rows=False))
         return p[:, 0].double()
 
     def averages(self, x: Tensor) -> Tensor:
@@ -360,29 +386,46 @@ class _RankPool(torch.autograd.Function):
     def forward(ctx, x, mean, std, frames, problem):  # type: ignore[no-untyped-def]
         plan = frames.plan
         products = gram(x, mean, std, plan.dim, plan.channel_dim, plan.nonlinearity, frames.lengths)
-        pairs = problem.objective != "svr"  # which see differences of frames only
+        pairs = problem.sees_pairs
         K = products.centred if pairs else products.full()
         if not bool(K.isfinite().all()):
-            raise ValueError("x must be finite and its frames' products within float64, got NaN or infinity")
+            dtype = accumulate_dtype(x.dtype)
+            raise ValueError(f"x must be finite and its frames' products within {dtype}, got NaN or infinity")
         lengths = frames.lengths
         if lengths is None:
             lengths = torch.full((len(K),), K.shape[-1], device=x.device)
-        if pairs:
-            K = K.where(~products.alike(lengths, x.dtype)[:, None, None], 0)
+        alike = products.alike(lengths, x.dtype)[:, None] & pairs
+        K = K.where(~alike[..., None], 0)
         M = frames.averages(x)
         K = M @ K @ M.T
         tol = min(problem.tol, _GRADIENT_TOL) if problem.derives else problem.tol
         solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
-        weights = solution.u @ M
-        in_sums, in_weights = _rounding_matters(x, products, K, weights, solution.objective, lengths, problem)
-        d = frames.sum(x, weights, mean, std, bool(in_weights.any()))
-        imprecise = in_sums
-        if bool(in_sums.any()):
-            found = frames.products(x.detach(), d, mean, std) @ M.T
-            norm = d.double().square().reshape(len(K), -1).sum(1)
-            value = solve.objective_of(norm, found, lengths, problem.objective, problem.C, problem.epsilon)
-            imprecise = in_sums & ~(value <= solution.objective * (1 + problem.tol))  # or NaN
         scores = (K @ solution.u[..., None])[..., 0]
+        weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
+        norm = (scores * solution.u).sum(1)
+        roundings = _Roundings.of(x, products, K, M, weights, norm, pairs, plan.out_dtype)
+        coarse = x.dtype != torch.float64
+        finely = coarse and bool(problem.missed_by(roundings.of_weights, solution.objective, lengths).any())
+        if problem.objective == "ranksvm":
+            change = roundings.of_sums + roundings.of_result + (0 if finely else roundings.of_weights)
+            least = torch.finfo(accumulate_dtype(x.dtype)).eps
+            weights = weights * (1 + least + (change / 4).clamp(max=problem.tol / 4))[:, None]
+        d = frames.sum(x, weights, mean, std, finely)
+        values = d.reshape(len(K), d.numel() // max(1, len(K)))
+        imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths) & coarse
+        if bool(imprecise.any()):  # what is true of d itself, and of the dual problem
+            found = frames.products(x.detach(), d, mean, std) @ M.T
+            square = values.double().square().sum(1)
+            value = solve.objective_of(square, found, lengths, problem.objective, problem.C, problem.epsilon)
+            gap = value - (solution.objective - solution.gap + (norm - square) / 2)
+            objective, claimed = solution.objective.where(~imprecise, value), solution.gap
+            solution = solution._replace(objective=objective, gap=claimed.where(~imprecise, gap.clamp(min=0)))
+            imprecise = imprecise & ~(gap <= torch.maximum(problem.tol * value, claimed))  # or NaN
+        finite = values.isfinite().all(1)
+        if not bool(finite.all()):
+            if not coarse:
+                raise ValueError(f"C must be smaller: d of these frames has values beyond {d.dtype}, got {problem.C}")
+            imprecise = imprecise | ~finite
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).sum(1, keepdim=True)
         present = torch.arange(scores.shape[1], device=x.device) < lengths[:, None]
@@ -395,9 +438,12 @@ class _RankPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, *unused):  # type: ignore[no-untyped-def]
-        x, mean, std, *_ = ctx.saved_tensors
+        if ops.is_traced(grad):
+            raise RuntimeError("rank_pool has a gradient of one vector at a time: it takes no vmap or is_grads_batched")
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint makes them anew for each time
+        x, mean, std, *_ = saved
         with torch.no_grad():
-            grads = _RankPool.first_derivatives(ctx, grad)
+            grads = _RankPool.first_derivatives(ctx, saved, grad)
         if torch.is_grad_enabled():  # also a gradient that is constant depends on x
             wanted = [g for g in grads if g is not None]
             following = iter(_FirstDerivative.apply(len(wanted), *wanted, grad, x, mean, std))
@@ -405,8 +451,8 @@ class _RankPool(torch.autograd.Function):
         return *grads, None, None
 
     @staticmethod
-    def first_derivatives(ctx, grad):  # type: ignore[no-untyped-def]
-        x, mean, std, K, lengths, d, *solution = ctx.saved_tensors
+    def first_derivatives(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        x, mean, std, K, lengths, d, *solution = saved
         frames, problem, solution = ctx.frames, ctx.problem, solve.Solution(*solution)
         dim = frames.plan.dim
         M = frames.averages(x)
@@ -429,32 +475,45 @@ class _RankPool(torch.autograd.Function):
         return [next(grads) if need else None for need in needs]
 
 
-def _rounding_matters(
-    x: Tensor,
-    products: Gram,
-    K: Tensor,
-    weights: Tensor,
-    objective: Tensor,
-    lengths: Tensor,
-    problem: _Problem,
-) -> tuple[Tensor, Tensor]:
-    """Whether roundings of float32 may raise the objective by `tol` of it, [B]: those of the frames' products and
-    weighted sum; and those of the weights, which `_Frames.sum` need not lose.
+class _Roundings(NamedTuple):
+    """What roundings of float32 may change a score by (of pairs: the difference of two), [B]."""
 
-    They change a score by what Σ_t weights_t ψ(I_t) loses times the largest ‖V‖, and the objective by the square of
-    that. What values lose has any sign, so that they lose less together, but for those that are alike, and for those
-    whose products a kernel adds up in float32.
-    """
-    if x.dtype == torch.float64:
-        nothing = torch.zeros_like(lengths, dtype=torch.bool)
-        return nothing, nothing
-    values = min(max(1, x.numel() // max(1, weights.numel()) // KERNEL_BLOCK), _LEVELS)
-    terms = weights * products.full().diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-    largest = torch.finfo(torch.float32).eps / 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
-    factor = problem.C * (lengths if problem.objective == "svr" else 1)  # "svr" alone takes no mean
-    in_sums = factor * (largest * terms.abs().sum(1)).square() / values
-    in_weights = factor * (largest * terms.square().sum(1).sqrt()).square()
-    return in_sums > problem.tol * objective, in_weights > problem.tol * objective
+    of_sums: Tensor  # those of the frames' products and weighted sum
+    of_weights: Tensor  # those of the weights, which `_Frames.sum` need not lose
+    of_result: Tensor  # those of d in its own dtype
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        products: Gram,
+        K: Tensor,
+        M: Tensor,
+        weights: Tensor,
+        norm: Tensor,
+        sees_pairs: bool,
+        out_dtype: torch.dtype,
+    ) -> _Roundings:
+        """Of d = Σ_t weights_t ψ(I_t), ‖d‖² = norm.
+
+        A score is a product with V_t, and changes by what d, or the products of frames, lose times the largest ‖V‖.
+        What values lose has any sign, so that they lose less together, but for those that are alike, and for those
+        whose products a kernel adds up in float32.
+        """
+        dtype = accumulate_dtype(x.dtype)
+        centred = products.centred.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
+        of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
+        lost = torch.finfo(dtype).eps * (of_pairs if sees_pairs else (sizes @ M.T).amax(1))
+        values = max(1, x.numel() // max(1, weights.numel()))
+        blocks = max(1, values // KERNEL_BLOCK)
+        of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
+        terms = weights.abs() * sizes
+        of_result = 0 * lost
+        if (eps := torch.finfo(out_dtype).eps) > torch.finfo(dtype).eps:
+            of_result = lost * (eps / torch.finfo(dtype).eps) * (norm / min(values, _KINDS)).sqrt()
+        of_sums = lost * (of_products + terms.sum(1) / min(values, _KINDS) ** 0.5)
+        return cls(of_sums, lost / 2 * terms.square().sum(1).sqrt(), of_result)
 
 
 class _FirstDerivative(torch.autograd.Function):

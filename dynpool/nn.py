@@ -185,7 +185,8 @@ class TemporalMaxPool(nn.Module):
         x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.
         lengths: [B] integers, for padded clips with B at dimension 0: what lies beyond lengths[b] frames has no say,
         not even when it is NaN.
-        Returns x without `dim`, in the dtype of x and its memory format. A NaN before the end of a clip gives NaN.
+        Returns x without `dim`, in the dtype of x and its memory format (of a compiled call, that which the compiler
+        chooses). A NaN before the end of a clip gives NaN.
 
     The gradient goes to one maximum: where several frames tie, to a single one of them. Backward keeps the index of the
     maximum, not the frames; without gradients none is made.

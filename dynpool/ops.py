@@ -12,7 +12,7 @@ reference.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, List, NamedTuple  # noqa: UP035
+from typing import Any, List, NamedTuple, cast  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -393,7 +393,7 @@ class _Pool(torch.autograd.Function):
             x, weights, mean, std = ctx.saved_tensors
         elif _version_of(weights) != ctx.version:
             raise RuntimeError("weights were changed in place, between the pooling and its gradient, which needs them")
-        if torch.is_grad_enabled() or _traced(grad):  # a second derivative may be wanted
+        if torch.is_grad_enabled() or is_traced(grad):  # a second derivative may be wanted
             bands, dim, *rest, squeeze, _ = call.plan
             grad = grad.unsqueeze(dim) if squeeze else grad
             x = call.zeros() if x is None else x
@@ -413,17 +413,35 @@ def _version_of(t: Tensor) -> int:
 _apply_pool = super(torch.autograd.Function, _Pool).apply
 
 
-def _traced(grad: Tensor) -> bool:
-    """Whether a gradient is more than numbers: a tangent, or vectors batched by `grad(is_grads_batched=True)`."""
+def is_traced(grad: Tensor) -> bool:
+    """Whether a gradient is more than numbers: a tangent, or vectors batched by vmap, or `is_grads_batched=True`."""
     return (
         forward_ad._current_level >= 0
         or type(grad) not in context.ORDINARY
+        or context.is_batched(grad)
         or torch._C._functorch.is_legacy_batchedtensor(grad)
     )
 
 
+def weights_gradient(
+    grad: Tensor, x: Tensor, weights: Tensor, mean: Tensor | None, std: Tensor | None, plan: Plan
+) -> Tensor:
+    """∂L/∂weights of plain tensors for grad = ∂L/∂y: ⟨ψ(x_t), grad⟩ of each row. Not differentiable."""
+    needs = (False, True, False, False)
+    if binary.kernels_for(x.device) is None or not {type(x), type(mean), type(std)} <= binary.POOLED:
+        grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
+        with torch.inference_mode(False):  # whose tensors autograd does not take
+            given = [
+                t.clone() if t is not None and t.is_inference() else t for t in (x, weights, plan.bands, mean, std)
+            ]
+            return cast(Any, reference.temporal_pool_backward)(grad.clone(), *given, *plan[1:5], needs)[0]
+    x = x.contiguous() if x.dim() > MAX_DIMS else x.resolve_neg()
+    call = _call_for(x, weights.shape, plan)
+    return call.backward(grad, x, weights, contiguous(mean), contiguous(std), needs)[0]
+
+
 def _differentiable_backward(grad, *inputs):  # type: ignore[no-untyped-def]
-    if _traced(grad):
+    if is_traced(grad):
         return reference.temporal_pool_backward(grad, *inputs)
     if context.is_transforming():
         return _TransformableBackward.apply(grad, *inputs)

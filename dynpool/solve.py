@@ -47,10 +47,7 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
         if len(left):
             rest = in_torch(K[left], lengths[left])
             solution = Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, rest, strict=True)))
-    if objective == "svr":
-        return solution
-    moves = K.diagonal(dim1=1, dim2=2).any(1, keepdim=True)
-    return solution._replace(u=solution.u.where(moves, 0))  # frames that are all alike are solved by any u
+    return solution
 
 
 def _solve_by_kernel(

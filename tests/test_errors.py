@@ -1,5 +1,6 @@
 """Bad input: a TypeError or ValueError that names the argument, its value and what is allowed."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,7 +120,12 @@ def test_weights(weights, options, error, match):
         ({"window": True}, TypeError, r"window must be an integer, got True"),
         ({"window": 2, "stride": 0}, ValueError, r"stride must be at least 1, got 0"),
         ({"window": 2, "stride": 1.5}, TypeError, r"stride must be an integer, got 1\.5"),
+        ({"window": 2, "stride": 2**64}, ValueError, r"stride must be at least 1 and at most 2147483647, got 1844"),
         ({"stride": 2}, ValueError, r"stride = 2 has no meaning without window"),
+        ({"nonlinearity": torch.ones(2)}, ValueError, r"nonlinearity must be one of 'identity', 'sqrt', got tensor"),
+        ({"mean": torch.ones(3).to_sparse()}, TypeError, r"mean must be a dense Tensor, torch\.strided, got one of"),
+        ({"mean": np.float32("inf")}, ValueError, r"mean must be finite, got inf"),
+        ({"std": 10**400}, ValueError, r"std must be finite and positive, got inf"),
         ({"lengths": [5, 5], "offsets": [0, 5]}, ValueError, r"lengths and offsets exclude each other"),
         ({"lengths": [5]}, ValueError, r"lengths must have shape \[B\] = \[2\], got \[1\]"),
         ({"lengths": [[5, 5]]}, ValueError, r"lengths must have shape \[B\] = \[2\], got \[1, 2\]"),
@@ -169,7 +175,10 @@ def test_huge_number_of_frames():
     """Refused before anything of that size is made: an expanded tensor weighs nothing."""
     x = torch.zeros(1, 1).expand(1, 2**40)
     refuses(lambda: approx_rank_pool(x), ValueError, r"num_frames must be between 1 and .*16777216, got 1099511627776")
-    refuses(lambda: approx_rank_pool(x, window=2**40), ValueError, r"between 1 and .*16777216, got 1099511627776")
+    refuses(
+        lambda: approx_rank_pool(x, window=2**40), ValueError, r"window must be .* at most 2147483647, got 10995116"
+    )
+    refuses(lambda: approx_rank_pool(x, window=2**30), ValueError, r"between 1 and .*16777216, got 1073741824")
 
 
 def test_errors_are_the_same_where_gradients_are_needed():

@@ -13,6 +13,7 @@ import torch
 from conftest import parameters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 import dynpool
 from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy, solve
@@ -448,6 +449,69 @@ def test_what_has_no_values_is_refused():
             call()
 
 
+def test_inference_mode(device):
+    x = of_bytes(2, 30, 10).to(device)
+    d = rank_pool(x, objective="svr")  # looks at the scores of d
+    right = ranking_accuracy(d, x)
+    with torch.inference_mode():
+        made_inside = x.clone()
+        assert torch.equal(rank_pool(made_inside, objective="svr"), d)
+        assert torch.equal(ranking_accuracy(d, made_inside), right)
+    assert torch.equal(rank_pool(made_inside, objective="svr"), d)
+    assert torch.equal(ranking_accuracy(d, made_inside), right)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints(device, use_reentrant):
+    x, again = (clip(5, 3, 4).to(device).requires_grad_() for _ in range(2))
+    rank_pool(x, 0).square().sum().backward()
+    checkpoint(rank_pool, again, 0, use_reentrant=use_reentrant).square().sum().backward()
+    assert torch.equal(x.grad, again.grad)
+
+
+def test_frames_on_one_line(device):
+    """Of which many weights give the same d: the gradient is made of those of the pairs at the margin."""
+    torch.manual_seed(37)
+    x = torch.randn(11, 1).double() * torch.randn(1, 4).double()
+    direction, g = torch.randn_like(x), torch.linspace(-1, 1, 4).double()
+
+    def along(step):
+        return (rank_pool((x + step * direction).to(device), 0, time_average=False, C=1.4, tol=1e-10).cpu() * g).sum()
+
+    leaf = x.to(device).requires_grad_()
+    (rank_pool(leaf, 0, time_average=False, C=1.4).cpu() * g).sum().backward()
+    found = (leaf.grad.cpu() * direction).sum()
+    assert found.item() == pytest.approx((along(1e-5) - along(-1e-5)).item() / 2e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
+def test_the_gradient_of_frames_that_are_alike(device, objective):
+    """All pairs lack their whole margin, and do so nearby: d = C' Σ b (I_q - I_t), b = 1, or twice what is lacking."""
+    x = torch.ones(3, 1, dtype=torch.float64, device=device, requires_grad=True)
+    d = rank_pool(x, 0, objective=objective, time_average=False)
+    assert d.tolist() == [0.0]
+    d.sum().backward()
+    times = 2 if objective == "ranksvm_squared" else 1
+    assert x.grad.flatten().tolist() == pytest.approx([-2 / 3 * times, 0, 2 / 3 * times], abs=1e-12)
+
+
+def test_vectors_of_a_gradient_come_one_at_a_time():
+    x = clip(5, 3).requires_grad_()
+    d = rank_pool(x, 0)
+    with pytest.raises(RuntimeError, match="rank_pool has a gradient of one vector at a time"):
+        torch.vmap(lambda v: torch.autograd.grad(d, x, v, retain_graph=True)[0])(torch.eye(3).double())
+    with pytest.raises(RuntimeError, match="rank_pool has a gradient of one vector at a time"):
+        torch.autograd.grad(d, x, torch.eye(3).double(), is_grads_batched=True)
+
+
+def test_a_solution_beyond_its_dtype():
+    with pytest.raises(ValueError, match=r"C must be smaller: d of these frames has values beyond torch\.float64"):
+        rank_pool(clip(5, 3), 0, C=1e308)
+    with pytest.raises(ValueError, match="C must be finite and positive, got 1000000"):
+        rank_pool(clip(5, 3), 0, C=10**400)
+    assert rank_pool(1e-20 * clip(5, 3).float(), 0, C=1e40).isfinite().all()  # its weights are none of float32
+
+
 def test_a_second_derivative_is_refused():
     x = clip(5, 3).requires_grad_()
     for loss in (lambda d: d.square().sum(), lambda d: d.sum()):  # also of a gradient that d does not depend on
@@ -504,6 +568,32 @@ def test_what_float32_would_miss_is_found(backend, x, options, time_average):
     assert d.dtype == torch.float32
     assert objective_of(d, x, *how) <= best * 1.002  # tol, and as much for the roundings of d itself
     assert info.objective[0].item() == pytest.approx(objective_of(d, x, *how).item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+@pytest.mark.parametrize(("num_frames", "shape"), [(2, (3, 112, 112)), (2, (12288,)), (3, (3, 61, 67)), (6, (4099,))])
+def test_short_clips_of_many_values(backend, num_frames, shape, dtype):
+    """Whose ‖d‖² is so small that a margin which lacks a millionth would weigh more than all of it."""
+    x = of_bytes(1, num_frames, *shape).to(dtype).to(backend.device)
+    d, info = rank_pool(x, out_dtype=torch.float32, return_info=True)
+    best = objective_of(rank_pool(x.double(), tol=1e-9), x, "ranksvm", 1.0, 0.1, True).item()
+    assert best < 1e-5
+    assert objective_of(d, x, "ranksvm", 1.0, 0.1, True).item() <= best * 1.001
+    assert info.objective.item() == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("values", [128, 500])
+@pytest.mark.parametrize("num_frames", [20, 30])
+def test_the_gap_of_a_trend_among_noise(backend, num_frames, values, seed):
+    """Of frames that are nearly multiples of one: their products lose what d is made of."""
+    generator = torch.Generator().manual_seed(seed)
+    trend = torch.arange(num_frames)[:, None] * torch.randn(1, values, generator=generator)
+    x = (4 * trend + 0.4 * torch.randn(num_frames, values, generator=generator))[None].to(backend.device)
+    d, info = rank_pool(x, objective="svr", return_info=True)
+    best = objective_of(rank_pool(x.double(), objective="svr", tol=1e-9), x, "svr", 1.0, 0.1, True).item()
+    assert objective_of(d, x, "svr", 1.0, 0.1, True).item() <= best * 1.001
+    assert (info.objective - info.duality_gap).item() <= best * (1 + 1e-4)
 
 
 def test_rough_clips_are_solved_alone(backend):
@@ -587,6 +677,28 @@ def test_ranking_accuracy_by_hand():
     assert float(ranking_accuracy(torch.tensor([-1.0]), x, 0)) == pytest.approx(1 / 3)
     assert float(ranking_accuracy(torch.tensor([0.0]), x, 0)) == 0  # ties are not ranked
     assert ranking_accuracy(torch.tensor([[1.0]]), x[None]).tolist() == pytest.approx([2 / 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_still_video_ranks_nothing(device, dtype, seed):
+    frame = of_bytes(3, 8, 8).to(dtype)
+    d = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    assert ranking_accuracy(d.to(device), frame.expand(12, 3, 8, 8).to(device), 0).item() == 0
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_the_size_of_d_has_no_say(size):
+    x = clip(7, 3, 4).float()
+    d = rank_pool(x, 0)
+    assert ranking_accuracy(size * d.double(), x, 0) == ranking_accuracy(d, x, 0)
+
+
+def test_ranking_accuracy_needs_values():
+    with pytest.raises(RuntimeError, match="ranking_accuracy compares values: it cannot be transformed by"):
+        torch.vmap(ranking_accuracy)(torch.rand(2, 4), torch.rand(2, 5, 4))
+    with pytest.raises(RuntimeError, match="ranking_accuracy compares values: it cannot be exported or traced"):
+        ranking_accuracy(torch.rand(4, device="meta"), torch.rand(5, 4, device="meta"), 0)
 
 
 @pytest.mark.parametrize("time_average", [True, False])
