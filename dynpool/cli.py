@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import time
 from collections import Counter
@@ -25,9 +24,9 @@ from .extract.command import extract
 from .files import VideoError, failure, is_url
 from .images import Pictures
 from .recipe import Recipe
-from .terminal import complain, ended_by, progress, say
+from .terminal import complain, ended_by_signals, progress, say
 from .training import commands
-from .video import VIDEO_SUFFIXES, numbered_images
+from .video import VIDEO_SUFFIXES, is_video, numbered_images
 from .writing import Job, write_pictures
 
 _NOT_WRITTEN = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".tif", ".tiff", ".webp"])
@@ -85,7 +84,8 @@ def image(
 
     It is written as a PNG file of the video's name: clip.png for clip.mp4, or clip_0000.png, clip_0001.png, ... for
     windows; for a folder of images, its name. Files of these names are replaced, when all windows of the video are
-    done; higher numbers, of an earlier run, are reported, not removed. A video or folder that cannot be read is
+    done; higher numbers, of an earlier run, are reported, not removed. Of videos of one name in several folders the
+    second is clip-2.png; what is named twice, also by a link, is done once. A video or folder that cannot be read is
     reported; the others are still done, and the exit code is 1.
 
     Examples:
@@ -104,7 +104,7 @@ def image(
     except options.UsageError as error:
         complain(f"dynpool image: {error}")
         raise typer.Exit(2) from None
-    with ended_by(signal.SIGTERM):
+    with ended_by_signals():
         failed = _do_all(jobs, recipe)
     if len(jobs) > 1:
         say(f"{len(jobs) - failed} of {len(jobs)} videos done" + (f", {failed} failed" if failed else ""))
@@ -155,7 +155,7 @@ def _readable_videos_in(folder: str) -> list[str]:
 
 def _videos_in(folder: str) -> list[str]:
     """In order of name."""
-    return sorted(str(p) for p in Path(folder).iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    return sorted(str(p) for p in Path(folder).iterdir() if is_video(p.name) and p.is_file())
 
 
 def _plan(videos: list[str], out: str, windows: bool) -> list[Job]:

@@ -88,7 +88,7 @@ class TimeLimit:
 def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
     """What PyAV opens: a name, or a file object."""
     if isinstance(video, (bytes, bytearray, memoryview)):
-        yield io.BytesIO(video)
+        yield io.BytesIO(video if isinstance(video, bytes) else bytes(video))  # also of a view with gaps
     elif not isinstance(video, (str, os.PathLike)):
         yield Borrowed(_rewound(video), limit)
     elif "://" in (path := os.fsdecode(video)):

@@ -78,7 +78,7 @@ class Manifest:
         data = self._file.read()
         before, entries, whole = _parsed(self.path, data)
         if whole and (different := _differences(before, made)):
-            raise ValueError(f"the images in out were made with other settings ({different}): choose another folder")
+            raise ValueError(f"out must be another folder: the images in it were made with other settings, {different}")
         self.entries = {entry.video: entry for entry in entries}
         self._file.truncate(whole)
         if not whole:

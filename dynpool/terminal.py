@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -46,19 +46,26 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print to standard error."""
-    typer.echo(printable(line), err=True)
+    """Print to standard error. Where that is full, work goes on without."""
+    with suppress(OSError):
+        typer.echo(printable(line), err=True)
 
 
 @contextmanager
-def ended_by(number: signal.Signals) -> Iterator[None]:
-    """Within, the signal is an exception, which cleans up on its way."""
+def ended_by_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP, of a terminal that was closed, are exceptions, which clean up on their way; but not
+    SIGHUP where it is ignored, as by nohup.
+    """
 
-    def end(*_: object) -> None:
+    def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(number, end)
+    numbers = [signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .checks import is_positive_int, positive_int
@@ -38,9 +38,18 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv .y4m".split()  # noqa: SIM905
 )
 _RESERVED_BYTES = 1 << 28  # the most that is reserved on the word of a file's frame count
-# What Pillow raises for files that are no images, broken, or declare sizes beyond its limit.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 _SCALED_BYTES = 1 << 26  # of frames that are scaled at once
+_ORIENTATION = 0x0112  # of EXIF
+_EXIF_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FORMATS_OF_16_BITS = ("PPM", "PNG")  # which Pillow may open in mode "I", that of 32 bits
 
 
 class Clip(NamedTuple):
@@ -220,10 +229,17 @@ def _checked_frame(frame: Frame, name: str) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Of 16-bit grey the nearest of 8 bits, where Pillow would clip."""
-    if image.mode.startswith("I;16"):
+    """As it is to be shown: turned as its EXIF data say; of 16-bit grey the nearest of 8 bits, where Pillow would clip.
+    Other integers and floats are clipped to 0 … 255.
+    """
+    try:  # not by ImageOps.exif_transpose, which fails at what else those data hold
+        turn = _EXIF_TURNS.get(image.getexif()[_ORIENTATION])
+    except Exception:  # Pillow raises whatever broken data lead it to, and KeyError where they do not tell
+        turn = None
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _FORMATS_OF_16_BITS):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
 
 
 class _FrameBuffer:
@@ -321,13 +337,23 @@ def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
+def is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_video(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
 def numbered_images(folder: str) -> list[str]:
-    """Names of the images in a folder, in the order of the numbers in them: frame2.png before frame10.png."""
+    """Names of the images in a folder, in the order of the numbers in them: frame2.png before frame10.png. Hidden ones,
+    which file managers leave, are none of it.
+    """
 
     def by_numbers(name: str) -> list[tuple[int, str]]:
         return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
-    names = (name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    names = filter(is_image, os.listdir(folder))
     return sorted(names, key=lambda name: (by_numbers(name), name))
 
 
@@ -342,6 +368,13 @@ def _read_frames(decoder: Decoder, size: Size | None) -> Clip:
     return Clip(frames.clip(), decoder.damaged)
 
 
+def _opened(path: str) -> Image.Image:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path} is no regular file")  # a pipe would be waited for
+    with Image.open(path) as image:
+        return _rgb(image)
+
+
 def _read_folder(folder: str, size: Size | None, chosen: slice, timeout: float | None) -> Clip:
     limit = TimeLimit(folder, timeout)
     frames, damaged = _FrameBuffer(size), 0
@@ -352,9 +385,8 @@ def _read_folder(folder: str, size: Size | None, chosen: slice, timeout: float |
     for name in names[chosen]:
         limit.left()
         try:
-            with Image.open(os.path.join(folder, name)) as image:
-                upright = _rgb(ImageOps.exif_transpose(image))
-        except UNREADABLE:
+            upright = _opened(os.path.join(folder, name))
+        except Exception:  # Pillow raises whatever a broken file leads it to
             damaged += 1
             continue
         first = first or upright.size

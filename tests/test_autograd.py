@@ -322,6 +322,21 @@ def test_batched_gradients(backend, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_vmap_over_gradients(backend, case):
+    """vectors batched by torch.vmap, of an ordinary backward."""
+    f, inputs = function_of(CASES[case], backend.device)
+    y = f(*inputs)
+    vectors = torch.randn(3, *y.shape, dtype=y.dtype, device=y.device)
+
+    def pull_back(v):
+        return torch.autograd.grad(y, inputs, v, retain_graph=True)
+
+    one_by_one = zip(*map(pull_back, vectors), strict=True)
+    for together, alone in zip(torch.vmap(pull_back)(vectors), one_by_one, strict=True):
+        assert torch.allclose(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_second_derivatives(backend, case):
     f, inputs = function_of(CASES[case], backend.device)
     assert gradgradcheck(f, inputs)

@@ -395,6 +395,12 @@ def test_files_of_these_kinds_are_found_in_folders(here):
 # --- what fails -----------------------------------------------------------------------------------------------------
 
 
+def test_hidden_files_of_a_folder_are_no_videos(clip, here):
+    (here / "._clip.mkv").write_bytes(b"of a file manager")
+    assert "failed" not in run("image", here).stderr
+    assert files(here) == ["._clip.mkv", "clip.mkv", "clip.png"]
+
+
 def test_folders_that_cannot_be_used_fail_alone(clip, here, monkeypatch):
     (here / "empty").mkdir()
     (here / "above/below").mkdir(parents=True)
@@ -486,14 +492,18 @@ def wait_for(what):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
-def test_a_signal_ends_the_command_and_cleans_up(here):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_command_and_cleans_up(here, name):
+    number = getattr(signal, name)
     os.mkfifo(here / "pipe")
+    before = signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
     with subprocess.Popen([*PROGRAM, "pipe", "-o", "images"], cwd=here, stderr=subprocess.PIPE) as program:
+        signal.signal(number, before)
         with open(here / "pipe", "wb", buffering=0) as pipe:
             pipe.write(clips.encoded(FRAMES)[:1000])
             wait_for(lambda: list(here.glob("images/.dynpool-*")))
-            program.send_signal(signal.SIGTERM)
-            assert program.wait(60) == 128 + signal.SIGTERM
+            program.send_signal(number)
+            assert program.wait(60) == 128 + number
         assert program.stderr.read() == b""
     assert files(here / "images") == []
 
@@ -514,6 +524,15 @@ def test_a_full_standard_output_is_said_once(clip, here):
         done = subprocess.run([*PROGRAM, "clip.mkv"], stdout=full, stderr=subprocess.PIPE, cwd=here, check=False)
     assert done.returncode == 1
     assert done.stderr == b"dynpool: cannot write to standard output: No space left on device\n"
+    assert files(here) == ["clip.mkv", "clip.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="has no /dev/full")
+def test_a_full_standard_error_ends_nothing(clip, here):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*PROGRAM, "absent.avi", "clip.mkv"], stdout=subprocess.PIPE, stderr=full, cwd=here)
+    assert done.returncode == 1
+    assert done.stdout.endswith(b"1 of 2 videos done, 1 failed\n")
     assert files(here) == ["clip.mkv", "clip.png"]
 
 

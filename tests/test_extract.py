@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -32,7 +33,7 @@ from dynpool.extract import Extraction, extract
 from dynpool.extract.finding import Found, chosen, find
 from dynpool.extract.making import Work
 from dynpool.extract.shards import Shards
-from dynpool.extract.workers import DIED, _pool, in_processes
+from dynpool.extract.workers import DIED, CannotStart, _pool, _until_broken, in_processes
 from dynpool.manifest import NAME, Entry, Manifest, key_of
 from dynpool.recipe import Recipe
 
@@ -171,7 +172,7 @@ def test_another_run_does_what_is_left(dataset, out):
 
 def test_one_folder_is_made_in_one_way(dataset, out):
     extract(dataset, out, window=3, stride=2)
-    with pytest.raises(ValueError, match=r"^out must be another folder .*: stride = 2, now 3$"):
+    with pytest.raises(ValueError, match="^out must be another folder: .* with other settings, stride = 2, now 3$"):
         extract(dataset, out, window=3, stride=3)
     with pytest.raises(ValueError, match="format = 'folders', now 'shards'"):
         extract(dataset, out, window=3, stride=2, shard_size=1)
@@ -879,13 +880,55 @@ def test_only_the_item_that_kills_its_process_is_lost():
 
 @pytest.mark.skipif(not hasattr(select, "poll"), reason="pipes cannot be asked here")
 def test_processes_by_the_hundred_can_tell_that_they_have_begun():
-    with _pool(1) as (pool, has_begun):
+    begun = threading.Event()
+    with _pool(1, begun) as (pool, listen):
         (told,) = pool._initargs
-        assert not has_begun()
+        listen()
+        assert not begun.is_set()
         for _ in range(1000):
+            begun.clear()
             assert select.select([], [told], [], 0)[1]
             told.send(None)
-            assert has_begun()
+            listen()
+            assert begun.is_set()
+
+
+def ends_at_once(told):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("others_have_begun", [True, False])
+def test_a_process_that_does_not_start_costs_one_item_where_others_did(monkeypatch, others_have_begun):
+    """As where memory runs out now and then."""
+    monkeypatch.setattr("dynpool.extract.workers._begin", ends_at_once)
+    begun = threading.Event()
+    if others_have_begun:
+        begun.set()
+    running = _until_broken(str, iter("ab"), 1, begun)
+    with pytest.raises(StopIteration if others_have_begun else CannotStart) as ended:
+        next(running)
+    if others_have_begun:
+        assert ended.value.value == ["a"]
+
+
+@pytest.mark.parametrize("timeout", [1e11, float("inf")])
+def test_more_time_than_a_timer_can_count(dataset, out, timeout):
+    assert not extract(dataset, out, timeout=timeout).failed
+
+
+def test_a_list_of_nothing_is_refused(dataset, out, tmp_path):
+    (tmp_path / "list.txt").write_text(" \n\n")
+    done = command.run("extract", dataset, "-o", out, "--list", tmp_path / "list.txt", code=2)
+    assert done.output == f"dynpool extract: --list {tmp_path / 'list.txt'} names no video\n"
+
+
+def test_a_folder_of_images_may_hold_hidden_folders(out, tmp_path):
+    """As file managers and notebooks leave them: the folder is a video all the same."""
+    folder = tmp_path / "videos" / "run" / "a"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(folder / f"{number}.png")
+    assert [video.name for video in find(tmp_path / "videos")] == ["run/a"]
 
 
 @pytest.mark.parametrize("fed", ["file", "stdin"])

@@ -29,6 +29,7 @@ from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeLimit, VideoError
 from dynpool.images import Pictures, dynamic_image, dynamic_images
 from dynpool.recipe import Recipe
+from dynpool.streaming import RankPoolStream
 from dynpool.video import numbered_images, read_clip
 
 av = clips.av
@@ -1019,11 +1020,15 @@ def test_frames_of_pyav_are_frames(tmp_path):
     assert torch.equal(read_clip(decoded).frames, read_clip(tmp_path / "clip.mkv").frames)
 
 
-def test_a_folder_of_images(tmp_path):
-    array = clips.random_frames(12, 6, 10)
+def write_images(folder, count):
+    array = clips.random_frames(count, 6, 10)
     for number, frame in enumerate(array, 1):
-        Image.fromarray(frame).save(tmp_path / f"frame{number}.png")
-    frames = torch.from_numpy(array).permute(0, 3, 1, 2)
+        Image.fromarray(frame).save(folder / f"frame{number}.png")
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
+
+
+def test_a_folder_of_images(tmp_path):
+    frames = write_images(tmp_path, 12)
     (tmp_path / "notes.txt").write_text("not a frame")
     clip = read_clip(tmp_path)
     assert torch.equal(clip.frames, frames)  # frame2 before frame10
@@ -1044,6 +1049,53 @@ def test_a_folder_of_images(tmp_path):
     empty.mkdir()
     with pytest.raises(VideoError, match="has no image to read"):
         read_clip(empty)
+
+
+def test_hidden_images_are_none_of_a_folder(tmp_path):
+    frames = write_images(tmp_path, 4)
+    Image.new("RGB", (3, 2)).save(tmp_path / ".thumb.png")  # would come first, and say the size of all
+    (tmp_path / "._frame1.png").write_bytes(b"of a file manager")
+    clip = read_clip(tmp_path, max_frames=3)
+    assert clip.damaged == 0
+    assert torch.equal(clip.frames, frames[:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_images_is_not_waited_for(tmp_path):
+    frames = write_images(tmp_path, 4)
+    os.mkfifo(tmp_path / "frame99.png")
+    clip = read_clip(tmp_path)
+    assert clip.damaged == 1
+    assert torch.equal(clip.frames, frames)
+
+
+def test_exif_data_that_are_broken(tmp_path):
+    """ImageOps.exif_transpose raises struct.error, since a length is a text."""
+    length = struct.pack("<HHI", 0x0101, 2, 4) + b"abc\0"
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + length + orientation + bytes(4)
+    Image.new("RGB", (24, 16), (80, 0, 0)).save(tmp_path / "frame1.jpg", exif=exif)
+    clip = read_clip(tmp_path)
+    assert clip.damaged == 0
+    assert clip.frames.shape == (1, 3, 24, 16)
+
+
+def test_pictures_in_memory_are_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (24, 16)).save(tmp_path / "frame1.jpg", exif=exif)
+    with Image.open(tmp_path / "frame1.jpg") as picture:
+        assert read_clip([picture]).frames.shape == (1, 3, 24, 16)
+        stream = RankPoolStream()
+        stream.update(picture)
+        assert stream.result().shape == (3, 24, 16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "ppm"])
+def test_grey_of_16_bits(tmp_path, suffix):
+    """Pillow opens one in mode I;16, the other in I, and clips both."""
+    Image.fromarray(np.array([[0, 257, 30000, 65535]], np.uint16)).save(tmp_path / f"frame1.{suffix}")
+    assert read_clip(tmp_path).frames[0, 0].tolist() == [[0, 1, 117, 255]]
 
 
 def test_the_order_of_a_folders_images(monkeypatch):

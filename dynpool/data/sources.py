@@ -22,7 +22,6 @@ from ..files import VideoError
 from ..flow import optical_flow
 from ..images import Pictures
 from ..recipe import Method, Recipe, Starts
-from ..video import UNREADABLE
 from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
@@ -191,7 +190,7 @@ def _picture(path: Path | Member) -> Image.Image:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             return image.convert("RGB")
-    except UNREADABLE as error:
+    except Exception as error:  # Pillow raises whatever a broken file leads it to
         raise VideoError(str(path), f"cannot be read as a picture: {error}") from error
 
 

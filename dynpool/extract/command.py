@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from .. import options
 from ..decoder import damaged_parts
 from ..manifest import Entry
 from ..recipe import Recipe
-from ..terminal import complain, ended_by, progress, say
+from ..terminal import complain, ended_by_signals, progress, say
 from .run import Extraction
 from .workers import CannotStart
 
@@ -75,8 +74,10 @@ def extract(
     try:
         options.check(recipe)
         names = None if only is None else os.fsdecode(only.read_bytes()).removeprefix("\ufeff").splitlines()
+        if names is not None and not any(map(str.strip, names)):
+            raise options.UsageError(f"--list {only} names no video")
         with (
-            ended_by(signal.SIGTERM),
+            ended_by_signals(),
             Extraction(source, out, recipe, only=names, jpeg=jpeg, shard_size=shard_size) as extraction,
         ):
             done, before = _do(extraction, workers, ray), len(extraction.before)

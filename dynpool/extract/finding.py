@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..files import file_state, fsspec_for
 from ..manifest import is_made
-from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered_images
+from ..video import VIDEO_SUFFIXES, is_image, is_video, numbered_images
 
 _LABELLED = re.compile(r"(.*\S)\s+\d+")  # "Archery/v_Archery_g08_c01.avi 3", as in UCF101's lists
 
@@ -105,7 +105,7 @@ def _local(root: str) -> Iterator[Found]:
         if start != root and not _enters(start, seen):
             continue
         for folder, folders, files in os.walk(start, onerror=problems.append):
-            inner = sorted(os.path.join(folder, name) for name in folders)
+            inner = sorted(os.path.join(folder, name) for name in folders if not name.startswith("."))
             starts += filter(os.path.islink, inner)
             folders[:] = [os.path.basename(path) for path in inner if not os.path.islink(path) and _enters(path, seen)]
             yield from _videos_of(root, folder, files, leaf=not inner)
@@ -123,7 +123,7 @@ def _enters(folder: str, seen: set[str]) -> bool:
 
 
 def _videos_of(root: str, folder: str, files: list[str], leaf: bool) -> Iterator[Found]:
-    names = [name for name in files if _is_video(name)]
+    names = [name for name in files if is_video(name)]
     for name in names:
         path = os.path.join(folder, name)
         yield _file(_without_suffix(_below(root, path)), path)
@@ -153,11 +153,11 @@ def _remote(url: str) -> Iterator[Found]:
         for name in [name for name in folders if name.startswith(".")]:
             del folders[name]
         place = folder[len(base) :].strip("/")
-        videos = {name: about for name, about in files.items() if _is_video(name)}
+        videos = {name: about for name, about in files.items() if is_video(name)}
         for name, about in videos.items():
             path = f"{place}/{name}" if place else name
             yield Found(_without_suffix(path), f"{url.rstrip('/')}/{path}", _remote_version(about))
-        if not folders and not videos and any(_is_image(name) for name in files):
+        if not folders and not videos and any(is_image(name) for name in files):
             name = place or os.path.basename(base)
             yield Found(
                 name, f"{url.rstrip('/')}/{place}", problem="is a folder of images, which must be on this machine"
@@ -170,14 +170,6 @@ def _remote_version(about: dict[str, Any]) -> str:
     """As far as the file system tells."""
     changed = next((about[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in about), "")
     return f"{about.get('size')}|{changed}"
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _is_video(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def _below(root: str, path: str) -> str:

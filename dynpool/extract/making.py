@@ -21,6 +21,7 @@ from .finding import Found
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # what would fail one video after the other
 _GRACE = 1.0  # seconds
+_LONGEST_ALARM = 1e8  # seconds, which systems can count
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _ended_after(timeout: float | None, source: str) -> Iterator[None]:
         raise TimeLimit(source, timeout).exceeded()
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, timeout + _GRACE)
+    signal.setitimer(signal.ITIMER_REAL, min(timeout + _GRACE, _LONGEST_ALARM))
     try:
         yield
     finally:

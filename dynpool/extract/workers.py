@@ -49,10 +49,10 @@ def in_processes(
     Raises:
         CannotStart: no process began.
     """
-    rest = iter(items)
-    while suspects := (yield from _until_broken(work, rest, count)):
+    rest, begun = iter(items), threading.Event()
+    while suspects := (yield from _until_broken(work, rest, count, begun)):
         alone = iter(suspects)  # one at a time, which tells which of them it was
-        while culprit := (yield from _until_broken(work, alone, 1)):
+        while culprit := (yield from _until_broken(work, alone, 1, begun)):
             yield culprit[0], died(DIED)
 
 
@@ -83,24 +83,27 @@ def on_ray(
 
 
 def _until_broken(
-    work: Task[Item, Result], rest: Iterator[Item], count: int
+    work: Task[Item, Result], rest: Iterator[Item], count: int, begun: threading.Event
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
-    """Yields results until all are out, or a process has died; returns the items that may have been the reason."""
+    """Yields results until all are out, or a process has died; returns the items that may have been the reason. Notes
+    that processes can begin to work.
+    """
     running: dict[Future[Result], Item] = {}
-    with _pool(count) as (pool, has_begun):
+    with _pool(count, begun) as (pool, listen):
         try:
             with _interrupts_held():
                 for item in itertools.islice(rest, count + 1 if count > 1 else 1):
                     _submit(pool, work, item, running)
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    has_begun()
+                    listen()
                     result = future.result()
                     yield running.pop(future), result
                     for item in itertools.islice(rest, 1):
                         _submit(pool, work, item, running)
         except BrokenProcessPool as error:
-            if not has_begun():
+            listen()
+            if not begun.is_set():
                 raise CannotStart(_CANNOT_START) from error
     done = {future for future in running if future.done() and future.exception() is None}
     yield from ((running[future], future.result()) for future in done)
@@ -120,25 +123,22 @@ def _submit(
 
 
 @contextmanager
-def _pool(count: int) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], bool]]]:
+def _pool(count: int, begun: threading.Event) -> Iterator[tuple[ProcessPoolExecutor, Callable[[], None]]]:
     """Processes that end when they have nothing to do, when the context is left otherwise, or when this one is gone;
-    and whether any has begun to work.
+    and what sets `begun` if any has begun to work.
     """
     ours, theirs = multiprocessing.Pipe()
-    begun = False
 
-    def has_begun() -> bool:
-        """To be asked now and then: a few hundred tidings fill the pipe, and who cannot tell does not begin."""
-        nonlocal begun
+    def listen() -> None:
+        """To be called now and then: a few hundred tidings fill the pipe, and who cannot tell does not begin."""
         while ours.poll():
             ours.recv()
-            begun = True
-        return begun
+            begun.set()
 
     context = multiprocessing.get_context("spawn")  # a forked process has torch's threads, and they do not run
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
     try:
-        yield pool, has_begun
+        yield pool, listen
         pool.shutdown()
     finally:
         ours.close()
