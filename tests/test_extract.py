@@ -172,7 +172,7 @@ def test_another_run_does_what_is_left(dataset, out):
 
 def test_one_folder_is_made_in_one_way(dataset, out):
     extract(dataset, out, window=3, stride=2)
-    with pytest.raises(ValueError, match="^out must be another folder: .* with other settings, stride = 2, now 3$"):
+    with pytest.raises(ValueError, match=r"^out must be another folder: .* with other settings, stride = 2, now 3$"):
         extract(dataset, out, window=3, stride=3)
     with pytest.raises(ValueError, match="format = 'folders', now 'shards'"):
         extract(dataset, out, window=3, stride=2, shard_size=1)

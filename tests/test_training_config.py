@@ -64,7 +64,7 @@ def test_a_configuration_is_what_was_written(tmp_path):
         ("trainer.patience=3", "trainer.patience needs training videos set aside"),
         ("trainer.epochs=0", "trainer: epochs must be at least 1, got 0"),
         ("data=3", "data must be keys and values, got 3"),
-        ("seed=-1", "seed must not be negative, got -1"),
+        ("seed=-1", r"seed must be from 0 to 2\^63 - 1, got -1"),
         ("seed", "an override must be key=value, such as optimiser.lr=0.01, got 'seed'"),
         ("seed=[", "seed must be given in YAML"),
         ("model.kind=two_stream", "model.kind = 'two_stream' needs data.source = 'frames', got 'dynamic_images'"),

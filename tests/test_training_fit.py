@@ -38,6 +38,7 @@ from dynpool.models import ModelConfig, build, save
 from dynpool.training import run
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
+from dynpool.training.module import MeanClassAccuracy
 from dynpool.training.run import WholeFiles, fit, runs_in, saved_config, train_splits
 from dynpool.training.scores import read
 from dynpool.training.values import ConfigError
@@ -527,6 +528,56 @@ def test_settings_that_are_refused_leave_all_splits_alone(root, fit_tiny, tmp_pa
         list(train_splits(other, tmp_path, resume=True))
     assert (tmp_path / "config.yaml").read_bytes() == before
     assert len(list(train_splits(saved_config(tmp_path), tmp_path, resume=True))) == 2
+
+
+def test_one_of_all_splits_goes_on_in_its_own_folder(root, fit_tiny, tmp_path):
+    config = tiny.config(root / "train", "trainer.epochs=1", "data.split=all", r"data.group=(\d)")
+    made = list(train_splits(config, tmp_path))
+    made[1].unlink()
+    before = (tmp_path / "config.yaml").read_bytes()
+    alone = saved_config(tmp_path, overrides=["data.split=1"])
+    assert list(train_splits(alone, tmp_path, resume=True)) == [made[1]]
+    assert (tmp_path / "config.yaml").read_bytes() == before
+    assert runs_in(tmp_path) == [path.parent for path in made]
+
+
+def test_windows_that_the_model_pools_stay_as_they_were_trained(root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1", "data.source=frames"), tmp_path, backbone=tiny.network())
+
+    def windows(*overrides):
+        return evaluate(tmp_path, overrides=overrides, backbone=tiny.network()).scores.about.windows
+
+    assert windows() == "8 every 4"
+    assert windows("data.stride=2") == "8 every 2"  # each is pooled by itself
+    for overrides, told in (
+        (["data.window=5"], "window = 8, now 5, stride = 8, now 5"),
+        (["data.window=null", "data.stride=null"], "window = 8, now None"),
+        (["data.source=dynamic_images"], "pool = 'approx', now 'none', window = 8, now None"),
+    ):
+        with pytest.raises(ValueError, match=f"leave what the model pools as it was trained: {told}"):
+            windows(*overrides)
+
+
+def test_pictures_stay_pictures(root, tmp_path):
+    fit(tiny.config(root, "trainer.epochs=1"), tmp_path, backbone=tiny.network())
+    with pytest.raises(ValueError, match="as it was trained: pool = 'none', now 'approx'"):
+        evaluate(tmp_path, overrides=("data.source=frames",), backbone=tiny.network())
+
+
+def test_a_signal_that_ends_loaders_stops_the_run(tmp_path, capsys):
+    """Before Lightning, which had it too, has looked."""
+    with pytest.raises(SystemExit) as stopped, run._stopping(tmp_path):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == f"stopped; to go on: dynpool train --resume -o {tmp_path}\n"
+    with pytest.raises(RuntimeError, match="Killed"), run._stopping(tmp_path):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+def test_accuracy_by_class_is_of_classes_that_have_videos():
+    measured = MeanClassAccuracy(3)
+    measured.update(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 1, 1, 1]))
+    assert measured.compute().item() == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_what_goes_without_saying_may_be_said(root, fit_tiny, tmp_path):

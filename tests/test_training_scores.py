@@ -303,6 +303,10 @@ def test_an_svm_scores_features_made_elsewhere(tmp_path):
         ({"train_features": np.zeros(40)}, "train_features must have shape"),
         ({"test_features": np.zeros((40, 3))}, "must have the same D"),
         ({"test_names": ["v0"] * 40}, "names must be distinct"),
+        ({"test_names": ["v0"] * 39}, r"test_names and test_labels must be of one length, got \[39\] and \[40\]"),
+        ({"train_features": np.full((40, 5), np.nan)}, r"train_features must be finite numbers, .* got float64"),
+        ({"test_features": np.full((40, 5), "x")}, "test_features must be finite numbers, and some, got <U1"),
+        ({"train_labels": np.zeros(40, int)}, "train_labels must be of two classes or more"),
         ({"classes": np.array([None])}, "must be an .npz file of arrays without pickles, whole$"),
     ],
 )
@@ -415,6 +419,18 @@ def test_the_command_fuse_on_all_splits(tmp_path):
     assert "splits 1, 2, 0.5 × RGB frames + 0.5 × idt, linear SVM" in out
     (tmp_path / "motion" / "2.scores").unlink()
     assert "must have the same number of splits" in run("fuse", tmp_path / "rgb", tmp_path / "motion", code=2)
+
+
+def test_files_of_a_folder_are_splits_that_are_named_by_them(tmp_path):
+    """Where other programmes wrote them, without dynpool's first line."""
+    for stream_name in ("a", "b"):
+        (tmp_path / stream_name).mkdir()
+        for split in ("1", "2"):
+            text = f"video,label,x,y\nv{split}1,0,1,0\nv{split}2,1,0.2,0.8\n"
+            (tmp_path / stream_name / f"{split}.scores").write_text(text)
+    out = run("fuse", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "fused")
+    assert "splits 1, 2, 0.5 × a + 0.5 × b" in out
+    assert [read(tmp_path / "fused" / f"{split}.scores").names for split in (1, 2)] == [("v11", "v12"), ("v21", "v22")]
 
 
 def test_the_command_compare(files):

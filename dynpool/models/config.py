@@ -217,6 +217,8 @@ def _check_streams(config: ModelConfig) -> None:
         raise ValueError(f"branch = 'input' pools there: layer must be None, got {config.layer!r}")
     if config.kind == "dynamic" and (config.frames != "all" or config.every != 1):
         raise ValueError("frames and every belong to the static stream, which kind = 'dynamic' does not have")
+    if config.frames == "middle" and config.every != 1:
+        raise ValueError(f"every = {config.every} has no meaning with frames = 'middle'")
 
 
 def _check_absent(config: ModelConfig, reason: str, *names: str) -> None:

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -271,11 +272,21 @@ def _streams(path: Path, C: float) -> list[Scores]:
     if not path.is_dir():
         return [read(path)]
     if found := sorted(path.glob("*.scores")):
-        return [read(file) for file in found]
+        return [_named(read(file), file) for file in found]
     if features := sorted(path.glob("*.npz")):
         modality = f"{path.name}, linear SVM"
         return [svm_scores(file, About("unknown", file.stem, modality, "unknown", "unknown"), C) for file in features]
     raise FileNotFoundError(f"{path} has no score file (*.scores), nor features (*.npz): run dynpool evaluate first")
+
+
+def _named(scores: Scores, file: Path) -> Scores:
+    """Of a folder's files each is a split, named by it, where the file itself does not say."""
+    from .scores import UNKNOWN_SPLIT
+
+    about = scores.about
+    if about.split != UNKNOWN_SPLIT:
+        return scores
+    return replace(scores, about=replace(about, split=file.stem, modality=file.parent.name))
 
 
 def _check_splits(paths: list[Path], read: list[list[Scores]]) -> None:

@@ -196,9 +196,9 @@ class TrainerConfig:
     """Where and how long: accelerator, devices, num_nodes, strategy and precision are Lightning's own.
 
     patience: stop after so many epochs without a better validation accuracy (needs data.validation).
-    accumulate: batches whose gradients are summed to a step. checkpoint_steps: write a checkpoint every so many steps,
-    besides the one after each epoch. threads: of torch in each process; null leaves torch's own number. max_steps ends
-    a run early.
+    accumulate: batches whose gradients are averaged to a step. checkpoint_steps: write a checkpoint every so many
+    steps, besides the one after each epoch. threads: of torch in each process; null leaves torch's own number.
+    max_steps ends a run early.
     """
 
     epochs: int = 20
@@ -235,8 +235,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self.model_config(2)
-        if self.seed < 0:
-            raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.trainer.patience is not None and not self.data.sets_aside:
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
 
@@ -339,7 +339,10 @@ def read(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _text(file: str | os.PathLike[str]) -> str:
     if Path(file).is_file():
-        return Path(file).read_text(encoding="utf-8")
+        try:
+            return Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} must be text in UTF-8: {error}") from error
     if str(file) in shipped():
         return (_folder() / f"{file}.yaml").read_text(encoding="utf-8")
     raise FileNotFoundError(f"config must be a YAML file or one of {', '.join(shipped())}, got {str(file)!r}")

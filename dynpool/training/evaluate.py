@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..files import PathLike
-from ..models import load
+from ..models import ModelConfig, load
 from ..recipe import check_device
 from .config import DataConfig
 from .config import load as load_config
@@ -46,7 +46,8 @@ def evaluate(
     Args:
         run: the folder of a training run.
         overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration; but for the
-            model's, and for a split, or a rule to divide folders by, whose test has videos that it was trained on.
+            model's, for windows that it pools itself, and for a split, or a rule to divide folders by, whose test has
+            videos that it was trained on.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
         progress: show a bar, on a terminal.
@@ -67,6 +68,7 @@ def evaluate(
     check_classes(folder, listing)
     _check_held_out(load_config([folder / CONFIG]).data, config.data, listing)
     model = load(folder / MODEL, backbone=backbone)
+    _check_windows(config.model_config(len(listing.classes)), model.config)
     about = describe(config, listing, model.config)
     dataset = config.data.videos(listing, train=False, seed=config.seed)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -81,6 +83,14 @@ def evaluate(
         clip_frames=clip_frames if clips else None,
         progress=progress,
     )
+
+
+def _check_windows(implied: ModelConfig, trained: ModelConfig) -> None:
+    """Raise ValueError where what the data are said to be wants another pooling than the model has."""
+    names = ("pool", "window", "stride")
+    pairs = {name: (getattr(trained, name), getattr(implied, name)) for name in names}
+    if told := ", ".join(f"{name} = {before!r}, now {now!r}" for name, (before, now) in pairs.items() if before != now):
+        raise ValueError(f"overrides must leave what the model pools as it was trained: {told}")
 
 
 def _check_held_out(trained: DataConfig, tested: DataConfig, listing: Listing) -> None:

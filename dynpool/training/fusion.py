@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import PathLike
-from .scores import About, Matrix, Scores, in_common, log_probabilities
+from .scores import UNKNOWN_SPLIT, About, Matrix, Scores, in_common, log_probabilities
 
 
 def fuse(streams: Sequence[Scores], weights: Sequence[float] | None = None) -> Scores:
@@ -80,7 +80,7 @@ def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float 
 
 def _unknown(path: PathLike) -> About:
     stem = os.path.splitext(os.path.basename(path))[0]
-    return About("unknown", "?", f"{stem}, linear SVM", "unknown", "unknown")
+    return About("unknown", UNKNOWN_SPLIT, f"{stem}, linear SVM", "unknown", "unknown")
 
 
 def _told(content: dict[str, np.ndarray], default: About) -> About:
@@ -102,6 +102,9 @@ def _npz(path: PathLike) -> dict[str, np.ndarray]:
     for name in ("classes", "test_names"):
         if len(shapes[name]) != 1:
             raise ValueError(f"{path}: {name} must be a list of names, got shape {list(shapes[name])}")
+    if shapes["test_names"] != shapes["test_labels"]:
+        told = f"{list(shapes['test_names'])} and {list(shapes['test_labels'])}"
+        raise ValueError(f"{path}: test_names and test_labels must be of one length, got {told}")
     count = len(content["classes"])
     for name in ("train_labels", "test_labels"):
         labels = content[name]
@@ -113,8 +116,14 @@ def _npz(path: PathLike) -> dict[str, np.ndarray]:
     for part in ("train", "test"):
         if len(shapes[f"{part}_features"]) != 2 or shapes[f"{part}_labels"] != shapes[f"{part}_features"][:1]:
             raise ValueError(f"{path}: {part}_features must have shape [N, D] and {part}_labels [N], got {shapes}")
+        features = content[f"{part}_features"]
+        if features.dtype.kind not in "fiu" or not np.isfinite(features).all() or not features.size:
+            told = f"{features.dtype} {list(features.shape)}"
+            raise ValueError(f"{path}: {part}_features must be finite numbers, and some, got {told}")
     if shapes["train_features"][1] != shapes["test_features"][1]:
         raise ValueError(f"{path}: train_features and test_features must have the same D, got {shapes}")
+    if len(np.unique(content["train_labels"])) < 2:
+        raise ValueError(f"{path}: train_labels must be of two classes or more, got those of one")
     return content
 
 

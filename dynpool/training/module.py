@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -27,6 +27,21 @@ class Resumed(NamedTuple):
     batches: int
 
 
+class MeanClassAccuracy(MulticlassAccuracy):
+    """Mean accuracy of the classes that have videos, as `Scores.mean_class_accuracy`; "macro" counts those, too, that
+    some video was taken for.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none")
+
+    def compute(self) -> Tensor:
+        right = cast(Tensor, self.tp)
+        videos = right + cast(Tensor, self.fn)
+        present = videos > 0
+        return (right[present] / videos[present]).mean()
+
+
 class VideoClassifier(L.LightningModule):
     """Trains a model of `dynpool.models` on batches of `dynpool.data`.
 
@@ -42,7 +57,7 @@ class VideoClassifier(L.LightningModule):
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.val_class_accuracy = MulticlassAccuracy(num_classes, average="macro")
+        self.val_class_accuracy = MeanClassAccuracy(num_classes)
         self.notices = Notices("training")
         self._resumed = Resumed(0, 0)
         if optimiser.train == "head":

@@ -44,6 +44,7 @@ CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
 _LAUNCHER = "DYNPOOL_LAUNCHER"  # the process that Lightning started this one from, to those of its environment
 # What Lightning goes on from.
 _CHECKPOINT_KEYS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")
+_TERMINATED = "is killed by signal: Terminated"  # torch, of a loader's process
 _EXPECTED = (  # what Lightning warns of, and we mean
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -270,12 +271,18 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _stopping(folder: Path) -> Iterator[None]:
     """A run that is stopped says how it goes on, and its exit code is no success."""
+    code: Any = None
     try:
         yield
+        return
     except SystemExit as stop:  # so Lightning ends: by SIGTERM without a code, by SIGINT with 1
-        if is_main():
-            print(f"stopped; to go on: dynpool train --resume -o {folder}", file=sys.stderr)
-        raise SystemExit(stop.code or 128 + signal.SIGTERM) from None
+        code = stop.code
+    except RuntimeError as error:
+        if _TERMINATED not in str(error):  # a signal to all processes may end loaders before Lightning looks
+            raise
+    if is_main():
+        print(f"stopped; to go on: dynpool train --resume -o {folder}", file=sys.stderr)
+    raise SystemExit(code or 128 + signal.SIGTERM)
 
 
 def make_trainer(config: Config, folder: Path, callbacks: Sequence[Callback]) -> L.Trainer:
@@ -377,7 +384,8 @@ class WholeFiles(TorchCheckpointIO):
 def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = False) -> Iterator[Path]:
     """Train the configuration's split; or every one, into a folder of its own below `out`, where split is "all".
 
-    With `resume`, splits that are done are not trained again.
+    With `resume`, splits that are done are not trained again; where `out` holds all splits, and the configuration has
+    one, that one alone goes on, in its folder.
 
     Raises:
         FileExistsError: `out` holds a run already, and resume is false; it holds one of another kind; or a split is
@@ -386,6 +394,9 @@ def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = 
     """
     folder, config = Path(out), config.anchored()
     if config.data.split != "all":
+        if resume and (folder / CONFIG).is_file() and saved_config(folder).data.split == "all":
+            config = config.with_split(_one_of(config.with_split("all").data.splits(), config.data.split))
+            folder = folder / f"split-{config.data.split}"
         yield _train_one(config, folder, resume)
         return
     if is_main():
@@ -399,6 +410,14 @@ def train_splits(config: Config, out: str | os.PathLike[str], *, resume: bool = 
         write(config, folder / CONFIG)
     for split, path in inner.items():
         yield _train_one(config.with_split(split), path, resume)
+
+
+def _one_of(splits: Sequence[int | str], wanted: int | str) -> int | str:
+    """As the data name it: 1 may be the text of a group."""
+    for split in splits:
+        if str(split) == str(wanted):
+            return split
+    raise ConfigError(f"data.split must be one of {', '.join(map(str, splits))}, or all, got {wanted!r}")
 
 
 def _check_holds_splits(folder: Path, resume: bool) -> None:

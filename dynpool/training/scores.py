@@ -24,6 +24,7 @@ from ..writing import whole_file
 from .values import make
 
 Matrix = npt.NDArray[np.float64]
+UNKNOWN_SPLIT = "?"
 ERRORS = "surrogateescape"  # names of files need not be UTF-8
 
 
@@ -150,7 +151,7 @@ def _check_same(streams: Sequence[Scores]) -> None:
     for what, values in (
         ("classes", {stream.classes for stream in streams}),
         ("dataset", {stream.about.dataset for stream in streams} - {"unknown"}),
-        ("split", {stream.about.split for stream in streams} - {"?"}),
+        ("split", {stream.about.split for stream in streams} - {UNKNOWN_SPLIT}),
     ):
         if len(values) > 1:
             raise ValueError(f"streams must agree on their {what}, got {' and '.join(map(str, sorted(values)))}")
@@ -184,7 +185,9 @@ def read(path: PathLike) -> Scores:
         ValueError: it is no score file; the message says which line is wrong.
     """
     text = Path(path).read_bytes().decode("utf-8", ERRORS).removeprefix("\ufeff")
-    about = About(dataset="unknown", split="?", modality=Path(path).stem, pretraining="unknown", windows="unknown")
+    about = About(
+        dataset="unknown", split=UNKNOWN_SPLIT, modality=Path(path).stem, pretraining="unknown", windows="unknown"
+    )
     start = 0
     if text.startswith("#"):
         line, *rest = re.split(r"\r\n|\r|\n", text, maxsplit=1)
