@@ -1,7 +1,7 @@
 # make demo [VIDEO=clip.mp4]   set up, build, and turn a real clip into dynamic images
 # make test                    set up, build, run every test
-# make gpu                     where there is a GPU: build, all tests on CUDA, sanitizers, benchmarks; RESULTS names a folder
-# make lint | bench | clean
+# make gpu                     where there is a GPU: build, all tests on CUDA, sanitizers, benchmarks
+# make lint | bench | clean    RESULTS=FOLDER: for the figures of bench and gpu, by default in build/
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

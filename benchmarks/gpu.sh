@@ -2,14 +2,14 @@
 # Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, sanitizers,
 # benchmarks. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
 #
-#   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: benchmarks/results/gpu)
+#   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: build/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
 #   WHEELS    folder of wheels to use besides, such as av's, from the root of this tree: where that is, files are decoded
 #             and pooled, too, which takes a minute more
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
-RESULTS="${RESULTS:-benchmarks/results/gpu}"
+RESULTS="${RESULTS:-build/gpu}"
 mkdir -p "$RESULTS"
 RESULTS=$(cd "$RESULTS" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 DYNPOOL_REQUIRE_CUDA=1 DYNPOOL_REQUIRE_EXT=1

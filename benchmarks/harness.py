@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import subprocess
@@ -15,7 +16,8 @@ import torch
 
 import dynpool
 
-RESULTS = Path(__file__).parent / "results"
+# Where figures go: not over those that are committed, in benchmarks/results, unless RESULTS says so.
+RESULTS = Path(os.environ.get("RESULTS", Path(__file__).parents[1] / "build" / "bench"))
 
 
 @dataclass
@@ -111,8 +113,11 @@ def _plain(value: object) -> object:
 def write_json(path: Path, content: dict[str, object]) -> None:
     """What was measured, and on which machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), **content}, indent=1, default=_plain) + "\n")
+    about = machine()
+    path.write_text(json.dumps({"machine": about, **content}, indent=1, default=_plain) + "\n")
     print(f"\nwrote {path}")
+    if str(about["commit"]).endswith("-dirty"):
+        print("of a tree with changes that are not committed: nobody can measure it again")
 
 
 def draw(path: Path, cases: list[Case], title: str) -> None:

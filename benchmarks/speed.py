@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three classes")
     parser.add_argument("--data", type=Path, default=default_data(), help="folder of classes; default: %(default)s")
     parser.add_argument("--generate", action="store_true", help="made-up clips even where there are others")
-    parser.add_argument("--json", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--json", type=Path, default=RESULTS / "speed-cpu.json")
     options = parser.parse_args()
     if os.environ.get("DYNPOOL_REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
         parser.error("DYNPOOL_REQUIRE_CUDA=1, and torch sees no CUDA device")
