@@ -326,14 +326,24 @@ class _Problem:
     def missed_by(self, change: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
         """Whether an objective of this value may miss `tol`, since scores may have changed by so much, [B].
 
-        Of "ranksvm", whose d is enlarged by as much, so that pairs which had their margin keep it: with ½‖d‖² and what
-        other pairs lack it grows by twice that, and by as much again for what pairs at the margin weigh, no more than
-        twice the objective. Of the others the loss, a sum of squares below the objective, changes by twice its root.
+        Of "ranksvm", whose d is enlarged so that pairs which had their margin keep it: ½‖d‖² and what other pairs lack
+        grow by twice that, and by as much again for what pairs at the margin weigh, no more than twice the objective.
+        Of the others the loss, a sum of squares below the objective, changes by twice its root.
         """
         if self.objective == "ranksvm":
-            return 4 * change > self.tol
+            return ~(4 * change <= self.tol)
         weight = self.C * (lengths if self.objective == "svr" else 1)
-        return 2 * (weight * value).sqrt() * change > self.tol * value
+        return ~(2 * (weight * value).sqrt() * change <= self.tol * value)  # also of one below 0, by roundings
+
+    def measured(
+        self, solution: solve.Solution, norm: Tensor, square: Tensor, scores: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Objective and gap of d itself, with ‖d‖² = square and these scores, where the solver had ‖d‖² = norm: the
+        dual value changes by that alone.
+        """
+        value = solve.objective_of(square, scores, lengths, self.objective, self.C, self.epsilon)
+        dual = solution.objective - solution.gap + (norm - square) / 2
+        return value, (value - dual).clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -408,19 +418,21 @@ class _RankPool(torch.autograd.Function):
         finely = coarse and bool(problem.missed_by(roundings.of_weights, solution.objective, lengths).any())
         if problem.objective == "ranksvm":
             change = roundings.of_sums + roundings.of_result + (0 if finely else roundings.of_weights)
-            least = torch.finfo(accumulate_dtype(x.dtype)).eps
-            weights = weights * (1 + least + (change / 4).clamp(max=problem.tol / 4))[:, None]
+            least = 8 * torch.finfo(accumulate_dtype(x.dtype)).eps
+            growth = (1 + least + (change / 2).clamp(max=problem.tol / 4))[:, None]
+            scores, weights = growth * scores, growth * weights
         d = frames.sum(x, weights, mean, std, finely)
         values = d.reshape(len(K), d.numel() // max(1, len(K)))
         imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths) & coarse
-        if bool(imprecise.any()):  # what is true of d itself, and of the dual problem
+        if bool(imprecise.any()):
             found = frames.products(x.detach(), d, mean, std) @ M.T
             square = values.double().square().sum(1)
-            value = solve.objective_of(square, found, lengths, problem.objective, problem.C, problem.epsilon)
-            gap = value - (solution.objective - solution.gap + (norm - square) / 2)
-            objective, claimed = solution.objective.where(~imprecise, value), solution.gap
-            solution = solution._replace(objective=objective, gap=claimed.where(~imprecise, gap.clamp(min=0)))
-            imprecise = imprecise & ~(gap <= torch.maximum(problem.tol * value, claimed))  # or NaN
+            value, gap = problem.measured(solution, norm, square, found, lengths)
+            enough = torch.maximum(problem.tol * value, solution.gap)
+            solution = solution._replace(
+                objective=value.where(imprecise, solution.objective), gap=gap.where(imprecise, solution.gap)
+            )
+            imprecise = imprecise & ~(gap <= enough)  # or NaN
         finite = values.isfinite().all(1)
         if not bool(finite.all()):
             if not coarse:
