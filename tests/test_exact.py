@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import parameters
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
@@ -596,6 +598,45 @@ def test_the_gap_of_a_trend_among_noise(backend, num_frames, values, seed):
     best = objective_of(rank_pool(x.double(), objective="svr", tol=1e-9), x, "svr", 1.0, 0.1, True).item()
     assert objective_of(d, x, "svr", 1.0, 0.1, True).item() <= best * 1.001
     assert (info.objective - info.duality_gap).item() <= best * (1 + 1e-4)
+
+
+KINDS = {
+    "noise": lambda T, D, scale, g: scale * torch.randn(T, D, generator=g),
+    "walk": lambda T, D, scale, g: scale * torch.randn(T, D, generator=g).cumsum(0),
+    "trend": lambda T, D, scale, g: (
+        scale * torch.arange(T)[:, None] * torch.randn(1, D, generator=g) + scale / 10 * torch.randn(T, D, generator=g)
+    ),
+    "positive": lambda T, D, scale, g: scale * torch.rand(T, D, generator=g),
+    "bytes": lambda T, D, scale, g: torch.randint(0, 256, (T, D), dtype=torch.uint8, generator=g),
+    "nearly still": lambda T, D, scale, g: (
+        (torch.randint(0, 256, (1, D), generator=g) + 2 * torch.randn(T, D, generator=g)).clamp(0, 255).byte()
+    ),
+}
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    num_frames=st.sampled_from([2, 3, 5, 11, 31, 60]),
+    values=st.sampled_from([1, 2, 7, 64, 499, 12289]),
+    scale=st.sampled_from([0.01, 1.0, 100.0]),
+    seed=st.integers(0, 1000),
+    objective=st.sampled_from(OBJECTIVES),
+    C=st.sampled_from([0.01, 1.0, 30.0, 1000.0]),
+    time_average=st.booleans(),
+)
+def test_the_gap_of_any_clip(kind, num_frames, values, scale, seed, objective, C, time_average):
+    """The objective of d itself is as near to the minimum as the gap says, and half of tol, for what enlarges d."""
+    x = KINDS[kind](num_frames, values, scale, torch.Generator().manual_seed(seed))[None]
+    options = {"objective": objective, "C": C, "time_average": time_average, "return_info": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what the gap says
+        d, info = rank_pool(x, **options)
+        exact, exact_info = rank_pool(x.double(), **options | {"tol": 1e-6})
+    best = objective_of(exact, x, objective, C, 0.1, time_average).item() - exact_info.duality_gap.item()
+    gap = info.duality_gap.item()
+    assert objective_of(d, x, objective, C, 0.1, time_average).item() <= 1.0005 * best + gap
+    assert info.objective.item() - gap <= best * (1 + 1e-4) + exact_info.duality_gap.item()
 
 
 def test_rough_clips_are_solved_alone(backend):
