@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypedDict, TypeVar, get_args, overload
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import context, ops, solve
+from .certificate import Problem, Roundings
 from .checks import (
     INPUT_DTYPES,
     Nonlinearity,
@@ -31,7 +32,7 @@ from .checks import (
     choice,
     positive_int,
 )
-from .gram import KERNEL_BLOCK, Gram, gram
+from .gram import gram
 from .pooling import plan_of, pool_as
 from .reference import accumulate_dtype
 
@@ -42,7 +43,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = get_args(Objective)
-_KINDS = 1 << 12  # of values that are not rounded alike, at most: frames may hold few different ones
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
 
@@ -178,7 +178,7 @@ def rank_pool(
 
     derives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, mean, std))
     frames = _Frames(plan, counts, time_average)
-    problem = _Problem(objective, float(C), float(epsilon), float(tol), int(max_iter), derives)
+    problem = Problem(objective, float(C), float(epsilon), float(tol), int(max_iter), derives)
     d, imprecise, *fields = _RankPool.apply(x, mean, std, frames, problem)
     if bool(imprecise.any()):
         d, fields = _solved_again(imprecise, d, fields, x, mean, std, frames, problem)
@@ -232,7 +232,7 @@ def _solved_again(
     mean: Tensor | None,
     std: Tensor | None,
     frames: _Frames,
-    problem: _Problem,
+    problem: Problem,
 ) -> tuple[Tensor, list[Tensor]]:
     """The solutions, those of imprecise clips from float64 frames."""
     mean, std = (t if t is None else t.double() for t in (mean, std))
@@ -310,43 +310,6 @@ def ranking_accuracy(
 
 
 @dataclass(frozen=True)
-class _Problem:
-    objective: str
-    C: float
-    epsilon: float
-    tol: float
-    max_iter: int
-    derives: bool  # whether a gradient is asked for
-
-    @property
-    def sees_pairs(self) -> bool:
-        """Differences of frames, and so no mean of theirs."""
-        return self.objective != "svr"
-
-    def missed_by(self, change: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-        """Whether an objective of this value may miss `tol`, since scores may have changed by so much, [B].
-
-        Of "ranksvm", whose d is enlarged so that pairs which had their margin keep it: ½‖d‖² and what other pairs lack
-        grow by twice that, and by as much again for what pairs at the margin weigh, no more than twice the objective.
-        Of the others the loss, a sum of squares below the objective, changes by twice its root.
-        """
-        if self.objective == "ranksvm":
-            return ~(4 * change <= self.tol)
-        weight = self.C * (lengths if self.objective == "svr" else 1)
-        return ~(2 * (weight * value).sqrt() * change <= self.tol * value)  # also of one below 0, by roundings
-
-    def measured(
-        self, solution: solve.Solution, norm: Tensor, square: Tensor, scores: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Objective and gap of d itself, with ‖d‖² = square and these scores, where the solver had ‖d‖² = norm: the
-        dual value changes by that alone.
-        """
-        value = solve.objective_of(square, scores, lengths, self.objective, self.C, self.epsilon)
-        dual = solution.objective - solution.gap + (norm - square) / 2
-        return value, (value - dual).clamp(min=0)
-
-
-@dataclass(frozen=True)
 class _Frames:
     """How the frames of clips become ψ(I_t) and V_t, and sums and products of them."""
 
@@ -413,13 +376,11 @@ class _RankPool(torch.autograd.Function):
         scores = (K @ solution.u[..., None])[..., 0]
         weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
         norm = (scores * solution.u).sum(1)
-        roundings = _Roundings.of(x, products, K, M, weights, norm, pairs, plan.out_dtype)
+        roundings = Roundings.of(x, products, K, M, weights, norm, pairs, plan.out_dtype)
         coarse = x.dtype != torch.float64
         finely = coarse and bool(problem.missed_by(roundings.of_weights, solution.objective, lengths).any())
         if problem.objective == "ranksvm":
-            change = roundings.of_sums + roundings.of_result + (0 if finely else roundings.of_weights)
-            least = 8 * torch.finfo(accumulate_dtype(x.dtype)).eps
-            growth = (1 + least + (change / 2).clamp(max=problem.tol / 4))[:, None]
+            growth = roundings.growth(finely, problem.tol, accumulate_dtype(x.dtype))[:, None]
             scores, weights = growth * scores, growth * weights
         d = frames.sum(x, weights, mean, std, finely)
         values = d.reshape(len(K), d.numel() // max(1, len(K)))
@@ -485,47 +446,6 @@ class _RankPool(torch.autograd.Function):
             pooled = frames.pool(inputs[0], rows, inputs[1], inputs[2], rows=True)
         grads = iter(torch.autograd.grad(pooled, wanted, torch.stack([g - z, d], dim)))
         return [next(grads) if need else None for need in needs]
-
-
-class _Roundings(NamedTuple):
-    """What roundings of float32 may change a score by (of pairs: the difference of two), [B]."""
-
-    of_sums: Tensor  # those of the frames' products and weighted sum
-    of_weights: Tensor  # those of the weights, which `_Frames.sum` need not lose
-    of_result: Tensor  # those of d in its own dtype
-
-    @classmethod
-    def of(
-        cls,
-        x: Tensor,
-        products: Gram,
-        K: Tensor,
-        M: Tensor,
-        weights: Tensor,
-        norm: Tensor,
-        sees_pairs: bool,
-        out_dtype: torch.dtype,
-    ) -> _Roundings:
-        """Of d = Σ_t weights_t ψ(I_t), ‖d‖² = norm.
-
-        A score is a product with V_t, and changes by what d, or the products of frames, lose times the largest ‖V‖.
-        What values lose has any sign, so that they lose less together, but for those that are alike, and for those
-        whose products a kernel adds up in float32.
-        """
-        dtype = accumulate_dtype(x.dtype)
-        centred = products.centred.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-        sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
-        of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
-        lost = torch.finfo(dtype).eps * (of_pairs if sees_pairs else (sizes @ M.T).amax(1))
-        values = max(1, x.numel() // max(1, weights.numel()))
-        blocks = max(1, values // KERNEL_BLOCK)
-        of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
-        terms = weights.abs() * sizes
-        of_result = 0 * lost
-        if (eps := torch.finfo(out_dtype).eps) > torch.finfo(dtype).eps:
-            of_result = lost * (eps / torch.finfo(dtype).eps) * (norm / min(values, _KINDS)).sqrt()
-        of_sums = lost * (of_products + terms.sum(1) / min(values, _KINDS) ** 0.5)
-        return cls(of_sums, lost / 2 * terms.square().sum(1).sqrt(), of_result)
 
 
 class _FirstDerivative(torch.autograd.Function):

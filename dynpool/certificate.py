@@ -1,0 +1,106 @@
+"""Whether a solution of exact rank pooling is as near to the minimum as it says, for all that float32 has rounded.
+
+The solver sees products of frames, and d is a weighted sum of frames: both in float32, but for float64 frames. What
+that may change of a score is estimated; where it might count, objective and gap are measured of d itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import solve
+from .gram import KERNEL_BLOCK, Gram
+from .reference import accumulate_dtype
+
+_KINDS = 1 << 12  # of values that are not rounded alike, at most: frames may hold few different ones
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What `rank_pool` is asked to solve."""
+
+    objective: str
+    C: float
+    epsilon: float
+    tol: float
+    max_iter: int
+    derives: bool  # whether a gradient is asked for
+
+    @property
+    def sees_pairs(self) -> bool:
+        """Differences of frames, and so no mean of theirs."""
+        return self.objective != "svr"
+
+    def missed_by(self, change: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+        """Whether an objective of this value may miss `tol`, since scores may have changed by so much, [B].
+
+        Of "ranksvm", whose d is enlarged so that pairs which had their margin keep it: ½‖d‖² and what other pairs lack
+        grow by twice that, and by as much again for what pairs at the margin weigh, no more than twice the objective.
+        Of the others the loss, a sum of squares below the objective, changes by twice its root.
+        """
+        if self.objective == "ranksvm":
+            return ~(4 * change <= self.tol)
+        weight = self.C * (lengths if self.objective == "svr" else 1)
+        return ~(2 * (weight * value).sqrt() * change <= self.tol * value)  # also of one below 0, by roundings
+
+    def measured(
+        self, solution: solve.Solution, norm: Tensor, square: Tensor, scores: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Objective and gap of d itself, with ‖d‖² = square and these scores, where the solver had ‖d‖² = norm: the
+        dual value changes by that alone.
+        """
+        value = solve.objective_of(square, scores, lengths, self.objective, self.C, self.epsilon)
+        dual = solution.objective - solution.gap + (norm - square) / 2
+        return value, (value - dual).clamp(min=0)
+
+
+class Roundings(NamedTuple):
+    """What roundings of float32 may change a score by (of pairs: the difference of two), [B]."""
+
+    of_sums: Tensor  # those of the frames' products and weighted sum
+    of_weights: Tensor  # those of the weights, unless frames are summed `finely`
+    of_result: Tensor  # those of d in its own dtype
+
+    @classmethod
+    def of(
+        cls,
+        x: Tensor,
+        products: Gram,
+        K: Tensor,
+        M: Tensor,
+        weights: Tensor,
+        norm: Tensor,
+        sees_pairs: bool,
+        out_dtype: torch.dtype,
+    ) -> Roundings:
+        """Of d = Σ_t weights_t ψ(I_t), ‖d‖² = norm.
+
+        A score is a product with V_t, and changes by what d, or the products of frames, lose times the largest ‖V‖.
+        What values lose has any sign, so that they lose less together, but for those that are alike, and for those
+        whose products a kernel adds up in float32.
+        """
+        dtype = accumulate_dtype(x.dtype)
+        eps, result_eps = torch.finfo(dtype).eps, torch.finfo(out_dtype).eps
+        values = max(1, x.numel() // max(1, weights.numel()))  # of a frame
+        blocks, kinds = max(1, values // KERNEL_BLOCK), min(values, _KINDS)
+        centred = products.centred.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
+        of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
+        reach = of_pairs if sees_pairs else (sizes @ M.T).amax(1)  # ‖V_q - V_t‖, or ‖V_t‖, at most
+        terms = weights.abs() * sizes
+        of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
+        of_sum = terms.sum(1) / kinds**0.5
+        of_weights = terms.square().sum(1).sqrt() / 2
+        of_result = (norm / kinds).sqrt() * (result_eps if result_eps > eps else 0)
+        return cls(eps * reach * (of_products + of_sum), eps * reach * of_weights, reach * of_result)
+
+    def growth(self, finely: bool, tol: float, dtype: torch.dtype) -> Tensor:
+        """By which a d of "ranksvm" is enlarged, so that pairs keep a margin of 1, [B]: half of what is estimated is
+        several times what videos and noise lose.
+        """
+        change = self.of_sums + self.of_result + (0 if finely else self.of_weights)
+        return 1 + 8 * torch.finfo(dtype).eps + (change / 2).clamp(max=tol / 4)
