@@ -91,7 +91,7 @@ class Roundings(NamedTuple):
         sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
         of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
         reach = of_pairs if sees_pairs else (sizes @ M.T).amax(1)  # ‖V_q - V_t‖, or ‖V_t‖, at most
-        terms = weights.abs() * sizes
+        terms = (weights.abs() * sizes).where(weights != 0, 0)  # still frames may be larger than their products can be
         of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
         of_sum = terms.sum(1) / kinds**0.5
         of_weights = terms.square().sum(1).sqrt() / 2

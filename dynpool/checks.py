@@ -27,7 +27,7 @@ _LARGEST = 2**31 - 1  # of frame numbers and sizes: what follows from two of the
 
 def choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raise ValueError unless it is one of these."""
-    if not any(type(value) is type(one) and value == one for one in choices):
+    if not any(isinstance(value, type(one)) and value == one for one in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -111,7 +111,7 @@ def checked_window(
         if isinstance(value, bool):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value is not None and not 1 <= checked_int(name, value) <= _LARGEST:
-            raise ValueError(f"{name} must be at least 1{f' and at most {_LARGEST}' if value > 0 else ''}, got {value}")
+            raise ValueError(f"{name} must be between 1 and {_LARGEST}, got {value}")
     if num_frames is not None and window > num_frames:
         raise ValueError(f"window must be at most T = {num_frames} frames, got {window}")
     return checked_int("window", window), None if stride is None else checked_int("stride", stride)

@@ -140,11 +140,11 @@ def rank_pool(
         d, x without `dim`. One frame, or frames that are all alike, give zeros, since there is nothing to rank; under
         "svr", whose targets are numbers, a multiple of the frame.
 
-    Frames are multiplied and summed in float32, float64 ones in float64. Under "ranksvm" d is enlarged by as much as
-    roundings may take from a margin, some millionths. Where they might count for more, the objective of d and its gap
-    are computed anew, and a clip whose d misses `tol`, as by weights that are large and cancel ("svr" of videos, a
-    large C, more frames than values), is solved again in float64, in some times the time, and eight bytes a value. At
-    last d is rounded to its dtype, which at a large C may count by itself.
+    Frames are multiplied and summed in float32, float64 ones in float64. Under "ranksvm" d, its weights and its scores
+    are enlarged by what roundings may take from a margin: some millionths, and at most tol / 4. Where they might count
+    for more, the objective of d and its gap are computed anew, and a clip whose d misses `tol`, as by weights that are
+    large and cancel ("svr" of videos, a large C, more frames than values), is solved again in float64, in some times
+    the time, and eight bytes a value. At last d is rounded to its dtype, which at a large C may count by itself.
 
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
@@ -161,7 +161,8 @@ def rank_pool(
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed. Also
-            where x or products of its frames are not finite, or d would not be.
+            where x or products of its frames are not finite, or d would not be (of a narrower out_dtype it may be
+            rounded to infinity).
         RuntimeError: x has no values to solve for: torch.func, torch.export, meta tensors, the capture of a CUDA graph;
             or a derivative in forward mode is asked for.
     """
@@ -182,12 +183,13 @@ def rank_pool(
     d, imprecise, *fields = _RankPool.apply(x, mean, std, frames, problem)
     if bool(imprecise.any()):
         d, fields = _solved_again(imprecise, d, fields, x, mean, std, frames, problem)
+    *fields, solved = fields  # the last: the solver's own gap, of its objective
     info = RankPoolInfo(*fields)
     # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
     limit = min(problem.tol, 100 * _GRADIENT_TOL) if derives else problem.tol
-    missed = info.duality_gap > limit * info.objective
+    missed = (solved > limit) | (info.duality_gap > problem.tol * info.objective)
     if bool(missed.any()):
-        worst = float((info.duality_gap / info.objective)[missed].max())
+        worst = float(torch.maximum(solved, info.duality_gap / info.objective)[missed].max())
         warnings.warn(
             f"rank_pool: {int(missed.sum())} of {batch} clips did not reach tol = {limit:g} in "
             f"{int(info.iterations.max())} iterations; relative duality gap {worst:.1e}",
@@ -205,8 +207,9 @@ def check_problem(objective: str, C: float, epsilon: float, tol: float, max_iter
     for name, value, least in (("C", C, 0), ("epsilon", epsilon, None), ("tol", tol, 0)):
         if not isinstance(value, Real) or isinstance(value, bool):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        if not math.isfinite(as_float(value)) or value < 0 or value == least:
-            raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {value}")
+        number = as_float(value)
+        if not math.isfinite(number) or number < 0 or number == least:
+            raise ValueError(f"{name} must be finite and {'positive' if least == 0 else 'at least 0'}, got {number}")
     positive_int("max_iter", max_iter)
 
 
@@ -294,9 +297,9 @@ def ranking_accuracy(
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     plan = plan_of(x, None, dim, channel_dim, nonlinearity, None, keep_rows=False)
     frames = _Frames(plan, counts, time_average)
-    largest = d.detach().abs().amax().double()  # which does not matter, and may not fit another dtype
-    unit = d.detach().double() / largest if 0 < largest < torch.inf else d.detach()
-    products = frames.products(x.detach(), unit, *(t if t is None else t.detach() for t in (mean, std)))
+    products = frames.products(
+        x.detach(), _unit(d.detach(), batch), *(t if t is None else t.detach() for t in (mean, std))
+    )
     scores = (products - products[:, :1]) @ frames.averages(x).T  # equal where frames are, without roundings
     t = torch.arange(num_frames, device=x.device)
     pairs = t[:, None] > t
@@ -307,6 +310,15 @@ def ranking_accuracy(
         raise ValueError("d and x must be finite and their products within float64, got NaN or infinity")
     accuracy = right.sum((1, 2)).double() / pairs.expand_as(right).sum((1, 2))
     return accuracy[0] if dim == 0 else accuracy
+
+
+def _unit(d: Tensor, batch: int) -> Tensor:
+    """d of each clip, scaled to a largest value of 1: its size has no say, and might not fit the dtype of frames."""
+    if not d.numel():
+        return d
+    largest = d.reshape(batch, -1).abs().amax(1).double()
+    scale = largest.where((largest > 0) & largest.isfinite(), 1)
+    return d.double() / scale.view([batch, *[1] * (d.dim() - 1)] if batch > 1 else [])
 
 
 @dataclass(frozen=True)
@@ -373,6 +385,7 @@ class _RankPool(torch.autograd.Function):
         K = M @ K @ M.T
         tol = min(problem.tol, _GRADIENT_TOL) if problem.derives else problem.tol
         solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
+        solved = (solution.gap / solution.objective).where(solution.objective > 0, 0)
         scores = (K @ solution.u[..., None])[..., 0]
         weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
         norm = (scores * solution.u).sum(1)
@@ -400,12 +413,12 @@ class _RankPool(torch.autograd.Function):
                 raise ValueError(f"C must be smaller: d of these frames has values beyond {d.dtype}, got {problem.C}")
             imprecise = imprecise | ~finite
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
-            scores = scores + (weights * products.cross).sum(1, keepdim=True)
+            scores = scores + (weights * products.cross).where(weights != 0, 0).sum(1, keepdim=True)
         present = torch.arange(scores.shape[1], device=x.device) < lengths[:, None]
         scores = scores.where(present, 0)
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)
         ctx.frames, ctx.problem = frames, problem
-        info = (solution.objective, solution.gap, solution.iterations, scores, weights)
+        info = (solution.objective, solution.gap, solution.iterations, scores, weights, solved)
         ctx.mark_non_differentiable(imprecise, *info)
         return d.to(plan.out_dtype), imprecise, *info
 

@@ -19,6 +19,7 @@ from .checks import (
     batch_size,
     check_frames,
     check_pooling,
+    checked_int,
     checked_lengths,
     checked_window,
 )
@@ -43,7 +44,7 @@ class ApproxRankPool(nn.Module):
         that of x, float32 for uint8, or `out_dtype`.
 
     Raises:
-        TypeError, ValueError: as `dynpool.approx_rank_pool` does: from forward, and at once for what no x would fit.
+        TypeError, ValueError: as `dynpool.approx_rank_pool`, from forward; at once, where an option is wrong by itself.
 
     Example:
         A network sees frames [B·T, 3, H, W]. To pool the maps of any of its layers, here those of clips of 10 frames:
@@ -72,6 +73,7 @@ class ApproxRankPool(nn.Module):
         out_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checked_int("dim", dim)
         check_pooling(nonlinearity, out_dtype)
         checked_window(window, stride)
         self.dim = dim
@@ -112,7 +114,7 @@ class RankPool(nn.Module):
         torch.Size([2, 3, 16, 16])
 
     Raises:
-        TypeError, ValueError: as `dynpool.rank_pool` does: from forward, and at once for what no x would fit.
+        TypeError, ValueError: as `dynpool.rank_pool`, from forward; at once, where an option is wrong by itself.
     """
 
     mean: PerChannel | None
@@ -136,6 +138,7 @@ class RankPool(nn.Module):
         return_info: bool = False,
     ) -> None:
         super().__init__()
+        checked_int("dim", dim)
         check_pooling(nonlinearity, out_dtype)
         check_problem(objective, C, epsilon, tol, max_iter)
         self.dim = dim
@@ -202,6 +205,7 @@ class TemporalMaxPool(nn.Module):
 
     def __init__(self, dim: int = 1) -> None:
         super().__init__()
+        checked_int("dim", dim)
         self.dim = dim
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:

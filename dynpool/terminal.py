@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import TextIO
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,16 +40,28 @@ def say(line: str) -> None:
     try:
         typer.echo(printable(line))
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is buffered fails again at exit
+        _silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             typer.echo(f"dynpool: cannot write to standard output: {error.strerror}", err=True)
         raise typer.Exit(1) from None
 
 
 def complain(line: str) -> None:
-    """Print to standard error. Where that is full, work goes on without."""
-    with suppress(OSError):
-        typer.echo(printable(line), err=True)
+    """Print to standard error. Where that is full, work goes on in silence."""
+    complain_at_length(printable(line))
+
+
+def complain_at_length(text: str) -> None:
+    """The same of several lines."""
+    try:
+        typer.echo(printable_lines(text), err=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Or what is buffered fails again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

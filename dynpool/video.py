@@ -229,9 +229,10 @@ def _checked_frame(frame: Frame, name: str) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """As it is to be shown: turned as its EXIF data say; of 16-bit grey the nearest of 8 bits, where Pillow would clip.
-    Other integers and floats are clipped to 0 … 255.
+    """As it is to be shown: turned as its EXIF data say; of 16-bit grey, as Pillow opened it, the nearest of 8 bits,
+    where Pillow would clip. Other integers and floats are clipped to 0 … 255.
     """
+    image.load()  # which turns TIFF files, and says so in their EXIF data
     try:  # not by ImageOps.exif_transpose, which fails at what else those data hold
         turn = _EXIF_TURNS.get(image.getexif()[_ORIENTATION])
     except Exception:  # Pillow raises whatever broken data lead it to, and KeyError where they do not tell
@@ -386,6 +387,8 @@ def _read_folder(folder: str, size: Size | None, chosen: slice, timeout: float |
         limit.left()
         try:
             upright = _opened(os.path.join(folder, name))
+        except MemoryError:
+            raise
         except Exception:  # Pillow raises whatever a broken file leads it to
             damaged += 1
             continue

@@ -508,11 +508,24 @@ def test_vectors_of_a_gradient_come_one_at_a_time():
         torch.autograd.grad(d, x, torch.eye(3).double(), is_grads_batched=True)
 
 
+@pytest.mark.parametrize("C", [1.0, 30.0])
+def test_a_gradient_of_what_is_looked_at_twice_is_no_reason_to_warn(C):
+    """The solver met what a gradient needs; that d itself is rounded is within tol."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rank_pool(of_bytes(2, 30, 10).float().requires_grad_(), C=C).sum().backward()
+        rank_pool(of_bytes(2, 30, 10).float().requires_grad_(), objective="svr").sum().backward()
+
+
+def test_still_frames_of_any_size():
+    assert rank_pool(torch.full((3, 2), 1e200, dtype=torch.float64), 0).tolist() == [0, 0]
+
+
 def test_a_solution_beyond_its_dtype():
     with pytest.raises(ValueError, match=r"C must be smaller: d of these frames has values beyond torch\.float64"):
         rank_pool(clip(5, 3), 0, C=1e308)
-    with pytest.raises(ValueError, match="C must be finite and positive, got 1000000"):
-        rank_pool(clip(5, 3), 0, C=10**400)
+    with pytest.raises(ValueError, match="C must be finite and positive, got inf"):
+        rank_pool(clip(5, 3), 0, C=10**5000)
     assert rank_pool(1e-20 * clip(5, 3).float(), 0, C=1e40).isfinite().all()  # its weights are none of float32
 
 
@@ -730,11 +743,20 @@ def test_a_still_video_ranks_nothing(device, dtype, seed):
     assert ranking_accuracy(d.to(device), frame.expand(12, 3, 8, 8).to(device), 0).item() == 0
 
 
-@pytest.mark.parametrize("size", [1e-60, 1e60])
+@pytest.mark.parametrize("size", [2.0**-200, 2.0**200])  # without a rounding
 def test_the_size_of_d_has_no_say(size):
-    x = clip(7, 3, 4).float()
-    d = rank_pool(x, 0)
-    assert ranking_accuracy(size * d.double(), x, 0) == ranking_accuracy(d, x, 0)
+    x = torch.stack([clip(7, 3, 4), clip(7, 3, 4, seed=1)]).float()
+    d = rank_pool(x).double()
+    right = ranking_accuracy(d, x)
+    assert torch.equal(ranking_accuracy(size * d, x), right)
+    assert torch.equal(ranking_accuracy(torch.stack([d[0], size * d[1]]), x), right)  # each clip by itself
+    assert ranking_accuracy(size * d[0], x[0], 0) == ranking_accuracy(d[0], x[0], 0)
+    assert ranking_accuracy(torch.tensor(size, dtype=torch.float64), torch.tensor([1.0, 2.0]), 0) == 1
+
+
+def test_ranking_accuracy_of_nothing():
+    assert ranking_accuracy(torch.rand(2, 0), torch.rand(2, 5, 0)).tolist() == [0, 0]
+    assert ranking_accuracy(torch.rand(0, 3), torch.rand(0, 5, 3)).tolist() == []
 
 
 def test_ranking_accuracy_needs_values():

@@ -177,7 +177,7 @@ def test_what_is_not_installed_is_named(monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=r"'resnet18' needs a working torchvision .*: pip install dynpool\[vision\]"):
+    with pytest.raises(ImportError, match=r"'resnet18' needs a working torchvision .* 'dynpool\[vision\]'"):
         load_backbone("resnet18")
     with pytest.raises(ImportError, match="pip install efficientnet-lite-pytorch"):
         load_backbone("efficientnet_lite0")

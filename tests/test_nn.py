@@ -69,8 +69,10 @@ def test_text_is_no_mean(name):
     ("module", "options", "error", "message"),
     [
         (ApproxRankPool, {"nonlinearity": "relu"}, ValueError, "nonlinearity must be one of 'identity', 'sqrt', got"),
-        (ApproxRankPool, {"window": 0}, ValueError, "window must be at least 1, got 0"),
+        (ApproxRankPool, {"window": 0}, ValueError, "window must be between 1 and 2147483647, got 0"),
         (ApproxRankPool, {"window": np.array([3, 4])}, TypeError, "window must be an integer, got array"),
+        (ApproxRankPool, {"dim": "a"}, TypeError, "dim must be an integer, got 'a'"),
+        (TemporalMaxPool, {"dim": 1.5}, TypeError, r"dim must be an integer, got 1\.5"),
         (ApproxRankPool, {"stride": 2}, ValueError, "stride = 2 has no meaning without window"),
         (ApproxRankPool, {"out_dtype": torch.int32}, TypeError, "out_dtype must be one of"),
         (RankPool, {"nonlinearity": "relu"}, ValueError, "nonlinearity must be one of"),

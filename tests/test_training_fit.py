@@ -566,16 +566,19 @@ def test_pictures_stay_pictures(root, tmp_path):
 
 def test_a_signal_that_ends_loaders_stops_the_run(tmp_path, capsys):
     """Before Lightning, which had it too, has looked."""
-    with pytest.raises(SystemExit) as stopped, run._stopping(tmp_path):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
-    assert stopped.value.code == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == f"stopped; to go on: dynpool train --resume -o {tmp_path}\n"
+    told = "DataLoader worker (pid 7) is killed by signal: Terminated."
+    for error, cause in ((RuntimeError(f"{told} "), None), (RuntimeError("exited unexpectedly"), RuntimeError(told))):
+        with pytest.raises(SystemExit) as stopped, run._stopping(tmp_path):
+            raise error from cause
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert capsys.readouterr().err == f"stopped ({told}); to go on: dynpool train --resume -o {tmp_path}\n"
     with pytest.raises(RuntimeError, match="Killed"), run._stopping(tmp_path):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
 
 def test_accuracy_by_class_is_of_classes_that_have_videos():
     measured = MeanClassAccuracy(3)
+    assert measured.compute().item() == 0
     measured.update(torch.tensor([0, 1, 2, 1]), torch.tensor([0, 1, 1, 1]))
     assert measured.compute().item() == pytest.approx((1 + 2 / 3) / 2)
 

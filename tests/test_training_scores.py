@@ -389,7 +389,7 @@ def test_the_command_fuse(files):
         (OSError("weights could not be downloaded"), "dynpool fuse: weights could not be downloaded"),
         (
             ModuleNotFoundError("No module named 'x'"),
-            r"dynpool fuse: No module named 'x': pip install dynpool\[train\]",
+            r"dynpool fuse: No module named 'x': pip install 'dynpool\[train\]'",
         ),
         (RuntimeError("operator torchvision::nms does not exist"), "dynpool fuse: torchvision, .* does not fit this"),
         (RuntimeError("a mistake of ours"), None),

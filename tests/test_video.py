@@ -23,7 +23,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeLimit, VideoError
@@ -1080,15 +1080,28 @@ def test_exif_data_that_are_broken(tmp_path):
     assert clip.frames.shape == (1, 3, 24, 16)
 
 
-def test_pictures_in_memory_are_turned_too(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_once(tmp_path, orientation, suffix):
+    """Of a folder, in memory and of a stream; Pillow turns TIFF files by itself."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (24, 16)).save(tmp_path / "frame1.jpg", exif=exif)
-    with Image.open(tmp_path / "frame1.jpg") as picture:
-        assert read_clip([picture]).frames.shape == (1, 3, 24, 16)
+    exif[0x0112] = orientation
+    pixels = clips.random_frames(1, 12, 16)[0] // 64 * 64
+    Image.fromarray(pixels).save(tmp_path / f"frame1.{suffix}", exif=exif)
+    with Image.open(tmp_path / f"frame1.{suffix}") as picture:
+        upright = torch.from_numpy(np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).copy()).permute(2, 0, 1)
+        assert torch.equal(read_clip(tmp_path).frames[0], upright)
+        assert torch.equal(read_clip([picture]).frames[0], upright)
         stream = RankPoolStream()
         stream.update(picture)
-        assert stream.result().shape == (3, 24, 16)
+        assert stream.result().shape == upright.shape
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    write_images(tmp_path, 2)
+    monkeypatch.setattr(Image, "open", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        read_clip(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "ppm"])

@@ -190,6 +190,8 @@ def _picture(path: Path | Member) -> Image.Image:
     try:
         with path.open("rb") as file, Image.open(file) as image:
             return image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises whatever a broken file leads it to
         raise VideoError(str(path), f"cannot be read as a picture: {error}") from error
 

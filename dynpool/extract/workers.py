@@ -34,6 +34,7 @@ _AHEAD = 2  # tasks a processor of a Ray cluster is given
 _LEAST_AHEAD = 64  # since it may grow for those that wait
 _GRACE = 5.0  # seconds to clean up
 _HOLDS_SIGNALS = hasattr(signal, "pthread_sigmask")  # not on Windows
+_TO_GROUPS = {signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])}  # of a terminal
 _has_worked, _leaving = threading.Event(), threading.Event()
 
 
@@ -68,7 +69,7 @@ def on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ImportError(f"working on Ray needs it ({error}): pip install dynpool[scale]") from error
+        raise ImportError(f"working on Ray needs it ({error}): pip install 'dynpool[scale]'") from error
     began = not ray.is_initialized()
     if began:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
@@ -148,11 +149,11 @@ def _pool(count: int, begun: threading.Event) -> Iterator[tuple[ProcessPoolExecu
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes begun within it hear of Ctrl-C when they can leave without a word (`_begin`)."""
+    """Processes begun within it hear of Ctrl-C and the terminal's end when they can leave without a word (`_begin`)."""
     if not _HOLDS_SIGNALS:
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_GROUPS)
     try:
         yield
     finally:
@@ -161,7 +162,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def _begin(told: Connection) -> None:
     """Of a worker: SystemExit where it would be killed, so that it cleans up; and so it is, when `told` is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (*_TO_GROUPS, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _leave)
     atexit.register(_leaving.set)
@@ -171,7 +172,7 @@ def _begin(told: Connection) -> None:
         os._exit(1)
     threading.Thread(target=_wait_for, args=(told,), daemon=True).start()
     if _HOLDS_SIGNALS:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_GROUPS)
 
 
 def _leave(number: int, frame: Any) -> None:

@@ -118,7 +118,7 @@ def _efficientnet_lite(pretrained: bool, size: int | None) -> Backbone:
 
 
 def _torchvision(name: str, pretrained: bool, size: int | None, branches: tuple[str, ...] = ()) -> Backbone:
-    library = _import("torchvision.models", "dynpool[vision]", f"backbone {name!r}")
+    library = _import("torchvision.models", "'dynpool[vision]'", f"backbone {name!r}")
     if name not in library.list_models(module=library):
         raise ValueError(f"torchvision has no classifier named {name!r}")
     module = _downloaded(lambda: library.get_model(name, weights="DEFAULT" if pretrained else None), name, pretrained)
@@ -128,7 +128,7 @@ def _torchvision(name: str, pretrained: bool, size: int | None, branches: tuple[
 
 
 def _timm(name: str, pretrained: bool, size: int | None) -> Backbone:
-    library = _import("timm", "dynpool[vision]", f"backbone 'timm:{name}'")
+    library = _import("timm", "'dynpool[vision]'", f"backbone 'timm:{name}'")
     if not library.is_model(name):
         raise ValueError(f"timm has no model named {name!r}")
     module: Any = _downloaded(lambda: library.create_model(name, pretrained=pretrained), name, pretrained)
@@ -164,7 +164,7 @@ _EFFICIENTNET = ("_bn0", "_blocks.0", "_blocks.2", "_blocks.4", "_blocks.7", "_b
 _ALEXNET = ("features.2", "features.5", "features.7", "features.9", "features.12", "classifier.2", "classifier.5")
 _VGG16 = ("features.4", "features.9", "features.16", "features.23", "features.30", "classifier.1", "classifier.4")
 _RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
-_VISION = "torchvision: pip install dynpool[vision]"
+_VISION = "torchvision: pip install 'dynpool[vision]'"
 
 
 def _vision(name: str, branches: tuple[str, ...]) -> Source:
@@ -173,7 +173,7 @@ def _vision(name: str, branches: tuple[str, ...]) -> Source:
 
 _LIBRARIES: dict[str, tuple[str, Callable[[str, bool, int | None], Backbone]]] = {
     "torchvision": (_VISION, _torchvision),
-    "timm": ("timm: pip install dynpool[vision]", _timm),
+    "timm": ("timm: pip install 'dynpool[vision]'", _timm),
 }
 _SOURCES = {
     "efficientnet_lite0": Source(

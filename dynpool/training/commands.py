@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal import printable_lines, say
+from ..terminal import complain_at_length, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +68,8 @@ def train(
     """Train a network.
 
     The folder --out gets the configuration, checkpoints, logs (CSV, TensorBoard) and model.safetensors; with --split
-    all, a folder for every split. A run that was stopped, or killed, goes on with --resume, to the same result.
+    all, a folder for every split. A run that was stopped, or killed, goes on with --resume, to the same result; with
+    --split, that one of all.
 
     Examples:
 
@@ -124,7 +125,7 @@ def evaluate(
                 run, overrides=tuple(overrides or ()), device=device, clips=clips, progress=True
             )
             if summary := notices.summary():
-                _complain(summary)
+                complain_at_length(summary)
             if any(scores.about.split == other.about.split for other in streams):
                 raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
             if streams and scores.about.of_any_split() != streams[0].about.of_any_split():
@@ -274,7 +275,7 @@ def _streams(path: Path, C: float) -> list[Scores]:
     if found := sorted(path.glob("*.scores")):
         return [_named(read(file), file) for file in found]
     if features := sorted(path.glob("*.npz")):
-        modality = f"{path.name}, linear SVM"
+        modality = f"{path.resolve().name}, linear SVM"
         return [svm_scores(file, About("unknown", file.stem, modality, "unknown", "unknown"), C) for file in features]
     raise FileNotFoundError(f"{path} has no score file (*.scores), nor features (*.npz): run dynpool evaluate first")
 
@@ -286,7 +287,7 @@ def _named(scores: Scores, file: Path) -> Scores:
     about = scores.about
     if about.split != UNKNOWN_SPLIT:
         return scores
-    return replace(scores, about=replace(about, split=file.stem, modality=file.parent.name))
+    return replace(scores, about=replace(about, split=file.stem, modality=file.parent.resolve().name))
 
 
 def _check_splits(paths: list[Path], read: list[list[Scores]]) -> None:
@@ -302,16 +303,12 @@ def _console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
-def _complain(text: str) -> None:
-    typer.echo(printable_lines(text), err=True)
-
-
 @contextmanager
 def _said(command: str) -> Iterator[None]:
     """Errors of the user in one line, with exit code 2; warnings in one line, too."""
 
     def warn(message: Warning | str, *_: Any, **__: Any) -> None:
-        _complain(f"dynpool {command}: {message}")
+        complain_at_length(f"dynpool {command}: {message}")
 
     try:
         with warnings.catch_warnings():
@@ -324,6 +321,6 @@ def _said(command: str) -> Iterator[None]:
                 raise
             text = f"torchvision, which Lightning imports, does not fit this torch ({error}): remove or replace it"
         if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
-            text = f"{text}: pip install dynpool[train]"
-        _complain(f"dynpool {command}: {text}")
+            text = f"{text}: pip install 'dynpool[train]'"
+        complain_at_length(f"dynpool {command}: {text}")
         raise typer.Exit(2) from None

@@ -67,7 +67,7 @@ def svm(train: Matrix, labels: np.ndarray, test: Matrix, classes: int, C: float 
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import LinearSVC
     except ImportError as error:
-        raise ImportError(f"a linear SVM needs scikit-learn ({error}): pip install dynpool[train]") from error
+        raise ImportError(f"a linear SVM needs scikit-learn ({error}): pip install 'dynpool[train]'") from error
     machine = make_pipeline(StandardScaler(), LinearSVC(C=C, dual=True, random_state=0, max_iter=20_000))
     machine.fit(train, labels)
     margins = machine.decision_function(test)

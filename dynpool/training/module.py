@@ -39,7 +39,7 @@ class MeanClassAccuracy(MulticlassAccuracy):
         right = cast(Tensor, self.tp)
         videos = right + cast(Tensor, self.fn)
         present = videos > 0
-        return (right[present] / videos[present]).mean()
+        return (right[present] / videos[present]).mean() if bool(present.any()) else right.sum()
 
 
 class VideoClassifier(L.LightningModule):

@@ -183,7 +183,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(f"pictures of results need matplotlib ({error}): pip install dynpool[train]") from error
+        raise ImportError(f"pictures of results need matplotlib ({error}): pip install 'dynpool[train]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

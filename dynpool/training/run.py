@@ -271,17 +271,19 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _stopping(folder: Path) -> Iterator[None]:
     """A run that is stopped says how it goes on, and its exit code is no success."""
-    code: Any = None
+    code, why = None, ""
     try:
         yield
         return
     except SystemExit as stop:  # so Lightning ends: by SIGTERM without a code, by SIGINT with 1
         code = stop.code
     except RuntimeError as error:
-        if _TERMINATED not in str(error):  # a signal to all processes may end loaders before Lightning looks
+        told = [str(e) for e in (error, error.__cause__) if _TERMINATED in str(e)]
+        if not told:
             raise
+        why = f" ({told[0].strip()})"  # a signal to all processes may end loaders before Lightning looks
     if is_main():
-        print(f"stopped; to go on: dynpool train --resume -o {folder}", file=sys.stderr)
+        print(f"stopped{why}; to go on: dynpool train --resume -o {folder}", file=sys.stderr)
     raise SystemExit(code or 128 + signal.SIGTERM)
 
 
