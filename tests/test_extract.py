@@ -1092,18 +1092,20 @@ def test_a_killed_run_loses_nothing_and_the_next_repeats_nothing(tmp_path, shard
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="has no process groups")
 @pytest.mark.parametrize("when", ["workers start", "they work"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
-def test_signals_end_a_run_cleanly(tmp_path, number, when):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])  # to all processes: as of timeout, Ctrl-C, a terminal
+def test_signals_end_a_run_cleanly(tmp_path, name, when):
+    number = getattr(signal, name)
     dataset = make_dataset(tmp_path / "videos", *[f"{number}.mkv" for number in range(12)], frames=60)
     out = tmp_path / "out"
-    hears = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may not
+    handler = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+    hears = signal.signal(number, handler)  # what runs in the background, or by nohup, may not
     process = subprocess.Popen(
         [*PROGRAM, dataset, "-o", out, "--window", "3", "--workers", "2"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    signal.signal(signal.SIGINT, hears)
+    signal.signal(number, hears)
     done = 0 if when == "workers start" else 2
     assert eventually(lambda: (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > done)
     if when == "workers start":

@@ -92,7 +92,7 @@ def _until_broken(
     running: dict[Future[Result], Item] = {}
     with _pool(count, begun) as (pool, listen):
         try:
-            with _interrupts_held():
+            with _signals_held():
                 for item in itertools.islice(rest, count + 1 if count > 1 else 1):
                     _submit(pool, work, item, running)
             while running:
@@ -137,7 +137,8 @@ def _pool(count: int, begun: threading.Event) -> Iterator[tuple[ProcessPoolExecu
             begun.set()
 
     context = multiprocessing.get_context("spawn")  # a forked process has torch's threads, and they do not run
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
+    with _signals_held():  # also from what counts Python's semaphores, which would complain of its end
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
     try:
         yield pool, listen
         pool.shutdown()
@@ -148,7 +149,7 @@ def _pool(count: int, begun: threading.Event) -> Iterator[tuple[ProcessPoolExecu
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _signals_held() -> Iterator[None]:
     """Processes begun within it hear of Ctrl-C and the terminal's end when they can leave without a word (`_begin`)."""
     if not _HOLDS_SIGNALS:
         yield
