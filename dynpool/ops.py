@@ -12,7 +12,7 @@ reference.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, List, NamedTuple, cast  # noqa: UP035
+from typing import Any, List, NamedTuple  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -430,14 +430,17 @@ def weights_gradient(
     needs = (False, True, False, False)
     if binary.kernels_for(x.device) is None or not {type(x), type(mean), type(std)} <= binary.POOLED:
         grad = grad.unsqueeze(plan.dim) if plan.squeeze else grad
-        with torch.inference_mode(False):  # whose tensors autograd does not take
-            given = [
-                t.clone() if t is not None and t.is_inference() else t for t in (x, weights, plan.bands, mean, std)
-            ]
-            return cast(Any, reference.temporal_pool_backward)(grad.clone(), *given, *plan[1:5], needs)[0]
+        with torch.inference_mode(False):
+            grad, x, weights, bands, mean, std = map(_for_autograd, (grad, x, weights, plan.bands, mean, std))
+            return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *plan[1:5], needs)[0]
     x = x.contiguous() if x.dim() > MAX_DIMS else x.resolve_neg()
     call = _call_for(x, weights.shape, plan)
     return call.backward(grad, x, weights, contiguous(mean), contiguous(std), needs)[0]
+
+
+def _for_autograd(t: Any) -> Any:
+    """A tensor, or None, as it is, unless it was made in inference mode."""
+    return t.clone() if t is not None and t.is_inference() else t
 
 
 def _differentiable_backward(grad, *inputs):  # type: ignore[no-untyped-def]

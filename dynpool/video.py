@@ -234,8 +234,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     """
     image.load()  # which turns TIFF files, and says so in their EXIF data
     try:  # not by ImageOps.exif_transpose, which fails at what else those data hold
-        turn = _EXIF_TURNS.get(image.getexif()[_ORIENTATION])
-    except Exception:  # Pillow raises whatever broken data lead it to, and KeyError where they do not tell
+        turn = _EXIF_TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises whatever broken data lead it to
         turn = None
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _FORMATS_OF_16_BITS):
         image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
