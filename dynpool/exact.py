@@ -167,7 +167,9 @@ def rank_pool(
             or a derivative in forward mode is asked for.
     """
     dim = check_frames(x, dim)
-    _check_values("rank_pool solves by steps that depend on the values of x", x, mean, std)
+    if any(context.has_tangent(value) for value in (x, mean, std)):
+        raise RuntimeError("rank_pool has no derivative in forward mode: torch.autograd has its gradient")
+    _check_values("rank_pool solves by steps that depend on the values of x", x)
     check_problem(objective, C, epsilon, tol, max_iter)
     if dim == 0 and lengths is not None:
         raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
@@ -213,9 +215,8 @@ def check_problem(objective: str, C: float, epsilon: float, tol: float, max_iter
     positive_int("max_iter", max_iter)
 
 
-def _check_values(why: str, x: Tensor, *statistics: object) -> None:
-    if any(context.has_tangent(value) for value in (x, *statistics)):
-        raise RuntimeError("rank_pool has no derivative in forward mode: torch.autograd has its gradient")
+def _check_values(why: str, x: Tensor) -> None:
+    """Raises RuntimeError, for this reason, where x has no values that can be looked at."""
     if context.is_transforming():
         cannot = "be transformed by torch.func; it takes batches, and torch.autograd the gradient of rank_pool"
     elif x.is_meta or isinstance(x, FakeTensor) or context.num_modes():

@@ -14,7 +14,7 @@ from conftest import parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import gradcheck
+from torch.autograd import forward_ad, gradcheck
 from torch.utils.checkpoint import checkpoint
 
 import dynpool
@@ -759,6 +759,14 @@ def test_ranking_accuracy_of_nothing():
     assert ranking_accuracy(torch.rand(0, 3), torch.rand(0, 5, 3)).tolist() == []
 
 
+def test_ranking_accuracy_has_no_derivative_to_lose():
+    x = clip(5, 3)
+    d = rank_pool(x, 0)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert ranking_accuracy(d, dual, 0) == ranking_accuracy(d, x, 0)
+
+
 def test_ranking_accuracy_needs_values():
     with pytest.raises(RuntimeError, match="ranking_accuracy compares values: it cannot be transformed by"):
         torch.vmap(ranking_accuracy)(torch.rand(2, 4), torch.rand(2, 5, 4))
@@ -829,9 +837,9 @@ def test_numbers_of_numpy():
 @pytest.mark.parametrize("dual", ["x", "mean"])
 def test_forward_mode_is_refused(dual):
     arguments = {"x": torch.rand(2, 5, 3), "mean": torch.rand(1)}
-    with torch.autograd.forward_ad.dual_level():
+    with forward_ad.dual_level():
         rank_pool(**arguments)
-        arguments[dual] = torch.autograd.forward_ad.make_dual(arguments[dual], torch.ones_like(arguments[dual]))
+        arguments[dual] = forward_ad.make_dual(arguments[dual], torch.ones_like(arguments[dual]))
         with pytest.raises(RuntimeError, match="rank_pool has no derivative in forward mode"):
             rank_pool(**arguments)
 
