@@ -4,8 +4,8 @@
 #
 #   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: build/gpu)
 #   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
-#   WHEELS    folder of wheels to use besides, such as av's, from the root of this tree: where that is, files are decoded
-#             and pooled, too, which takes a minute more
+#   WHEELS    folder of wheels to use besides, from the root of this tree: with av's, files are decoded and pooled, too,
+#             which takes a minute more; with those of pytest-xdist and execnet, tests run eight at a time
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
@@ -61,7 +61,7 @@ printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM
   > "$logs/tests-cpu" 2>&1 &  # 5: files that are skipped as a whole, for want of packages
 cpu_tests=$!
 sanitize() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 200 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 235 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
     --error-exitcode 1 "$PYTHON" tests/sanitize.py > "$logs/$1" 2>&1
 }
 if command -v compute-sanitizer >/dev/null; then
@@ -76,7 +76,7 @@ fi
 workers=""
 if "$PYTHON" -c "import xdist" 2>/dev/null; then workers="-n 8"; fi
 # shellcheck disable=SC2086
-step tests 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
+step tests 235 "$PYTHON" -m pytest -q -p no:cacheprovider $workers -k "cuda or gpu" tests
 for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
   case $name in memcheck) wait "$memcheck" ;; racecheck) wait "$racecheck" ;; *) wait $cpu_tests ;; esac
   code=$?

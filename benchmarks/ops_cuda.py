@@ -470,7 +470,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench(torch.device(options.device), 5 if options.quick else 25, options.alone)
     if bench.cuda:
-        torch.cuda.set_device(bench.device)  # of events and of Triton
+        torch.cuda.set_device(bench.device.index or 0)  # of events and of Triton
         print(torch.cuda.get_device_name(bench.device), "| torch", torch.__version__, "| CUDA", torch.version.cuda)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # what is found so far is written
     launch: dict[str, float] = {}

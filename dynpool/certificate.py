@@ -95,7 +95,7 @@ class Roundings(NamedTuple):
         of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
         of_sum = terms.sum(1) / kinds**0.5
         of_weights = terms.square().sum(1).sqrt() / 2
-        of_result = (norm / kinds).sqrt() * (result_eps if result_eps > eps else 0)
+        of_result = (norm.clamp_min(0) / kinds).sqrt() * (result_eps if result_eps > eps else 0)
         return cls(eps * reach * (of_products + of_sum), eps * reach * of_weights, reach * of_result)
 
     def growth(self, finely: bool, tol: float, dtype: torch.dtype) -> Tensor:

@@ -52,7 +52,8 @@ class RankPoolInfo:
 
     `objective` is that of the problem solved, `duality_gap` a bound on how far it lies above the minimum, both float64
     [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T]; `weights`, with which the
-    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T]. Both are 0 past a clip's end.
+    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T], but for what that sum rounds: where its terms cancel,
+    as those of more frames than values, d may have few digits of it. Both are 0 past a clip's end.
     """
 
     objective: Tensor
@@ -398,6 +399,8 @@ class _RankPool(torch.autograd.Function):
             scores, weights = growth * scores, growth * weights
         d = frames.sum(x, weights, mean, std, finely)
         values = d.reshape(len(K), d.numel() // max(1, len(K)))
+        if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
+            scores = scores + (weights * products.cross).where(weights != 0, 0).sum(1, keepdim=True)
         imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths) & coarse
         if bool(imprecise.any()):
             found = frames.products(x.detach(), d, mean, std) @ M.T
@@ -407,14 +410,13 @@ class _RankPool(torch.autograd.Function):
             solution = solution._replace(
                 objective=value.where(imprecise, solution.objective), gap=gap.where(imprecise, solution.gap)
             )
+            scores = found.where(imprecise[:, None], scores)
             imprecise = imprecise & ~(gap <= enough)  # or NaN
         finite = values.isfinite().all(1)
         if not bool(finite.all()):
             if not coarse:
                 raise ValueError(f"C must be smaller: d of these frames has values beyond {d.dtype}, got {problem.C}")
             imprecise = imprecise | ~finite
-        if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
-            scores = scores + (weights * products.cross).where(weights != 0, 0).sum(1, keepdim=True)
         present = torch.arange(scores.shape[1], device=x.device) < lengths[:, None]
         scores = scores.where(present, 0)
         ctx.save_for_backward(x, mean, std, K, lengths, d, *solution)

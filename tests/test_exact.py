@@ -22,8 +22,6 @@ from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy, solve
 from dynpool.exact import OBJECTIVES
 from dynpool.gram import gram
 
-optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
-
 
 def clip(num_frames: int, *shape: int, seed: int = 0) -> torch.Tensor:
     """Frames that drift, float64 [T, *shape]."""
@@ -49,6 +47,7 @@ def value(d: np.ndarray, V: np.ndarray, objective: str, C: float, epsilon: float
 
 def solve_smooth(V: np.ndarray, objective: str, C: float, epsilon: float) -> float:
     """Minimum by L-BFGS over d, for the objectives that have a gradient."""
+    optimize = pytest.importorskip("scipy.optimize", reason="needs scipy, for independent solutions")
     T = len(V)
     q, t = np.tril_indices(T, -1)
 
@@ -473,25 +472,29 @@ def test_checkpoints(device, use_reentrant):
     assert torch.equal(x.grad, again.grad)
 
 
-def test_frames_on_one_line(device):
+@pytest.mark.parametrize("backend", parameters("cpu", "emulated", "cuda"), indirect=True)
+def test_frames_on_one_line(backend):
     """Of which many weights give the same d: the gradient is made of those of the pairs at the margin."""
     torch.manual_seed(37)
     x = torch.randn(11, 1).double() * torch.randn(1, 4).double()
     direction, g = torch.randn_like(x), torch.linspace(-1, 1, 4).double()
 
     def along(step):
-        return (rank_pool((x + step * direction).to(device), 0, time_average=False, C=1.4, tol=1e-10).cpu() * g).sum()
+        return (
+            rank_pool((x + step * direction).to(backend.device), 0, time_average=False, C=1.4, tol=1e-10).cpu() * g
+        ).sum()
 
-    leaf = x.to(device).requires_grad_()
+    leaf = x.to(backend.device).requires_grad_()
     (rank_pool(leaf, 0, time_average=False, C=1.4).cpu() * g).sum().backward()
     found = (leaf.grad.cpu() * direction).sum()
     assert found.item() == pytest.approx((along(1e-5) - along(-1e-5)).item() / 2e-5, rel=1e-4)
 
 
+@pytest.mark.parametrize("backend", parameters("cpu", "emulated", "cuda"), indirect=True)
 @pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
-def test_the_gradient_of_frames_that_are_alike(device, objective):
+def test_the_gradient_of_frames_that_are_alike(backend, objective):
     """All pairs lack their whole margin, and do so nearby: d = C' Σ b (I_q - I_t), b = 1, or twice what is lacking."""
-    x = torch.ones(3, 1, dtype=torch.float64, device=device, requires_grad=True)
+    x = torch.ones(3, 1, dtype=torch.float64, device=backend.device, requires_grad=True)
     d = rank_pool(x, 0, objective=objective, time_average=False)
     assert d.tolist() == [0.0]
     d.sum().backward()
@@ -597,6 +600,26 @@ def test_short_clips_of_many_values(backend, num_frames, shape, dtype):
     assert best < 1e-5
     assert objective_of(d, x, "ranksvm", 1.0, 0.1, True).item() <= best * 1.001
     assert info.objective.item() == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "values", "options"),
+    [(40, 2, {"objective": "ranksvm_squared", "C": 100.0}), (40, 2, {"C": 100.0}), (200, 8, {"objective": "svr"})],
+)
+def test_scores_are_those_of_d(backend, num_frames, values, options):
+    """Also where weights of more frames than values cancel, so that their sum in float32 is another d."""
+    x = torch.randint(0, 256, (num_frames, values), dtype=torch.uint8, generator=torch.Generator().manual_seed(13))
+    d, info = rank_pool(x.to(backend.device), 0, return_info=True, **options)
+    scores = running_means(x.double()) @ d.double().cpu()
+    assert torch.allclose(info.scores.cpu(), scores, rtol=0, atol=1e-5 * scores.abs().max())  # 2^-24 of each product
+
+
+@pytest.mark.parametrize("seed", [6, 8, 9])
+def test_a_norm_that_rounding_takes_below_zero(backend, seed):
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(seed)) * 1e5 + 1e6
+    d, info = rank_pool(x.to(backend.device), 0, return_info=True)
+    assert info.duality_gap <= 1e-3 * info.objective
+    assert objective_of(d, x[None], "ranksvm", 1.0, 0.1, True) == pytest.approx(info.objective.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))
