@@ -415,6 +415,19 @@ def test_the_same_with_any_number_of_workers(listing, source):
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(alone[4:], again, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_time_through_a_loader_is_an_epoch(listing, workers):
+    batches = loader(random_dataset(listing), 4, shuffle=True, num_workers=workers)
+    unasked = [batch for _ in range(3) for batch in batches]
+    batches.sampler.set_epoch(1)
+    asked = [batch for _ in range(2) for batch in batches]
+    expected = all_batches(random_dataset(listing), 0)
+    for found, wanted in ((unasked, expected), (asked, expected[len(expected) // 3 :])):
+        for a, b in zip(found, wanted, strict=True):
+            assert a["name"] == b["name"]
+            assert torch.equal(a["video"], b["video"])
+
+
 @pytest.mark.parametrize("source", ["frames", "dynamic_images"])
 @pytest.mark.parametrize("where", ["memory", "folder"])
 def test_a_cache_changes_nothing_but_the_time(listing, source, where, tmp_path, monkeypatch):
@@ -533,7 +546,9 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(listing):
     rest.sampler.skip = 4
     names = [batch["name"][0] for batch in whole]
     assert [batch["name"][0] for batch in rest] == names[4:]
-    assert [batch["name"][0] for batch in rest] == names  # the next epoch is whole
+    following = [batch["name"][0] for batch in rest]  # which is whole
+    assert sorted(following) == sorted(names)
+    assert following == [batch["name"][0] for batch in whole]
 
 
 # --- what cannot be read --------------------------------------------------------------------------------------------

@@ -64,6 +64,37 @@ def test_saved_models_come_back(tmp_path, options):
     assert torch.equal(again(video, [7, 4]), model(video, [7, 4]))
 
 
+@pytest.mark.parametrize("kind", ["static", "two_stream"])
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        (lambda fc: nn.Linear(fc.in_features, 9), r"'\S*backbone.fc2.bias' is of shape \[9\] and was of shape \[3\]"),
+        (lambda fc: nn.Sequential(fc), r"'\S*backbone.fc2.bias' is missing and was of shape \[3\]"),
+        (lambda fc: nn.Linear(fc.in_features, 3, bias=False), r"'\S*backbone.fc2.bias' is missing"),
+    ],
+)
+def test_a_file_that_will_not_load_is_written_with_a_warning(tmp_path, kind, replaced, message):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    model = tiny_model(kind=kind)
+    networks = [model.static, model.dynamic] if kind == "two_stream" else [model]
+    for network in networks:
+        network.backbone.fc2 = replaced(network.backbone.fc2)
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        save(model, tmp_path / "model.safetensors")
+    assert warned[0].filename == __file__
+    safetensors.load_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="do not fit"):
+        load(tmp_path / "model.safetensors", backbone=tiny())
+
+
+def test_layers_with_the_same_weights_may_be_replaced(tmp_path, recwarn):
+    pytest.importorskip("safetensors", reason="needs safetensors")
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(tiny_model())
+    save(model, tmp_path / "model.safetensors")
+    load(tmp_path / "model.safetensors", backbone=tiny())
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "two_stream"])
 def test_what_a_backbone_said_of_its_input_comes_back(tmp_path, kind):
     pytest.importorskip("safetensors", reason="needs safetensors")

@@ -11,7 +11,8 @@ from .dataset import Draw, Item, VideoDataset, collate
 
 
 class EpochSampler(Sampler[Draw]):
-    """Videos of an epoch in an order drawn from (seed, epoch), dealt out among `world` processes.
+    """Videos of an epoch in an order drawn from (seed, epoch), dealt out among `world` processes. Each time that it is
+    gone through is an epoch, from 0 on; `set_epoch` says which one is next.
 
     What the processes get is equally long: the first videos are dealt twice where the number does not divide (tell
     them by their index). `skip` leaves out the first videos of this process in the next epoch only: those already seen
@@ -22,14 +23,16 @@ class EpochSampler(Sampler[Draw]):
         self.length, self.shuffle, self.seed, self.rank, self.world = length, shuffle, seed, rank, world
         self.epoch = 0
         self.skip = 0
+        self._dealt = False
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch, self._dealt = epoch, False
 
     def __len__(self) -> int:
         return -(-self.length // self.world)
 
     def __iter__(self) -> Iterator[Draw]:
+        self.epoch, self._dealt = self.epoch + self._dealt, True
         order = np.arange(self.length)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
@@ -49,8 +52,9 @@ def loader(
     world: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Item]:
-    """Batches of `collate`. Before each epoch, `loader.sampler.set_epoch(epoch)` draws another order and other crops;
-    the batches of an epoch do not depend on num_workers.
+    """Batches of `collate`. Each time that it is gone through is an epoch, with another order, other crops and windows:
+    the first, the second, …, unless `loader.sampler.set_epoch(epoch)` says which one is next. The batches of an epoch
+    do not depend on num_workers.
 
     Args:
         batch_size: videos a batch and process.

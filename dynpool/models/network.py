@@ -56,6 +56,7 @@ class VideoNetwork(nn.Module):
         head: name of that layer.
         mean, std: of the backbone's input, in pixel units 0 … 255, one number a channel.
         size: height and width of the images that the backbone is made for.
+        built: shapes of the weights that `build` made, by name.
 
     Layers may be replaced by others under the same names, as `nn.SyncBatchNorm.convert_sync_batchnorm` does; before
     torch.compile(fullgraph=True), call the model once then.
@@ -63,6 +64,8 @@ class VideoNetwork(nn.Module):
     One pass at a time: threads (nn.DataParallel) cannot share a model; processes (DistributedDataParallel) can. With
     `lengths`, torch.compile(fullgraph=True) takes models in evaluation; in training the number of rows depends on them.
     """
+
+    built: dict[str, tuple[int, ...]]
 
     def __init__(
         self,
@@ -253,6 +256,8 @@ class TwoNetworks(nn.Module):
 
     Shapes: as `VideoNetwork`, of which `static` and `dynamic` are two.
     """
+
+    built: dict[str, tuple[int, ...]]
 
     def __init__(self, config: ModelConfig, static: VideoNetwork, dynamic: VideoNetwork) -> None:
         super().__init__()

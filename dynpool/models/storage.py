@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..writing import whole_file
 from .backbones import Backbone
-from .building import VideoModel, build, video_model
+from .building import VideoModel, build, shapes_of, video_model
 from .config import ModelConfig
 from .network import TwoNetworks
 from .weights import lines_of, safetensors_torch
@@ -26,7 +27,8 @@ _PROGRAM_EXTRAS = ("extra", "extra_files")  # folders in the archives of torch.e
 
 
 def save(model: VideoModel, path: str | Path) -> None:
-    """Write a model's weights and configuration to a safetensors file, whole or not at all.
+    """Write a model's weights and configuration to a safetensors file, whole or not at all. Warns where layers were
+    replaced by others with other weights, so that `load`, which builds the model anew, cannot read it.
 
     Raises:
         TypeError: the model is not one that `build` made, as it is or under torch.compile.
@@ -34,12 +36,30 @@ def save(model: VideoModel, path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     model, library = video_model(model), safetensors_torch()
+    _warn_of_other_weights(model)
     with whole_file(path) as temporary:
         about = {METADATA_KEY: model.config.to_dict(), _INPUT_KEY: _input_of(model)}
         temporary.touch()
         mode = temporary.stat().st_mode  # of new files here; safetensors writes one that only its owner may read
         library.save_model(model, str(temporary), {key: json.dumps(value) for key, value in about.items()})
         temporary.chmod(mode)
+
+
+def _warn_of_other_weights(model: VideoModel) -> None:
+    now = shapes_of(model)
+    other = sorted(name for name, shape in model.built.items() if now.get(name) != shape) or sorted(
+        now.keys() - model.built
+    )
+    if other:
+        name = other[0]
+        was, is_now = (
+            f"of shape {list(shapes[name])}" if name in shapes else "missing" for shapes in (model.built, now)
+        )
+        message = (
+            f"layers of the model were replaced: {name!r} is {is_now} and was {was} when it was built. load() will "
+            "build it as it was, and refuse the file; to read it, load the state_dict in it into a model like this one"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def load(path: str | Path, *, backbone: nn.Module | Backbone | None = None) -> VideoModel:
