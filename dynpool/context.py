@@ -16,6 +16,7 @@ is_transforming = torch._C._are_functorch_transforms_active
 is_batched = torch._C._functorch.is_batchedtensor
 num_modes = torch._C._len_torch_dispatch_stack  # a fake mode, perhaps
 is_capturing = torch._C._cuda_isCurrentStreamCapturing
+_Mode = torch._C._TorchDispatchModeKey
 
 
 def is_plain(x: Tensor) -> bool:
@@ -28,6 +29,14 @@ def is_plain(x: Tensor) -> bool:
         and not is_tracing()
         and (x.is_cpu or not (x.is_meta or is_captured(x)))
     )
+
+
+def is_recording() -> bool:
+    """Whether a program is made of the calls, in which values would become constants, if there are any. Other modes, as
+    one that counts operations, see values pass.
+    """
+    modes = (_Mode.PROXY, _Mode.FAKE, _Mode.FUNCTIONAL)
+    return num_modes() > 0 and any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
 
 
 def is_captured(x: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -320,9 +321,16 @@ class RgbConverter:
     """Decoded frame -> RGB pixels [H, W, 3] as displayed: a view, turned as the first frame's display matrix says."""
 
     def __init__(self) -> None:
-        self._reformatter = VideoReformatter()
         self._options: dict[str, Any] = {}
         self._turn = Turn(False, False, False)
+
+    @functools.cached_property
+    def _reformatter(self) -> Any:
+        return VideoReformatter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without FFmpeg's part."""
+        return {name: value for name, value in vars(self).items() if name != "_reformatter"}
 
     def __call__(self, frame: Any) -> Pixels:
         if not self._options:

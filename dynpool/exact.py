@@ -220,7 +220,7 @@ def _check_values(why: str, x: Tensor) -> None:
     """Raises RuntimeError, for this reason, where x has no values that can be looked at."""
     if context.is_transforming():
         cannot = "be transformed by torch.func; it takes batches, and torch.autograd the gradient of rank_pool"
-    elif x.is_meta or isinstance(x, FakeTensor) or context.num_modes():
+    elif x.is_meta or isinstance(x, FakeTensor) or context.is_recording():
         cannot = "be exported or traced, and needs tensors that have values"
     elif context.is_captured(x):
         cannot = "be captured in a CUDA graph"

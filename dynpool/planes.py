@@ -11,6 +11,7 @@ Those of other devices, and of frames that are scaled first, are in pools.py.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -99,20 +100,28 @@ class Pool(ABC):
 class PlanesPool(Pool):
     """Sums by csrc/planes.h on the CPU."""
 
+    makes_colours = False  # whether kernels make R, G, B of Y, U, V, or read planes as they are
+
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
         self._sizes = plane_sizes(form)
-        self._read_bytes()
 
-    def _read_bytes(self) -> None:
-        """Kernels read planes as they are."""
-        self._places = [(index, 0) for index in range(len(self._sizes))]  # (plane, bytes into it)
-        self._layout = binary.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
+    @functools.cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """(plane, bytes into it)"""
+        if self.makes_colours:
+            return [(0, 0), (1, 0), (1, 1) if YUV[self.form.name].step == 2 else (2, 0)]
+        return [(index, 0) for index in range(len(self._sizes))]
 
-    def _read_colours(self) -> None:
-        """Kernels read R, G, B that they make of Y, U, V."""
-        self._places = [(0, 0), (1, 0), (1, 1) if YUV[self.form.name].step == 2 else (2, 0)]
-        self._layout = binary.colour_layout(colours_of(self.form))
+    @functools.cached_property
+    def _layout(self) -> Any:
+        if self.makes_colours:
+            return binary.colour_layout(colours_of(self.form))
+        return binary.planes_layout([w for _, w in self._sizes], [h for h, _ in self._sizes])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled."""
+        return {name: value for name, value in vars(self).items() if name != "_layout"}
 
     def samples(self, frame: Any) -> list[Pixels]:
         return [lines_of(plane, *size) for plane, size in zip(frame.planes, self._sizes, strict=True)]
@@ -144,9 +153,7 @@ class PlanesPool(Pool):
 class ColourPlanes(PlanesPool):
     """Y, U, V, of which a kernel makes R, G, B."""
 
-    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
-        super().__init__(form, nonlinearity, turn)
-        self._read_colours()
+    makes_colours = True
 
     @property
     def shape(self) -> tuple[int, ...]:

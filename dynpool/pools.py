@@ -100,9 +100,7 @@ class _OnDevice(Pool):
 class _MovedPlanes(_OnDevice, PlanesPool):
     """Planes as the decoder wrote them, without the padding of their lines."""
 
-    def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn, device: torch.device) -> None:
-        super().__init__(form, nonlinearity, turn, device)
-        self._read_bytes()
+    makes_colours = False  # here
 
     @property
     def _frame_bytes(self) -> int:

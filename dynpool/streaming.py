@@ -43,7 +43,7 @@ class RankPoolStream:
     Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
     them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
     from their planes, with the colours that each has as RGB, and held until there are 16: memory that one was made of
-    must not be written to before. No gradient flows through a stream.
+    must not be written to before. No gradient flows through a stream. It can be copied (`copy.deepcopy`) and pickled.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -321,6 +321,11 @@ class _DecodedStream:
         self._sums = Endless(self._pool, time_average)
         self._moved = _Changes(self._pool)
         self._waiting: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without frames, which cannot be copied."""
+        self._flush()
+        return vars(self)
 
     def __len__(self) -> int:
         return self._sums.count + len(self._waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import runpy
 import warnings
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
-from torch.utils.checkpoint import checkpoint
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynpool
 from dynpool import approx_rank_pool, binary, rank_pool, ranking_accuracy, solve
@@ -447,9 +450,28 @@ def test_what_has_no_values_is_refused():
         lambda: torch.vmap(rank_pool)(x[None]),
         lambda: torch.func.grad(lambda x: rank_pool(x).sum())(x),
         lambda: torch.export.export(dynpool.nn.RankPool(), (x,), strict=False),
+        lambda: make_fx(lambda x: rank_pool(x))(x),
+        lambda: make_fx(lambda x: rank_pool(x), tracing_mode="symbolic")(x),
     ):
         with pytest.raises(RuntimeError, match="rank_pool solves by steps that depend on the values of x"):
             call()
+
+
+def test_modes_that_see_values_pass(device):
+    """As of those who count operations, or choose what a checkpoint keeps."""
+    x = clip(7, 5).to(device).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        rank_pool(x, 0).square().sum().backward()
+        accuracy = ranking_accuracy(rank_pool(x, 0), x, 0)
+    again = x.detach().clone().requires_grad_()
+    context_fn = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.mm.default])
+    checkpoint(rank_pool, again, 0, use_reentrant=False, context_fn=context_fn).square().sum().backward()
+    plain = x.detach().clone().requires_grad_()
+    rank_pool(plain, 0).square().sum().backward()
+    assert counter.get_total_flops() > 0
+    assert accuracy == ranking_accuracy(rank_pool(x, 0), x, 0)
+    for found in (x, again):
+        assert torch.allclose(found.grad, plain.grad, rtol=1e-5)  # solutions for gradients have a gap of 1e-8
 
 
 def test_inference_mode(device):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import runpy
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 import dynpool
-from dynpool import RankPoolStream, approx_rank_pool, to_image
+from dynpool import RankPoolStream, approx_rank_pool, binary, to_image
 
 
 def pooled(frames, **options) -> torch.Tensor:
@@ -91,6 +93,27 @@ DECODED = ["rgb24", "bgr0", "gray", "yuv420p", "nv12", "yuv422p", "yuv444p", "yu
 def decoded(frame: np.ndarray, format: str):
     av = pytest.importorskip("av")
     return av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=format)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+@pytest.mark.parametrize("kind", ["tensor", *DECODED])
+def test_copies_go_on_as_the_stream_does(kind, copied, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr(binary, "has_planes", lambda: False)
+    frames = np.random.default_rng(0).integers(0, 256, (41, 14, 16, 3), dtype=np.uint8)
+    frames = [torch.from_numpy(frame) if kind == "tensor" else decoded(frame, kind) for frame in frames]
+    stream = RankPoolStream(nonlinearity="sqrt")
+    streams = [stream]
+    for t, frame in enumerate(frames):
+        if t in (0, 1, 16, 19):
+            streams.append(copied(stream))
+        for each in streams:
+            each.update(frame)
+    assert [len(each) for each in streams] == [41] * 5
+    expected = stream.result()
+    for each in streams[1:]:
+        assert (each.result() - expected).abs().max() <= 1e-5 * expected.abs().max()  # batches of float32 differ
 
 
 @pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
