@@ -67,8 +67,10 @@ def dynamic_image(
     samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
     17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the
     first become like it: after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
-    sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what they are: the
-    pixel that differs most does so by 3 levels in the median of 111 real clips, and by 36 in one.
+    sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what they are: on
+    average pixels differ by half a level, the one that does most by 12 levels in the median of 21 clips of UCF101,
+    HMDB51 and Kinetics (36 in one), and by 17 in windows of ten frames (50 in one), where such a colour may be the
+    minimum or maximum of the picture. Of `read_clip(video).frames` it is that of RGB frames.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
