@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .backbones import CUSTOM, Backbone, load_backbone
 from .checkpointing import checkpoint_blocks
@@ -56,18 +55,7 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
         ImportError: the backbone's library is not there; the message says what to install.
         FileNotFoundError: config.weights is not a file.
     """
-    model = _model(config, _backbone(config, backbone, pretrained))
-    model.built = shapes_of(model)
-    return model
-
-
-def shapes_of(model: VideoModel) -> dict[str, tuple[int, ...]]:
-    """Of what it is saved as, as far as it has any yet."""
-    state = model.state_dict()
-    return {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor) and not is_lazy(t)}
-
-
-def _model(config: ModelConfig, base: Backbone) -> VideoModel:
+    base = _backbone(config, backbone, pretrained)
     if config.kind != "two_stream" or forks(config):
         return _network(config, base)
     nothing: dict[str, Any] = dict.fromkeys(

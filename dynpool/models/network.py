@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..checks import checked_lengths, described
 from ..kept import kept_numbers
@@ -38,6 +39,12 @@ class Route:
         self.passed: list[str | None] = []  # layers at which rows were pooled
 
 
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of what it is saved as, as far as it has any yet."""
+    state = model.state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if isinstance(t, Tensor) and not is_lazy(t)}
+
+
 class VideoNetwork(nn.Module):
     """A network that classifies videos; `build` makes it, of a configuration.
 
@@ -56,7 +63,7 @@ class VideoNetwork(nn.Module):
         head: name of that layer.
         mean, std: of the backbone's input, in pixel units 0 … 255, one number a channel.
         size: height and width of the images that the backbone is made for.
-        built: shapes of the weights that `build` made, by name.
+        built: shapes of the weights that it was built with, by name.
 
     Layers may be replaced by others under the same names, as `nn.SyncBatchNorm.convert_sync_batchnorm` does; before
     torch.compile(fullgraph=True), call the model once then.
@@ -64,8 +71,6 @@ class VideoNetwork(nn.Module):
     One pass at a time: threads (nn.DataParallel) cannot share a model; processes (DistributedDataParallel) can. With
     `lengths`, torch.compile(fullgraph=True) takes models in evaluation; in training the number of rows depends on them.
     """
-
-    built: dict[str, tuple[int, ...]]
 
     def __init__(
         self,
@@ -92,6 +97,7 @@ class VideoNetwork(nn.Module):
         if video_layer is not None:
             named_layer(backbone, video_layer, "video_layer")
         self._hook()
+        self.built = shapes_of(self)
 
     def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Scores [B, num_classes]."""
@@ -257,14 +263,13 @@ class TwoNetworks(nn.Module):
     Shapes: as `VideoNetwork`, of which `static` and `dynamic` are two.
     """
 
-    built: dict[str, tuple[int, ...]]
-
     def __init__(self, config: ModelConfig, static: VideoNetwork, dynamic: VideoNetwork) -> None:
         super().__init__()
         self.config = config
         self.mean, self.std, self.size = dynamic.mean, dynamic.std, dynamic.size
         self.static = static
         self.dynamic = dynamic
+        self.built = shapes_of(self)
 
     def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Scores [B, num_classes]."""

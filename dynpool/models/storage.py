@@ -14,9 +14,9 @@ from torch import nn
 
 from ..writing import whole_file
 from .backbones import Backbone
-from .building import VideoModel, build, shapes_of, video_model
+from .building import VideoModel, build, video_model
 from .config import ModelConfig
-from .network import TwoNetworks
+from .network import TwoNetworks, shapes_of
 from .weights import lines_of, safetensors_torch
 
 METADATA_KEY = "dynpool.model"
@@ -47,14 +47,10 @@ def save(model: VideoModel, path: str | Path) -> None:
 
 def _warn_of_other_weights(model: VideoModel) -> None:
     now = shapes_of(model)
-    other = sorted(name for name, shape in model.built.items() if now.get(name) != shape) or sorted(
-        now.keys() - model.built
-    )
-    if other:
-        name = other[0]
-        was, is_now = (
-            f"of shape {list(shapes[name])}" if name in shapes else "missing" for shapes in (model.built, now)
-        )
+    changed = sorted(model.built.items() - now.items()) or sorted(now.items() - model.built.items())
+    if changed:
+        name = changed[0][0]
+        was, is_now = (f"of shape {list(s[name])}" if name in s else "missing" for s in (model.built, now))
         message = (
             f"layers of the model were replaced: {name!r} is {is_now} and was {was} when it was built. load() will "
             "build it as it was, and refuse the file; to read it, load the state_dict in it into a model like this one"
