@@ -16,7 +16,7 @@ struct SolverParams {
   int64_t max_iter;
   double* u;            // [clips, T]: d = Σ u_t V_t
   double* value;        // [clips], of the objective
-  double* gap;          // [clips], above the best dual value
+  double* gap;          // [clips], above the best dual value; below it where roundings of K have the last word
   int64_t* iterations;  // [clips]
   double* b;            // [clips, T, T], of the ranking machine: what pairs weigh, negative where they were not looked at
   int32_t* pairs;       // scratch [clips, T (T - 1) / 2], of the ranking machine

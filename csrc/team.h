@@ -27,7 +27,7 @@ template <class Team>
 DYNPOOL_TEAM void finish(const Team& team, const Result& result, double primal, double dual, int64_t iterations) {
   team.one([&] {
     *result.value = primal;
-    *result.gap = primal > dual ? primal - dual : 0;
+    *result.gap = primal - dual;
     *result.iterations = iterations;
   });
 }

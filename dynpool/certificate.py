@@ -55,7 +55,7 @@ class Problem:
         """
         value = solve.objective_of(square, scores, lengths, self.objective, self.C, self.epsilon)
         dual = solution.objective - solution.gap + (norm - square) / 2
-        return value, (value - dual).clamp(min=0)
+        return value, (value - dual).abs()
 
 
 class Roundings(NamedTuple):

@@ -302,8 +302,10 @@ def ranking_accuracy(
     products = frames.products(
         x.detach(), _unit(d.detach(), batch), *(t if t is None else t.detach() for t in (mean, std))
     )
-    scores = (products - products[:, :1]) @ frames.averages(x).T  # equal where frames are, without roundings
     t = torch.arange(num_frames, device=x.device)
+    scores = products - products[:, :1]  # equal where frames are, without roundings; so are sums of whole numbers
+    if time_average:
+        scores = scores @ (t[:, None] <= t).double() / (t + 1)
     pairs = t[:, None] > t
     if counts is not None:
         pairs = pairs & (t[:, None] < counts[:, None, None])
@@ -315,11 +317,12 @@ def ranking_accuracy(
 
 
 def _unit(d: Tensor, batch: int) -> Tensor:
-    """d of each clip, scaled to a largest value of 1: its size has no say, and might not fit the dtype of frames."""
+    """d of each clip, scaled to a largest value of 1 to 2: its size has no say, and might not fit the frames' dtype."""
     if not d.numel():
         return d
     largest = d.reshape(batch, -1).abs().amax(1).double()
-    scale = largest.where((largest > 0) & largest.isfinite(), 1)
+    exponent = largest.where((largest > 0) & largest.isfinite(), 1).frexp().exponent
+    scale = torch.ldexp(torch.ones_like(largest), exponent - 1)  # which rounds nothing
     return d.double() / scale.view([batch, *[1] * (d.dim() - 1)] if batch > 1 else [])
 
 
@@ -412,6 +415,10 @@ class _RankPool(torch.autograd.Function):
             )
             scores = found.where(imprecise[:, None], scores)
             imprecise = imprecise & ~(gap <= enough)  # or NaN
+        # Frames that float32 does not tell apart, and solvers whom its roundings stopped.
+        stopped = ~(solution.gap <= tol * solution.objective) & (solution.iterations < problem.max_iter)
+        near = alike[:, 0] & (products.centred.diagonal(dim1=1, dim2=2) > 0).any(1)
+        imprecise = imprecise | ((stopped | near) & coarse)
         finite = values.isfinite().all(1)
         if not bool(finite.all()):
             if not coarse:

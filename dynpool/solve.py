@@ -10,6 +10,7 @@ Gram matrix K = VVᵀ. Everything here is float64, batched [B, T, …], on the d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from . import binary
 
 _LARGEST = 1 << 15  # T that the kernels take
+_PATIENCE = 60  # steps without progress after which an interior point method is given up
 
 
 class Solution(NamedTuple):
@@ -43,11 +45,14 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
     if solution is None:
         solution = in_torch(K, lengths)
     else:
-        left = ((solution.gap > tol * solution.objective) & (solution.iterations < max_iter)).nonzero()[:, 0]
+        solved = solution.gap.abs() <= tol * solution.objective  # or NaN
+        left = (~solved & (solution.iterations < max_iter)).nonzero()[:, 0]
         if len(left):
             rest = in_torch(K[left], lengths[left])
+            better = ~(solution.gap[left].abs() <= rest.gap.abs()) & rest.gap.isfinite()
+            left, rest = left[better], Solution(*(t[better] for t in rest))
             solution = Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, rest, strict=True)))
-    return solution
+    return solution._replace(gap=solution.gap.abs())  # a bound above the objective is as wrong as one below is far
 
 
 def _solve_by_kernel(
@@ -82,18 +87,19 @@ def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: f
 
     By the implicit function theorem on the optimality conditions, the active pairs or frames kept as they are.
     """
-    identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
     if objective == "ranksvm":  # d - Σ_inside stays; margins of pairs strictly inside the box stay 1
         tied = _components(solution.active)
+        identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
         inside = identity - tied / tied.sum(-1, keepdim=True)  # projects on differences within a component
         return (inside @ torch.linalg.pinv(inside @ K @ inside, hermitian=True, rtol=1e-10) @ inside @ Vg[..., None])[
             ..., 0
         ]
     if objective == "ranksvm_squared":
-        weight = (2 * _pair_penalty(lengths, C))[:, None, None] * _laplacian(solution.active.to(K.dtype))
+        R = _root(_laplacian(solution.active.to(K.dtype))) * (2 * _pair_penalty(lengths, C)).sqrt()[:, None, None]
     else:
-        weight = torch.diag_embed(2 * C * solution.active.to(K.dtype))
-    return _solve_systems(_lu_factor(identity + weight @ K), weight @ Vg[..., None])[..., 0]
+        R = torch.diag_embed(solution.active.to(K.dtype)) * (2 * C) ** 0.5
+    # (I + W K)⁻¹ W Vg, W = R Rᵀ, where W K may be so large that I is lost beside it, while W sums to 0.
+    return (R @ torch.cholesky_solve(R.mT @ Vg[..., None], _cholesky(R.mT @ K @ R)))[..., 0]
 
 
 def apply(K: Tensor, u: Tensor) -> Tensor:
@@ -101,19 +107,27 @@ def apply(K: Tensor, u: Tensor) -> Tensor:
     return (K * u[:, None]).sum(2)
 
 
-def _lu_factor(A: Tensor) -> tuple[Tensor, Tensor]:
+def _each(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[Tensor, ...]:
     """Of clips, on the CPU one by one: with several threads torch fails on batches of them, or never returns
     (pytorch/pytorch#142815, of matrices from 150 rows on).
     """
     if not A.is_cpu or len(A) < 2:
-        lu, pivots, _ = torch.linalg.lu_factor_ex(A)
-        return lu, pivots
-    both = [torch.linalg.lu_factor_ex(a)[:2] for a in A]
-    return torch.stack([lu for lu, _ in both]), torch.stack([pivots for _, pivots in both])
+        return function(A)
+    return tuple(torch.stack(parts) for parts in zip(*(function(a) for a in A), strict=True))
 
 
-def _solve_systems(factors: tuple[Tensor, Tensor], b: Tensor) -> Tensor:
-    return torch.linalg.lu_solve(*factors, b)
+def _root(A: Tensor) -> Tensor:
+    """R with A = R Rᵀ, of symmetric A without negative eigenvalues, but for roundings."""
+    values, vectors = _each(lambda a: tuple(torch.linalg.eigh(a)), A)
+    kept = values > values[:, -1:] * A.shape[-1] * torch.finfo(A.dtype).eps
+    return vectors * values.where(kept, 0).sqrt()[:, None]
+
+
+def _cholesky(A: Tensor) -> Tensor:
+    """Cholesky's factor of I + A, A without negative eigenvalues, but for roundings."""
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    (factor,) = _each(lambda a: (torch.linalg.cholesky_ex(a)[0],), eye + A)
+    return factor
 
 
 # --- pairs of frames -----------------------------------------------------------------------------------------------
@@ -154,13 +168,14 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
         max Σ b - κ/2 Σ b² - ½ uᵀ(C' K)u      u = Aᵀb, 0 ≤ b (≤ 1 unless squared), κ = ½ if squared, else 0
 
     Its Newton systems have a number of unknowns of T²/2, but only T of them are coupled: b changes by what the scores
-    change, so that one T × T system (I + L C'K) du = … remains, L the Laplacian of the pairs' weights.
+    change, so that one T × T system (I + L C'K) du = … remains, L the Laplacian of the pairs' weights. With C'K = F Fᵀ
+    the scores change by F (I + FᵀLF)⁻¹ Fᵀ …, where nothing cancels however large K is, and no d has ‖d‖² < 0.
     """
     B, T = K.shape[:2]
     frames = torch.arange(T, device=K.device)
     pairs = (frames[:, None] > frames) & (frames[:, None] < lengths[:, None, None])  # [B, q, t]
     scale = _pair_penalty(lengths, C)
-    K = K * scale[:, None, None]
+    F = _root(K) * scale.sqrt()[:, None, None]
     kappa = 0.5 if squared else 0.0
 
     def of_pairs(values: Tensor) -> Tensor:
@@ -168,16 +183,16 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
 
     def evaluate(b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u = _gather(b)
-        s = apply(K, u)
-        margin = _differences(s)
-        norm = (u * s).sum(1)
+        d = F.mT @ u[..., None]
+        margin = _differences((F @ d)[..., 0])
+        norm = d.square().sum((1, 2))
         loss = (1 - margin).clamp(min=0)
         primal = norm / 2 + of_pairs(loss * loss if squared else loss).sum((1, 2))
         dual = b.sum((1, 2)) - kappa / 2 * (b * b).sum((1, 2)) - norm / 2
         return u, margin, primal, dual
 
     # Where K is large the solution is near 0, and so is the start. The multipliers of b ≥ 0 and b ≤ 1 make it feasible.
-    trace = K.diagonal(dim1=1, dim2=2).sum(1)
+    trace = F.square().sum((1, 2))
     b = of_pairs((1 / trace.clamp(min=2))[:, None, None].expand(B, T, T))
     u, margin, primal, dual = evaluate(b)
     residual = margin + kappa * b - 1
@@ -186,14 +201,14 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
     high = torch.zeros_like(b) if squared else (-residual).clamp(min=0) + floor
 
     running = primal - dual > tol * primal
-    iterations = torch.zeros(B, dtype=torch.int64, device=K.device)
+    iterations = progress = torch.zeros(B, dtype=torch.int64, device=K.device)
     best = Solution(u, primal, primal - dual, iterations, pairs)
 
     for _ in range(max_iter):
         if not running.any():
             break
         iterations = iterations + running
-        newton = _Newton(K, pairs, squared, b.where(pairs, 0.5), low, high, margin + kappa * b - 1)
+        newton = _Newton(F, pairs, squared, b.where(pairs, 0.5), low, high, margin + kappa * b - 1)
 
         # Predictor: how far towards 0 the complementarity can go; corrector: that far, and second order.
         zero = torch.zeros_like(b)
@@ -210,7 +225,9 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
 
         u, margin, primal, dual = evaluate(b)
         better = running & (primal - dual < best.gap)
-        inside = (low < b) if squared else (low < b) & (high < 1 - b)
+        progress = iterations.where(better, progress)
+        inside = low < b / b.amax((1, 2), keepdim=True)  # where K is large all of b are small
+        inside = inside if squared else inside & (high < 1 - b)
         best = Solution(
             u.where(better[:, None], best.u),
             primal.where(better, best.objective),
@@ -218,12 +235,12 @@ def _solve_pairs(K: Tensor, lengths: Tensor, C: float, squared: bool, tol: float
             iterations,
             (inside & pairs).where(better[:, None, None], best.active),
         )
-        running = running & (best.gap > tol * best.objective)
+        running = running & (best.gap > tol * best.objective) & (iterations - progress < _PATIENCE)
 
     return Solution(
         best.u * scale[:, None],
         best.objective * scale,
-        best.gap.clamp(min=0) * scale,
+        best.gap * scale,
         iterations,
         best.active,
     )
@@ -233,23 +250,22 @@ class _Newton:
     """Newton's steps from b, ½ where there is no pair, with the multipliers low of b ≥ 0 and high of b ≤ 1."""
 
     def __init__(
-        self, K: Tensor, pairs: Tensor, squared: bool, b: Tensor, low: Tensor, high: Tensor, residual: Tensor
+        self, F: Tensor, pairs: Tensor, squared: bool, b: Tensor, low: Tensor, high: Tensor, residual: Tensor
     ) -> None:
-        self._K, self._pairs, self._squared = K, pairs, squared
+        self._F, self._pairs, self._squared = F, pairs, squared
         self._b, self._low, self._high = b, low, high
         self._slack = torch.ones_like(b) if squared else 1 - b
         self._infeasible = residual - low + high
         sigma = (0.5 if squared else 0.0) + low / b + high / self._slack
         self._weights = (1 / sigma).where(pairs, 0)
-        eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
-        self._factors = _lu_factor(eye + _laplacian(self._weights) @ K)  # singular: found out by what comes of it
+        self._factor = _cholesky(F.mT @ _laplacian(self._weights) @ F)  # of no number: found out by what comes of it
 
     def direction(self, to_low: Tensor, to_high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of b, low and high: towards low · b = to_low and high · (1 - b) = to_high."""
         b, low, high, slack, weights = self._b, self._low, self._high, self._slack, self._weights
         h = -self._infeasible + (to_low / b - low) - (to_high / slack - high)
-        du = _solve_systems(self._factors, _gather(weights * h)[..., None])
-        db = weights * (h - _differences(apply(self._K, du[..., 0])))
+        ds = self._F @ torch.cholesky_solve(self._F.mT @ _gather(weights * h)[..., None], self._factor)
+        db = weights * (h - _differences(ds[..., 0]))
         dlow = (to_low - low * db) / b - low
         dhigh = torch.zeros_like(high) if self._squared else (to_high + high * db) / slack - high
         return db, dlow, dhigh
@@ -307,12 +323,15 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         A = active.to(K.dtype)
         target = ((t - s).sign() * -epsilon + t) * A
         system = eye + 2 * C * A[:, :, None] * K * A[:, None, :]
-        du = _solve_systems(_lu_factor(system), (2 * C * target)[..., None])[..., 0] * A - u
+        factors = _each(lambda a: torch.linalg.lu_factor_ex(a)[:2], system)
+        du = torch.linalg.lu_solve(*factors, (2 * C * target)[..., None])[..., 0] * A - u
+        sound = du.isfinite().all(1)  # else rounding has the last word
+        running, du = running & sound, du.where(sound[:, None], 0)
         ds = apply(K, du)
         step = running.to(K.dtype)
         for _ in range(30):
             new_primal, new_dual, new_active = evaluate(u + step[:, None] * du, s + step[:, None] * ds)
-            worse = new_primal > primal
+            worse = ~(new_primal <= primal)  # or NaN
             if not worse.any():
                 break
             step = step.where(~worse, step / 2)
@@ -322,4 +341,4 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         u, s = u + step[:, None] * du, s + step[:, None] * ds
         primal, dual, active = new_primal, torch.maximum(dual, new_dual), new_active
         running = running & (primal - dual > tol * primal) & (step > 0)
-    return Solution(u, primal, (primal - dual).clamp(min=0), iterations, active)
+    return Solution(u, primal, primal - dual, iterations, active)

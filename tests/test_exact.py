@@ -636,6 +636,45 @@ def test_scores_are_those_of_d(backend, num_frames, values, options):
     assert torch.allclose(info.scores.cpu(), scores, rtol=0, atol=1e-5 * scores.abs().max())  # 2^-24 of each product
 
 
+def grey(num_frames, values, seed):
+    """Frames of one value each."""
+    return (torch.rand(num_frames, 1, generator=torch.Generator().manual_seed(seed)) * 255).expand(num_frames, values)
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (grey(100, 4096, 1), {"objective": "ranksvm_squared", "C": 100.0}),
+        (grey(100, 4096, 1), {"objective": "ranksvm_squared", "C": 1e4}),
+        (
+            torch.randn(5, 2, generator=torch.Generator().manual_seed(844)) * 100,
+            {"objective": "ranksvm_squared", "C": 1e4},
+        ),
+        (1e6 + torch.rand(30, 4096, generator=torch.Generator().manual_seed(0)), {}),  # seem to be alike
+        (1e6 + torch.rand(3, 50, generator=torch.Generator().manual_seed(0)), {"C": 10.0}),
+    ],
+)
+def test_products_without_an_exact_square_root(backend, x, options):
+    """Where float32 makes bounds of products that no frames have, and where it takes frames for the same."""
+    options = {"objective": "ranksvm", "C": 1.0, "time_average": False, **options}
+    d, info = rank_pool(x.to(backend.device).contiguous(), 0, return_info=True, **options)
+    best, _ = rank_pool(x.double(), 0, return_info=True, **options, tol=1e-6)
+    how = {"epsilon": 0.1, **options}
+    assert objective_of(d, x[None], **how) <= (1 + 2e-3) * objective_of(best, x[None], **how)
+    assert info.duality_gap <= 1e-3 * info.objective
+
+
+@pytest.mark.parametrize(("scale", "C"), [(1e8, 1.0), (1e12, 1.0), (1e6, 1e4)])
+def test_gradients_of_large_frames(backend, scale, C):
+    """d is of degree -1 in x where all pairs are active: by Euler, Σ x ∂L/∂x = -L."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(20, 60, generator=generator, dtype=torch.float64) * scale).to(backend.device).requires_grad_()
+    weights = torch.rand(60, generator=generator, dtype=torch.float64).to(backend.device)
+    loss = rank_pool(x, 0, objective="ranksvm_squared", C=C) @ weights
+    loss.backward()
+    assert (x * x.grad).sum().item() == pytest.approx(-loss.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("seed", [6, 8, 9])
 def test_a_norm_that_rounding_takes_below_zero(backend, seed):
     x = torch.randn(40, 1, generator=torch.Generator().manual_seed(seed)) * 1e5 + 1e6
@@ -772,6 +811,14 @@ def test_it_ranks_better_than_the_approximation():
     assert exact > 0.99
 
 
+def test_ties_are_not_in_order(device):
+    """V = 2, 1.5, 4, 4, 3.6; and scores -19, 2, -21, 2 of which two are equal."""
+    x = torch.tensor([[2.0], [1.0], [9.0], [4.0], [2.0]], device=device)
+    assert ranking_accuracy(torch.ones(1, device=device), x, 0) == 6 / 10
+    x = torch.tensor([[9.0, 8.0], [0.0, 2.0], [7.0, 0.0], [2.0, 8.0]], device=device)
+    assert ranking_accuracy(torch.tensor([-3.0, 1.0], device=device), x, 0, time_average=False) == 3 / 6
+
+
 def test_ranking_accuracy_by_hand():
     x = torch.tensor([[0.0], [3.0], [0.0]])  # V = 0, 1.5, 1: of three pairs one is wrong
     assert float(ranking_accuracy(torch.tensor([1.0]), x, 0)) == pytest.approx(2 / 3)
@@ -788,7 +835,7 @@ def test_a_still_video_ranks_nothing(device, dtype, seed):
     assert ranking_accuracy(d.to(device), frame.expand(12, 3, 8, 8).to(device), 0).item() == 0
 
 
-@pytest.mark.parametrize("size", [2.0**-200, 2.0**200])  # without a rounding
+@pytest.mark.parametrize("size", [2.0**-1022, 2.0**-200, 2.0**200, 2.0**1023])  # without a rounding
 def test_the_size_of_d_has_no_say(size):
     x = torch.stack([clip(7, 3, 4), clip(7, 3, 4, seed=1)]).float()
     d = rank_pool(x).double()
