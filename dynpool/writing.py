@@ -22,9 +22,16 @@ _FULL_COLOUR = 0  # a sample of colour a pixel: coloured edges are what motion i
 @contextmanager
 def whole_file(path: str | os.PathLike[str], suffix: str | None = None) -> Iterator[Path]:
     """A name in the folder of `path`, with its ending or another, for a file that takes its place at the end; what was
-    written before an error is removed.
+    written before an error is removed. A link stays one, to the new file; into a pipe or a device the file is copied.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with TemporaryDirectory(prefix=".dynpool-") as folder:
+            temporary = Path(folder, path.stem + (path.suffix if suffix is None else suffix))
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     name = f".{path.stem}.{secrets.token_hex(8)}"  # processes of containers share numbers

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -31,6 +32,26 @@ def stream(values, modality="RGB frames", names=None, labels=(0, 1, 1, 2), split
 
 RGB = stream(np.log([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3]]))  # right, wrong, right, wrong
 MOTION = stream(np.log([[0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]), "dynamic images")  # 2 – 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_pipes_and_links_are_written_to(tmp_path):
+    """As /dev/stdout is, which must not become a file."""
+    file, link, pipe = (tmp_path / name for name in ("plain.scores", "link.scores", "pipe.scores"))
+    write(RGB, file)
+    wanted = file.read_bytes()
+    file.write_bytes(b"old")
+    link.symlink_to(file.name)
+    write(RGB, link)
+    assert link.is_symlink()
+    assert file.read_bytes() == wanted
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        reading = threads.submit(pipe.read_bytes)
+        write(RGB, pipe)
+        assert reading.result() == wanted
+    assert pipe.is_fifo()
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_results_by_hand():
