@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import select
 import shutil
 import signal
@@ -946,6 +947,19 @@ def test_a_script_without_a_guard_is_told_so(dataset, out, tmp_path, fed):
     assert done.returncode == 1
     assert "if __name__ == '__main__'" in done.stderr.splitlines()[-1]
     assert lines(out)[1:] == []
+
+
+def test_what_a_worker_hands_over_is_written_at_once(dataset, tmp_path):
+    """A pipe that a killed one has half filled would keep the others waiting for good."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    recipe, video = Recipe(window=2, stride=1), find(dataset)[0]
+    kept, handed = Work(recipe, None, None, scratch)(video), Work(recipe, None, None, None)(video)
+    assert kept.images > 1
+    assert len(pickle.dumps(kept)) < select.PIPE_BUF
+    assert kept.entry(video) == handed.entry(video)
+    assert kept.taken() == handed.taken()
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers")

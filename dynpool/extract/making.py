@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import torch
 
@@ -26,7 +28,9 @@ _LONGEST_ALARM = 1e8  # seconds, which systems can count
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker made of a video; pictures are files that it has not written; errno is why it could write none."""
+    """What a worker made of a video; pictures that are no images of the folder are handed back, or kept in files of
+    their own; errno is why it could write none.
+    """
 
     images: int = 0
     frames: int = 0
@@ -35,6 +39,7 @@ class Outcome:
     height: int = 0
     failed: str | None = None
     pictures: list[bytes] | None = None
+    kept: Job | None = None
     errno: int = 0
 
     @classmethod
@@ -42,18 +47,28 @@ class Outcome:
         return cls(failed=reason)
 
     def entry(self, video: Found) -> Entry:
-        fields = {key: value for key, value in vars(self).items() if key not in ("pictures", "errno")}
+        fields = {key: value for key, value in vars(self).items() if key not in ("pictures", "kept", "errno")}
         return Entry(video.name, video.version, **fields)
+
+    def taken(self) -> list[bytes]:
+        """The pictures, which are kept no longer."""
+        if self.kept is None:
+            return self.pictures or []
+        pictures = [self.kept.path(index).read_bytes() for index in range(self.images)]
+        shutil.rmtree(self.kept.folder, ignore_errors=True)
+        return pictures
 
 
 @dataclass(frozen=True)
 class Work:
-    """The images of a video: into the folder, or, without one, handed back."""
+    """The images of a video: into the folder, or, without one, kept in `scratch`. Where there is none either, as on
+    other machines, they are handed back: not through a pipe, where who dies half way keeps all others waiting.
+    """
 
     recipe: Recipe
     jpeg: int | None
     folder: Path | None
-    scratch: Path
+    scratch: Path | None
 
     def __call__(self, video: Found) -> Outcome:
         torch.set_num_threads(1)  # its siblings have the other cores
@@ -67,6 +82,10 @@ class Work:
 
     def _made(self, video: Found) -> Outcome:
         pictures = Pictures(video.path, replace(self.recipe, interleaved=True))
+        if self.folder is None and self.scratch is not None:
+            job = Job(video.path, Path(mkdtemp(dir=self.scratch)), "picture", suffix_of(self.jpeg))
+            paths, (width, height) = write_pictures(pictures, job, True, self.jpeg, self.scratch)
+            return Outcome(len(paths), *pictures.account, width, height, kept=job)
         if self.folder is None:
             data, (width, height) = _as_bytes(pictures, self.jpeg)
             return Outcome(len(data), *pictures.account, width, height, pictures=data)
@@ -114,4 +133,8 @@ def _as_bytes(pictures: Pictures, jpeg: int | None) -> tuple[list[bytes], tuple[
 
 def job_of(video: Found, out: Path, jpeg: int | None) -> Job:
     place = out / video.name
-    return Job(video.path, place.parent, place.name, ".png" if jpeg is None else ".jpg")
+    return Job(video.path, place.parent, place.name, suffix_of(jpeg))
+
+
+def suffix_of(jpeg: int | None) -> str:
+    return ".png" if jpeg is None else ".jpg"

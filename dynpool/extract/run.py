@@ -168,7 +168,8 @@ class Extraction:
             if video.problem is not None:
                 yield self._recorded(video, Outcome.failure(video.problem))
         videos = [video for video in wanted if video.problem is None]
-        work = Work(self._recipe, self._jpeg, None if self._in_shards else self._out, self._scratch)
+        folder, scratch = (None, None if ray else self._scratch) if self._in_shards else (self._out, self._scratch)
+        work = Work(self._recipe, self._jpeg, folder, scratch)
         if videos:
             count = min(workers or cores(), len(videos))
             results = (
@@ -221,12 +222,13 @@ class Extraction:
 
     def _written(self, video: Found, outcome: Outcome) -> Entry:
         entry = outcome.entry(video)
-        if self._shards is not None and outcome.pictures is not None:
+        if self._shards is not None and outcome.failed is None:
+            pictures = outcome.taken()
             counts = {"images": entry.images, "frames": entry.frames, "damaged": entry.damaged}
             about = {"video": video.name, "class": video.of_class, **counts, "dynpool": __version__}
             label = None if video.of_class is None else self._classes.index(video.of_class)
-            suffixes = _suffixes(len(outcome.pictures), self._recipe.window is not None, self._jpeg)
-            files = dict(zip(suffixes, outcome.pictures, strict=True))
+            suffixes = _suffixes(len(pictures), self._recipe.window is not None, self._jpeg)
+            files = dict(zip(suffixes, pictures, strict=True))
             shard, begin, end = self._shards.add(video.name, files, about, label)
             entry = replace(entry, shard=shard, begin=begin, end=end)
         if self._recipe.window is not None and self._shards is None and entry.failed is None:
