@@ -34,6 +34,12 @@ RGB = stream(np.log([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.2, 0.
 MOTION = stream(np.log([[0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]), "dynamic images")  # 2 – 4
 
 
+def test_empty_lines_are_no_videos(tmp_path):
+    write(RGB, tmp_path / "a.scores")
+    (tmp_path / "b.scores").write_text((tmp_path / "a.scores").read_text().replace("\n", "\n\n"))
+    assert read(tmp_path / "b.scores").names == RGB.names
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
 def test_pipes_and_links_are_written_to(tmp_path):
     """As /dev/stdout is, which must not become a file."""

@@ -119,6 +119,8 @@ def evaluate(
         from .scores import in_words, write
 
         folder = out or runs[0]
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out must be a folder, got {folder}, which is a file")
         streams: list[Scores] = []
         for run in (inner for outer in runs for inner in runs_in(outer)):
             scores, notices = run_evaluation(

@@ -195,7 +195,7 @@ def read(path: PathLike) -> Scores:
         about, start = _about(line, about, path), 1
     table = csv.reader(io.StringIO(text, newline=""))
     try:
-        rows = [(start + table.line_num, row) for row in table]
+        rows = [(start + table.line_num, row) for row in table if row]  # not of an empty line
     except csv.Error as error:
         raise ValueError(f"{path} must be CSV: {error}") from error
     header = rows[0][1] if rows else []
