@@ -792,8 +792,7 @@ def test_the_command_says_what_is_wrong(root, tmp_path):
     assert "root must be a folder" in dynpool("train", "--data", tmp_path / "none", "-o", tmp_path / "run", code=2)
     assert "holds no run to resume" in dynpool("train", "--resume", "-o", tmp_path / "run", code=2)
     assert "holds no trained model" in dynpool("evaluate", tmp_path, code=2)
-    (tmp_path / "file").touch()
-    assert "--out must be a folder, got" in dynpool("evaluate", tmp_path, "-o", tmp_path / "file", code=2)
+    assert "--out must be a folder, got" in dynpool("evaluate", tmp_path, "-o", __file__, code=2)
     nonsense = dynpool("train", "--data", root, "-o", tmp_path / "run", "trainer.accelerator=abacus", code=2)
     assert "dynpool train: trainer: You selected an invalid accelerator name" in nonsense
     assert "one of authors_release, paper, weizmann" in dynpool("train", "--config", "mine", "--data", root, code=2)
