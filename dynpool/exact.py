@@ -390,6 +390,10 @@ class _RankPool(torch.autograd.Function):
         K = M @ K @ M.T
         tol = min(problem.tol, _GRADIENT_TOL) if problem.derives else problem.tol
         solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
+        # Solvers whom roundings of float32 stopped, and frames that it does not tell apart; bytes differ by 1 or more.
+        stopped = ~(solution.gap <= problem.tol * solution.objective) & (solution.iterations < problem.max_iter)
+        near = alike[:, 0] & (products.centred.diagonal(dim1=1, dim2=2) > 0).any(1)
+        doubtful = stopped if x.dtype == torch.uint8 else stopped | near
         solved = (solution.gap / solution.objective).where(solution.objective > 0, 0)
         scores = (K @ solution.u[..., None])[..., 0]
         weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
@@ -415,10 +419,7 @@ class _RankPool(torch.autograd.Function):
             )
             scores = found.where(imprecise[:, None], scores)
             imprecise = imprecise & ~(gap <= enough)  # or NaN
-        # Frames that float32 does not tell apart, and solvers whom its roundings stopped.
-        stopped = ~(solution.gap <= tol * solution.objective) & (solution.iterations < problem.max_iter)
-        near = alike[:, 0] & (products.centred.diagonal(dim1=1, dim2=2) > 0).any(1)
-        imprecise = imprecise | ((stopped | near) & coarse)
+        imprecise = imprecise | (doubtful & coarse)
         finite = values.isfinite().all(1)
         if not bool(finite.all()):
             if not coarse:
