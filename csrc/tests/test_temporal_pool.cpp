@@ -767,8 +767,9 @@ void check_solver(Objective objective, int64_t T, double C, Random& random) {
     const int kind = static_cast<int>(objective);
     CHECK(std::abs(value[clip] - want) <= 1e-9 * want, "solver %d, T = %d, C = %g: %g, want %g", kind, int(T), C,
           value[clip], want);
-    CHECK(gap[clip] >= 0 && gap[clip] <= 1e-4 * value[clip], "solver %d, T = %d, C = %g: gap %g of %g", kind, int(T), C,
-          gap[clip], value[clip]);
+    // Sums of T² products of doubles may leave the dual value that far above.
+    CHECK(gap[clip] >= -1e-12 * value[clip] && gap[clip] <= 1e-4 * value[clip],
+          "solver %d, T = %d, C = %g: gap %g of %g", kind, int(T), C, gap[clip], value[clip]);
   }
 }
 
