@@ -100,7 +100,7 @@ class _OnDevice(Pool):
 class _MovedPlanes(_OnDevice, PlanesPool):
     """Planes as the decoder wrote them, without the padding of their lines."""
 
-    makes_colours = False  # here
+    makes_colours = False  # of what is sent: the device does
 
     @property
     def _frame_bytes(self) -> int:

@@ -45,7 +45,7 @@ def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, 
     if solution is None:
         solution = in_torch(K, lengths)
     else:
-        solved = solution.gap.abs() <= tol * solution.objective  # or NaN
+        solved = solution.gap.abs() <= tol * solution.objective  # where rounding made NaN, it is not
         left = (~solved & (solution.iterations < max_iter)).nonzero()[:, 0]
         if len(left):
             rest = in_torch(K[left], lengths[left])
