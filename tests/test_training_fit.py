@@ -30,12 +30,13 @@ import tiny
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 from dynpool.data.cache import MemoryCache
 from dynpool.models import ModelConfig, build, save
-from dynpool.training import run
+from dynpool.training import lists, run
 from dynpool.training.config import load, write
 from dynpool.training.evaluate import evaluate
 from dynpool.training.module import MeanClassAccuracy
@@ -487,18 +488,67 @@ def test_a_model_is_not_tested_on_what_it_was_trained_on(more, tmp_path):
 
     assert tested("data.split='0'", "data.batch_size=3") == ("left/0", "right/0")
     rules = ["data.split='1'"], ["data.test_fraction=0.6", "data.split=1"], ["data.split='2'", "data.group='(.)'"]
-    told = "leave out of the test what the model was trained on, got"
     for where in ([], [f"data.root={shutil.copytree(videos, tmp_path / 'copy')}"]):
         for rule in rules:
-            with pytest.raises(ValueError, match=rf"{told} [24] of [24] videos, such as left/"):
+            with pytest.raises(ValueError, match=r"trained on [24] of the [24] videos of folders split .* as left/"):
                 tested(*rule, *where)
     shutil.move(videos, tmp_path / "moved")
-    with pytest.raises(ValueError, match=f"{told} 2 of 2 videos, such as left/1"):
+    with pytest.raises(ValueError, match="trained on 2 of the 2 videos of folders split 1 test, such as left/1"):
         tested("data.split='1'", f"data.root={tmp_path / 'moved'}")
     assert tested(f"data.root={tmp_path / 'moved'}") == ("left/0", "right/0")
     shutil.move(tmp_path / "moved", videos)
     others = tiny.write_videos(tmp_path / "others", 4)  # of which the last has no namesake
     assert tested("data.split='3'", f"data.root={others / 'train'}") == ("left/3", "right/3")
+
+
+def test_a_folder_that_has_grown_is_not_tested_by_what_was_trained_on(more, tmp_path):
+    """A share of more videos is more of them: such as were for training."""
+    videos, given = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "given"
+    for folder, where in ((videos, "run"), (more, "halves")):
+        fit(tiny.config(folder, "trainer.epochs=1"), tmp_path / where, backbone=tiny.network())
+    before = evaluate(tmp_path / "run", backbone=tiny.network()).scores.names
+    assert before == ("left/0", "right/0")
+    for number in range(3, 9):
+        for label in tiny.CLASSES:
+            clips.write(videos / label / f"{number}.mkv", clips.random_frames(12, 24, 24, seed=number))
+    with pytest.raises(ValueError, match=r"trained on \d of the 6 videos of folders split 1 test, .*has changed since"):
+        evaluate(tmp_path / "run", backbone=tiny.network())
+    for half in ("train", "test"):  # halves of a folder have videos of one name, and perhaps of one size
+        shutil.copytree(more / "train", given / half)
+    there = evaluate(tmp_path / "halves", overrides=[f"data.root={given}"], backbone=tiny.network())
+    assert len(there.scores.names) == 6
+    with pytest.raises(ValueError, match="halves was trained on 2 of the 2 videos"):
+        evaluate(tmp_path / "halves", overrides=[f"data.root={given / 'train'}"], backbone=tiny.network())
+
+
+def test_a_run_does_not_go_on_with_other_videos(more, tmp_path):
+    """Of validation, too, and of folders of frames, which have no size."""
+    videos, run = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "run"
+    (videos / "left" / "1.mkv").unlink()
+    (videos / "left" / "1").mkdir()
+    for number, pixels in enumerate(clips.random_frames(12, 24, 24)):
+        Image.fromarray(pixels).save(videos / "left" / "1" / f"{number}.png")
+    options = ["trainer.epochs=3", "data.validation=0.34", "data.batch_size=1"]
+    stop_within(videos, run, 1, *options)
+    trained = (run / "train.txt").read_text()
+    assert sorted(line.split(" ", 1)[1] for line in trained.splitlines()) == ["left/1", "left/2", "right/1", "right/2"]
+
+    def go_on():
+        return fit(saved_config(run), run, resume=True, backbone=tiny.network())
+
+    frame = min((videos / "left" / "1").iterdir())
+    content = frame.read_bytes()
+    frame.write_bytes(content + b"\0")
+    with pytest.raises(ConfigError, match=r"trained on other videos than .* has now \(1 changed, such as left/1\): br"):
+        go_on()
+    frame.write_bytes(content)
+    shutil.move(videos / "right" / "2.mkv", videos / "right" / "02.mkv")
+    with pytest.raises(ConfigError, match=r"now \(1 more, such as right/02, 1 gone, such as right/2\): bring"):
+        go_on()
+    assert (run / "train.txt").read_text() == trained
+    (run / "train.txt").unlink()
+    go_on()
+    assert " right/02\n" in (run / "train.txt").read_text()
 
 
 def test_a_run_goes_on_without_the_weights_that_it_began_with(more, tmp_path):
@@ -649,7 +699,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatc
 
 def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     """A file cut short would make a run one of other classes, which cannot go on."""
-    run._write_lines(tmp_path / "classes.txt", ["left", "right"])
+    lists._write_lines(tmp_path / "classes.txt", ["left", "right"])
     write_text = Path.write_text
 
     def full(path, text, *rest, **options):
@@ -658,7 +708,7 @@ def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        run._write_lines(tmp_path / "classes.txt", ["back", "forth"])
+        lists._write_lines(tmp_path / "classes.txt", ["back", "forth"])
     assert (tmp_path / "classes.txt").read_text() == "left\nright\n"
     assert os.listdir(tmp_path) == ["classes.txt"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +16,10 @@ from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..files import PathLike
 from ..models import ModelConfig, load
 from ..recipe import check_device
-from .config import DataConfig
 from .config import load as load_config
 from .describe import describe
-from .run import CONFIG, MODEL, check_classes
+from .lists import check_classes, check_held_out
+from .run import CONFIG, MODEL
 from .scores import About, Scores, log_probabilities
 
 
@@ -46,8 +44,7 @@ def evaluate(
     Args:
         run: the folder of a training run.
         overrides: "key=value", such as data.root=… or data.test_windows=20, over the run's configuration; but for the
-            model's, for windows that it pools itself, and for a split, or a rule to divide folders by, whose test has
-            videos that it was trained on.
+            model's, and for windows that it pools itself.
         device: by default CUDA where there is one.
         clips: measure the accuracy of single windows, too, where videos have several.
         progress: show a bar, on a terminal.
@@ -55,7 +52,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: the folder has no trained model, or the videos are not there.
-        ValueError: overrides, or the device, make no sense; the videos are of other classes; or scores are not finite.
+        ValueError: overrides, or the device, make no sense; the videos are of other classes; the model was trained on
+            some of them, by name and bytes; or scores are not finite.
     """
     folder = Path(run)
     if not (folder / MODEL).is_file():
@@ -66,7 +64,7 @@ def evaluate(
     config = load_config([folder / CONFIG], overrides)
     listing = config.data.listing("test")
     check_classes(folder, listing)
-    _check_held_out(load_config([folder / CONFIG]).data, config.data, listing)
+    check_held_out(folder, listing)
     model = load(folder / MODEL, backbone=backbone)
     _check_windows(config.model_config(len(listing.classes)), model.config)
     about = describe(config, listing, model.config)
@@ -91,32 +89,6 @@ def _check_windows(implied: ModelConfig, trained: ModelConfig) -> None:
     pairs = {name: (getattr(trained, name), getattr(implied, name)) for name in names}
     if told := ", ".join(f"{name} = {before!r}, now {now!r}" for name, (before, now) in pairs.items() if before != now):
         raise ValueError(f"overrides must leave what the model pools as it was trained: {told}")
-
-
-def _check_held_out(trained: DataConfig, tested: DataConfig, listing: Listing) -> None:
-    """Raise ValueError where another split, or rule, tests on what was trained on, or has its name and size."""
-    rule = ("dataset", "split", "test_fraction", "group", "lists")
-    if all(getattr(trained, name) == getattr(tested, name) for name in rule):
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # which were said in training
-        try:
-            before = trained.listing("train")
-        except FileNotFoundError:  # all lies elsewhere
-            if trained.dataset != tested.dataset:
-                return
-            before = replace(trained, root=tested.root, lists=tested.lists).listing("train")
-    seen = {(video.name, _size(video.path)) for video in before}
-    if known := [video.name for video in listing if (video.name, _size(video.path)) in seen]:
-        told = f"got {len(known)} of {len(listing)} videos, such as {known[0]}"
-        raise ValueError(f"overrides must leave out of the test what the model was trained on, {told}")
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # in a tar file
-        return None
 
 
 def score(

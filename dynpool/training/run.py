@@ -24,12 +24,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from ..data import Listing
 from ..models import VideoModel, build, save
-from ..terminal import printable
 from ..writing import whole_file
 from .config import Config, load, write
 from .datamodule import Videos
+from .lists import check_classes, check_same_videos, identities, write_lists
 from .module import VideoClassifier
 from .progress import EpochBar, EpochLines
 from .values import ConfigError, flat
@@ -39,7 +38,7 @@ try:
 except ImportError:  # Windows, where nothing keeps two runs apart
     fcntl = None  # type: ignore[assignment]
 
-CONFIG, CLASSES, MISSING, MODEL = "config.yaml", "classes.txt", "missing.txt", "model.safetensors"
+CONFIG, MODEL = "config.yaml", "model.safetensors"
 CHECKPOINT, BEST, LOCK = "last.ckpt", "best.ckpt", ".lock"
 _LAUNCHER = "DYNPOOL_LAUNCHER"  # the process that Lightning started this one from, to those of its environment
 # What Lightning goes on from.
@@ -71,10 +70,10 @@ def fit(
 
     Args:
         config: what, on which data, and how.
-        out: the folder of the run. It gets config.yaml and classes.txt; missing.txt, the names of training videos that
-            are listed and not there, if any; last.ckpt after every epoch; best.ckpt, where
-            progress is measured on videos set aside; logs/version_N/metrics.csv, another N for every start, and
-            tensorboard/; and at the end model.safetensors, which `dynpool.models.load` reads.
+        out: the folder of the run. It gets config.yaml and classes.txt; train.txt, bytes and names of the training
+            videos; missing.txt, the names of those that are listed and not there, if any; last.ckpt after every epoch;
+            best.ckpt, where progress is measured on videos set aside; logs/version_N/metrics.csv, another N for every
+            start, and tensorboard/; and at the end model.safetensors, which `dynpool.models.load` reads.
         resume: go on where the run in `out` was stopped, however it was: on the same machine and settings, the result
             is that of a run that was not.
         backbone: a network of your own, where model.backbone is "custom"; see `dynpool.models.build`.
@@ -86,8 +85,8 @@ def fit(
     Raises:
         FileExistsError: `out` holds a run already, and resume is false, or that is of other settings; or another
             process trains in it.
-        ConfigError: what was stopped is of other classes or another network, or a checkpoint is damaged or gone; there
-            is but one class; or Lightning refuses an option.
+        ConfigError: what was stopped is of other classes, other videos or another network, or a checkpoint is damaged
+            or gone; there is but one class; or Lightning refuses an option.
         ValueError: training diverged.
         others: as `dynpool.data` and `dynpool.models`.
     """
@@ -112,16 +111,18 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     begins = found is None or config.weights_file is None  # else what the file held is in the checkpoint
     model = build(config.model_config(len(train.classes)), backbone=backbone, pretrained=begins)
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
+    trained = identities(train) + (identities(validation) if validation is not None and config.data.sets_aside else [])
     if resume:
-        _check_continues(folder, config, train, module)
+        check_classes(folder, train)
+        _check_continues(folder, config, module)
+        if found is not None:
+            check_same_videos(folder, train, trained)
     if not trainer.is_global_zero:
         return _trained(trainer, module, Videos(config, train, validation), found, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         write(config, folder / CONFIG)
-        _write_lines(folder / CLASSES, train.classes)
-        if train.missing:
-            _write_lines(folder / MISSING, train.missing)
+        write_lists(folder, train, trained)
         return _trained(trainer, module, Videos(config, train, validation), found, folder)
 
 
@@ -172,26 +173,10 @@ def _watch(launcher: int, done: threading.Event) -> None:
     os._exit(1)
 
 
-def check_classes(folder: Path, listing: Listing) -> None:
-    """Raise ConfigError where the run in a folder says that it is of other classes."""
-    path = folder / CLASSES
-    known = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
-    if known is not None and known != (there := list(map(printable, listing.classes))):
-        told = f"{', '.join(known[:5])}, …, than {listing.name}: {', '.join(there[:5])}, …"
-        raise ConfigError(f"{folder} has other classes, {told}")
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Names, which may be of several lines, or no UTF-8."""
-    with whole_file(path) as temporary:
-        temporary.write_text("".join(f"{printable(line)}\n" for line in lines), encoding="utf-8")
-
-
-def _check_continues(folder: Path, config: Config, listing: Listing, module: VideoClassifier) -> None:
-    """Raise ConfigError where the run in a folder is of other classes or another network, or cannot be read, and
-    FileExistsError where it is of other settings.
+def _check_continues(folder: Path, config: Config, module: VideoClassifier) -> None:
+    """Raise ConfigError where the run in a folder is of another network, or cannot be read, and FileExistsError where
+    it is of other settings.
     """
-    check_classes(folder, listing)
     path = folder / CHECKPOINT
     if not path.exists():
         return
