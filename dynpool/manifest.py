@@ -100,6 +100,17 @@ def recorded(folder: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     return made, list({entry.video: entry for entry in entries}.values())
 
 
+def how_made(folder: str | Path) -> dict[str, Any] | None:
+    """How a folder's images were made, as its first line says; None where there is none of ours."""
+    if not is_made(folder):
+        return None
+    try:
+        with Path(folder, NAME).open("rb") as file:
+            return _made(file.readline().rstrip())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def is_made(folder: str | Path) -> bool:
     """Whether a folder holds images that were made, and not videos."""
     try:

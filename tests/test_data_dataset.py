@@ -243,7 +243,7 @@ def test_pictures_made_before(listing, root, tmp_path):
     assert [(v.name, v.label) for v in pictures] == [(v.name, v.label) for v in listing]
     for limit in (None, 2):
         sampling = Sampling(5, 3, max_windows=limit)
-        ours = plain(pictures, source="images", sampling=sampling)
+        ours = plain(pictures, source="images", sampling=Sampling(max_windows=limit))
         theirs = plain(listing, source="dynamic_images", sampling=sampling)
         assert all(torch.equal(a["video"], b["video"]) for a, b in zip(ours, theirs, strict=True))
 

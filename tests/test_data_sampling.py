@@ -131,8 +131,7 @@ def test_recipes():
     [
         ({"window": 0}, "window must be a positive integer, got 0"),
         ({"window": 2.5}, "window must be a positive integer, got 2.5"),
-        ({"stride": 3}, "have no meaning without window"),
-        ({"max_windows": 3}, "have no meaning without window"),
+        ({"stride": 3}, "stride has no meaning without window, got 3"),
         ({"frames": True}, "frames must be a positive integer, got True"),
         ({"reverse": 1.5}, "reverse must be a probability"),
         ({"jitter": "yes"}, "jitter must be true or false"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -57,11 +58,13 @@ def test_a_configuration_is_what_was_written(tmp_path):
         ("data.flip=1", "data.flip must be true or false, got 1"),
         ("data.window=0", "data: window must be a positive integer, got 0"),
         ("data.window=true", "data.window must be an integer or null, got True"),
-        ("data.stride=3", "data: stride and max_windows have no meaning without window"),
+        ("data.stride=3", "data: stride has no meaning without window, got 3"),
+        ("data.max_windows=3", "data: max_windows has no meaning without window, but for source 'images'"),
         ("data.source=video", "data.source must be 'frames', 'dynamic_images', 'images' or 'flow', got 'video'"),
         ("data.validation=2", "data: validation must be between 0 and 1"),
         ("data.resize=[1,2,3]", "data.resize must be an integer, a list or null"),
         ("trainer.patience=3", "trainer.patience needs training videos set aside"),
+        ("optimiser.momentum=1", "optimiser: momentum must be at least 0 and below 1, got 1.0"),
         ("trainer.epochs=0", "trainer: epochs must be at least 1, got 0"),
         ("data=3", "data must be keys and values, got 3"),
         ("seed=-1", r"seed must be from 0 to 2\^63 - 1, got -1"),
@@ -94,6 +97,31 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [\n")
     with pytest.raises(ConfigError, match=r"bad\.yaml must be YAML"):
         read(tmp_path / "bad.yaml")
+    for twice in ("seed: 1\nseed: 2\n", "data: {size: 3, flip: true, size: 4}\n"):
+        (tmp_path / "twice.yaml").write_text(twice)
+        with pytest.raises(ConfigError, match=r"twice\.yaml must be YAML: '(seed|size)' is given twice\n"):
+            read(tmp_path / "twice.yaml")
+
+
+def test_sections_without_values_are_empty(tmp_path):
+    (tmp_path / "a.yaml").write_text("optimiser:\n  # lr: 0.1\nseed: 3\n")
+    (tmp_path / "b.yaml").write_text("# nothing yet\n")
+    assert load([tmp_path / "a.yaml", tmp_path / "b.yaml"]) == Config(seed=3)
+
+
+def test_windows_of_pictures_are_those_of_their_manifest(tmp_path):
+    def told(*overrides):
+        data = load([], ["data.source=images", f"data.root={tmp_path}", *overrides]).data
+        return data.windows_in_words(), data.windows_in_words(train=True)
+
+    assert told("data.window=25", "data.stride=20") == ("25 every 20",) * 2
+    assert told("data.max_windows=3") == ("those of the pictures", "those of the pictures, at most 3")
+    made = [{"window": 10, "stride": 6, "method": "mean"}, {"window": 10, "stride": None}, {"window": None}]
+    words = ["10 every 6, at most 20", "10 every 10, at most 20", "whole video"]
+    for folder, line, expected in zip((tmp_path / "train", tmp_path / "test", tmp_path), made, words, strict=True):
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.jsonl").write_text(json.dumps({"made": line}) + "\n")
+        assert told("data.window=25", "data.stride=20", "data.test_windows=20")[0] == expected
 
 
 def test_shipped_configurations_are_the_recipes():

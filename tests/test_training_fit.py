@@ -882,8 +882,11 @@ def test_the_commands_on_weizmann(tmp_path):
     assert load([out / "split-ira" / "config.yaml"]).data.split == "ira"
     twice = dynpool("evaluate", out / "split-ira", out / "split-ira", "-o", tmp_path / "twice", "--no-clips", code=2)
     assert "runs must be of different splits, got split ira twice" in twice
-    again = dynpool("train", "--resume", "-o", out)  # all done already
-    assert [line.split("/")[-2] for line in again.splitlines()] == ["split-ido", "split-ira", "split-lena"]
+    assert not (tmp_path / "twice").exists()
+    again = dynpool("train", "--resume", "-o", out)
+    inner = [out / f"split-{split}" for split in ("ido", "ira", "lena")]
+    told = [*(f"model: {run}/model.safetensors" for run in inner), *(f"{run} is trained already" for run in inner)]
+    assert again.splitlines() == told
     shown = dynpool("evaluate", out)
     assert shown.startswith(
         "weizmann splits ido, ira, lena, dynamic images, pretraining: ImageNet (efficientnet_lite0)"

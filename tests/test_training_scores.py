@@ -18,7 +18,7 @@ import typer
 
 from dynpool.training import commands, report
 from dynpool.training.fusion import fuse, svm, svm_scores
-from dynpool.training.scores import About, Scores, in_words, log_probabilities, read, write
+from dynpool.training.scores import About, Scores, file_name, in_words, log_probabilities, read, write
 
 CLASSES = ("jump", "run, fast", "walk")
 
@@ -106,6 +106,31 @@ def test_a_byte_order_mark_is_no_part_of_a_score_file(tmp_path):
     assert read(tmp_path / "b.scores").about == RGB.about
     (tmp_path / "c.scores").write_bytes(b"\xef\xbb\xbf" + told.split(b"\n", 1)[1])
     assert read(tmp_path / "c.scores").names == RGB.names
+
+
+def test_splits_may_have_a_slash_in_their_name(tmp_path):
+    """As groups of videos have, if the rule says so; a folder of their scores can be read."""
+    for folder, scores in (("rgb", RGB), ("motion", MOTION)):
+        for split in ("a/b", "a\\b"):
+            path = tmp_path / folder / file_name(split)
+            write(replace(scores, about=replace(scores.about, split=split)), path)
+            assert path.parent == tmp_path / folder
+    command.run("fuse", tmp_path / "rgb", tmp_path / "motion", "-o", tmp_path / "fused")
+    assert sorted(os.listdir(tmp_path / "fused")) == ["a%2Fb.scores", "a%5Cb.scores"]
+    told = command.run("compare", tmp_path / "rgb", tmp_path / "fused").output
+    assert "made splits a/b, a\\b, " in told
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_without_a_font_are_told_of_once(tmp_path, monkeypatch):
+    """Of fonts that come with matplotlib, STIX alone has U+1D49C, and none has Chinese."""
+    fonts = pytest.importorskip("matplotlib.font_manager", reason="needs matplotlib: pip install dynpool[train]")
+    monkeypatch.setattr(fonts.fontManager, "ttflist", [f for f in fonts.fontManager.ttflist if "mpl-data" in f.fname])
+    names = ["\U0001d49c", *RGB.classes[1:]]
+    report.write_results([replace(RGB, classes=tuple(names))], tmp_path)
+    with pytest.warns(RuntimeWarning, match="no font is installed that has 跑: pictures have boxes") as caught:
+        report.write_results([replace(RGB, classes=("跑", *names[1:]))], tmp_path)
+    assert len(caught) == 1
 
 
 def test_names_are_those_of_files(tmp_path):

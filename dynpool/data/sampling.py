@@ -28,8 +28,9 @@ class Sampling:
     Attributes:
         window: frames in a window; None is one window, the whole video.
         stride: frames from one window to the next; by default `window`.
-        max_windows: use no more windows of a video: evenly spread ones, the first and the last among them (one: the
-            middle), or, with jitter, as many drawn at random. Their order stays that of time.
+        max_windows: use no more windows of a video (of source "images": pictures): evenly spread ones, the first and
+            the last among them (one: the middle), or, with jitter, as many drawn at random. Their order stays that of
+            time.
         frames: thin each window (the whole video) to this many frames: the middles of equal parts of it, or, with
             jitter, a frame drawn from each part. Shorter ones stay as they are.
         jitter: draw o from 0 … stride - 1 (as far as a whole window fits after it), and draw windows and frames.
@@ -48,8 +49,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, positive_int(name, value))
-        if self.window is None and (self.stride is not None or self.max_windows is not None):
-            raise ValueError("stride and max_windows have no meaning without window")
+        if self.window is None and self.stride is not None:
+            raise ValueError(f"stride has no meaning without window, got {self.stride}")
         if not isinstance(self.jitter, bool):
             raise ValueError(f"jitter must be true or false, got {self.jitter!r}")
         if not isinstance(self.reverse, (int, float)) or not 0 <= self.reverse <= 1:

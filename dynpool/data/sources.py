@@ -170,6 +170,8 @@ def make_source(
         raise ValueError(f"frames = {sampling.frames} thins the frames of source 'frames', got source {name!r}")
     if name == "images" and sampling.reverse:
         raise ValueError("reverse needs the frames: source 'images' has pictures only")
+    if name != "images" and sampling.window is None and sampling.max_windows is not None:
+        raise ValueError(f"max_windows has no meaning without window, but for source 'images', got {name!r}")
     if name == "frames":
         return Frames(geometry, cache, timeout)
     if name == "images":

@@ -88,7 +88,7 @@ def train(
         chosen = saved_config(out, config or [], given) if resume else _configured(config or [], given)
         for path in train_splits(chosen, out, resume=resume):
             if is_main():
-                say(f"wrote {path}")
+                say(f"model: {path}")
 
 
 def evaluate(
@@ -113,29 +113,23 @@ def evaluate(
       dynpool evaluate runs/split1 runs/split2 runs/split3 --set data.test_windows=20 -o results
     """
     with _said("evaluate"):
-        from .evaluate import evaluate as run_evaluation
+        from ..recipe import check_device
+        from .evaluate import evaluate_task, tasks
         from .report import show, write_results
         from .run import runs_in
-        from .scores import in_words, write
+        from .scores import file_name, write
 
         folder = out or runs[0]
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--out must be a folder, got {folder}, which is a file")
+        check_device(device)
         streams: list[Scores] = []
-        for run in (inner for outer in runs for inner in runs_in(outer)):
-            scores, notices = run_evaluation(
-                run, overrides=tuple(overrides or ()), device=device, clips=clips, progress=True
-            )
+        for task in tasks([inner for outer in runs for inner in runs_in(outer)], overrides or ()):
+            scores, notices = evaluate_task(task, device=device, clips=clips, progress=True)
             if summary := notices.summary():
                 complain_at_length(summary)
-            if any(scores.about.split == other.about.split for other in streams):
-                raise ValueError(f"runs must be of different splits, got split {scores.about.split} twice")
-            if streams and scores.about.of_any_split() != streams[0].about.of_any_split():
-                raise ValueError(
-                    f"runs must differ in their split alone, got\n{in_words([streams[0].about, scores.about])}"
-                )
             streams.append(scores)
-            write(scores, folder / f"{scores.about.split}.scores")
+            write(scores, folder / file_name(scores.about.split))
         show(streams, _console())
         written = write_results(streams, folder)
         say(f"wrote {len(streams)} score files, {', '.join(path.name for path in written)} in {folder}")
@@ -168,7 +162,7 @@ def fuse(
     with _said("fuse"):
         from .fusion import fuse as run_fusion
         from .report import show
-        from .scores import write
+        from .scores import file_name, write
 
         shares = None if weights is None else _numbers(weights)
         if not 0 < C < math.inf:
@@ -183,7 +177,7 @@ def fuse(
         if out is not None:
             single = len(fused) == 1 and not streams[0].is_dir() and not out.is_dir()
             for scores in fused:
-                write(scores, out if single else out / f"{scores.about.split}.scores")
+                write(scores, out if single else out / file_name(scores.about.split))
             say(f"wrote {out}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -19,6 +20,7 @@ from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
 from ..data.named import DatasetName
 from ..data.sources import Pooling, SourceName, make_source
+from ..manifest import how_made
 from ..models import ModelConfig
 from ..models.backbones import DEFAULT_WEIGHTS
 from ..recipe import Method
@@ -31,6 +33,7 @@ _ELSEWHERE = {  # what may differ between machines
     "data": ("root", "lists", "cache", "timeout", "workers"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
 }
+_SECTIONS = ("data", "model", "optimiser", "trainer")
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's short names
 
 
@@ -144,15 +147,20 @@ class DataConfig:
         )
 
     def windows_in_words(self, train: bool = False) -> str:
-        """Such as "10 every 6, at most 20"."""
-        sampling = self.sampling(train)
-        thinned = f", {sampling.frames} frame{'' if sampling.frames == 1 else 's'} of each" if sampling.frames else ""
-        if sampling.window is None and self.source == "images":
-            return "those of the pictures"
-        if sampling.window is None:
-            return f"whole video{thinned}"
+        """Such as "10 every 6, at most 20"; of pictures, as they were made."""
+        sampling, made = self.sampling(train), self.how_made()
+        window, step = (sampling.window, sampling.step) if made is None else (made.get("window"), made.get("stride"))
         most = f", at most {sampling.max_windows}" if sampling.max_windows else ""
-        return f"{sampling.window} every {sampling.step}{most}{thinned}"
+        if window is None and made is None and self.source == "images":
+            return f"those of the pictures{most}"
+        thinned = f", {sampling.frames} frame{'' if sampling.frames == 1 else 's'} of each" if sampling.frames else ""
+        return f"whole video{thinned}" if window is None else f"{window} every {step or window}{most}{thinned}"
+
+    def how_made(self) -> dict[str, Any] | None:
+        """What the manifest says of pictures that `dynpool extract` made, where there is one."""
+        folders = [self.root, *(os.path.join(self.root, half) for half in ("test", "train"))]
+        told = map(how_made, folders if self.source == "images" and self.root else ())
+        return next((made for made in told if made is not None), None)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,9 @@ class OptimiserConfig:
             raise ValueError(f"clip must be a positive number or null, got {self.clip}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
-        for name in ("warmup", "weight_decay", "momentum"):
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
+        for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
@@ -326,15 +336,28 @@ def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] 
 
 
 def read(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """The values of a YAML file, or of a shipped configuration."""
+    """The values of a YAML file, or of a shipped configuration; a section of which all is commented out is empty."""
     text = _text(file)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_OneOfEach)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} must be YAML: {error}") from error
-    if not isinstance(values, Mapping):
+    if not isinstance(values, (Mapping, types.NoneType)):
         raise ConfigError(f"{file} must hold keys and values, got {type(values).__name__}")
-    return dict(values)
+    return {key: {} if value is None and key in _SECTIONS else value for key, value in (values or {}).items()}
+
+
+class _OneOfEach(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+    """Of a key that is given twice, YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                message = f"{key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _text(file: str | os.PathLike[str]) -> str:

@@ -27,10 +27,12 @@ def modality(config: Config, model: ModelConfig) -> str:
     data = config.data
     if data.source == "flow":
         return "flow dynamic images"
-    if data.source == "images":
+    made = data.how_made() or {}
+    if data.source == "images" and "method" not in made:
         return "pictures made before"
-    if data.source == "dynamic_images":
-        return {"approx": "dynamic images", "exact": "dynamic images, exact"}.get(data.method, f"{data.method} images")
+    if data.source in ("images", "dynamic_images"):
+        method = made.get("method", data.method)
+        return {"approx": "dynamic images", "exact": "dynamic images, exact"}.get(method, f"{method} images")
     if model.kind == "static":
         return "RGB frames"
     if model.kind == "two_stream":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +14,24 @@ from tqdm import tqdm
 
 from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..files import PathLike
-from ..models import ModelConfig, load
+from ..models import ModelConfig, load, read_config
 from ..recipe import check_device
+from .config import Config
 from .config import load as load_config
 from .describe import describe
 from .lists import check_classes, check_held_out
 from .run import CONFIG, MODEL
-from .scores import About, Scores, log_probabilities
+from .scores import About, Scores, in_words, log_probabilities
+
+
+class Task(NamedTuple):
+    """What is to be tested on what."""
+
+    folder: Path
+    config: Config
+    model: ModelConfig
+    listing: Listing
+    about: About
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +44,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     run: PathLike,
     *,
-    overrides: tuple[str, ...] = (),
+    overrides: Sequence[str] = (),
     device: str | torch.device | None = None,
     clips: bool = True,
     progress: bool = False,
@@ -55,29 +66,65 @@ def evaluate(
         ValueError: overrides, or the device, make no sense; the videos are of other classes; the model was trained on
             some of them, by name and bytes; or scores are not finite.
     """
+    return evaluate_task(task(run, overrides), device=device, clips=clips, progress=progress, backbone=backbone)
+
+
+def task(run: PathLike, overrides: Sequence[str] = ()) -> Task:
+    """The first half of `evaluate`: all but what takes long."""
     folder = Path(run)
     if not (folder / MODEL).is_file():
         raise FileNotFoundError(f"{folder} has no {MODEL}: train the model first")
     if changed := [override for override in overrides if override.startswith("model.")]:
         raise ValueError(f"overrides must leave the model, which is trained, as it is, got {', '.join(changed)}")
-    check_device(device)
     config = load_config([folder / CONFIG], overrides)
     listing = config.data.listing("test")
     check_classes(folder, listing)
     check_held_out(folder, listing)
-    model = load(folder / MODEL, backbone=backbone)
-    _check_windows(config.model_config(len(listing.classes)), model.config)
-    about = describe(config, listing, model.config)
-    dataset = config.data.videos(listing, train=False, seed=config.seed)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    clip_frames = 1 if model.config.kind == "static" else dataset.clip_frames
+    model = read_config(folder / MODEL)
+    _check_windows(config.model_config(len(listing.classes)), model)
+    return Task(folder, config, model, listing, describe(config, listing, model))
+
+
+def tasks(runs: Iterable[PathLike], overrides: Sequence[str] = ()) -> list[Task]:
+    """Those of several runs, whose results have a mean.
+
+    Raises:
+        ValueError: they differ in more than their split, or not in that.
+        others: as `evaluate`.
+    """
+    made: list[Task] = []
+    for run in runs:
+        made.append(task(run, overrides))
+        first, last = made[0], made[-1]
+        if any(last.about.split == other.about.split for other in made[:-1]):
+            raise ValueError(f"runs must be of different splits, got split {last.about.split} twice")
+        if last.about.of_any_split() != first.about.of_any_split():
+            raise ValueError(f"runs must differ in their split alone, got\n{in_words([first.about, last.about])}")
+        if last.listing.classes != first.listing.classes:
+            raise ValueError(f"runs must be of the same classes, and {last.folder} has others than {first.folder}")
+    return made
+
+
+def evaluate_task(
+    task: Task,
+    *,
+    device: str | torch.device | None = None,
+    clips: bool = True,
+    progress: bool = False,
+    backbone: nn.Module | None = None,
+) -> Evaluation:
+    """The second half of `evaluate`."""
+    check_device(device)
+    data = task.config.data
+    dataset = data.videos(task.listing, train=False, seed=task.config.seed)
+    clip_frames = 1 if task.model.kind == "static" else dataset.clip_frames
     return score(
-        model,
+        load(task.folder / MODEL, backbone=backbone),
         dataset,
-        about,
-        batch_size=config.data.batch_size,
-        workers=config.data.workers,
-        device=where,
+        task.about,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         clip_frames=clip_frames if clips else None,
         progress=progress,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +83,9 @@ def write_results(streams: Sequence[Scores], folder: str | os.PathLike[str]) -> 
     _table(
         folder / "confusion.csv", ["class", *classes], ((n, *r) for n, r in zip(classes, counts.tolist(), strict=True))
     )
-    draw_confusion(counts, classes, title, folder / "confusion.png")
-    draw_bars(accuracies * 100, classes, "accuracy, %", title, folder / "classes.png")
+    with _fonts(title, *classes):
+        draw_confusion(counts, classes, title, folder / "confusion.png")
+        draw_bars(accuracies * 100, classes, "accuracy, %", title, folder / "classes.png")
     return [folder / f"{name}.{ending}" for name in ("confusion", "classes") for ending in ("csv", "png")]
 
 
@@ -172,6 +175,34 @@ def _panel(width: float, height: float, title: str) -> tuple[Any, Any]:
     figure, panel = _pyplot().subplots(figsize=(width, height + _LINE * len(lines)), layout="constrained")
     figure.suptitle("\n".join(map(_drawn, lines)), fontsize=_SIZE)
     return figure, panel
+
+
+@contextmanager
+def _fonts(*texts: str) -> Iterator[None]:
+    """Within, what matplotlib's own font lacks is drawn with installed ones that have it. Warns of what none has."""
+    pyplot = _pyplot()
+    from matplotlib import font_manager
+
+    def lacking_in(path: str, characters: set[str]) -> set[str]:
+        font = font_manager.get_font(path)
+        return {character for character in characters if not font.get_char_index(ord(character))}
+
+    families = ["sans-serif"]
+    usual = font_manager.findfont(font_manager.FontProperties())
+    lacking = lacking_in(usual, {character for text in texts for character in printable(text)})
+    for font in font_manager.fontManager.ttflist:
+        if lacking and not font.name.startswith("Last Resort"):  # which has a box for every script
+            rest = lacking_in(font.fname, lacking)
+            families += [font.name] if rest < lacking else []
+            lacking = rest
+    if lacking:
+        told = " ".join(sorted(lacking)[:5])
+        warnings.warn(
+            f"no font is installed that has {told}: pictures have boxes instead", RuntimeWarning, stacklevel=3
+        )
+    with pyplot.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
 def _drawn(text: str) -> str:

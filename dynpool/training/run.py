@@ -415,7 +415,11 @@ def _check_holds_splits(folder: Path, resume: bool) -> None:
 
 
 def _train_one(config: Config, folder: Path, resume: bool) -> Path:
-    return folder / MODEL if _is_done(config, folder, resume) else fit(config, folder, resume=resume)
+    if not _is_done(config, folder, resume):
+        return fit(config, folder, resume=resume)
+    if is_main():
+        print(f"{folder} is trained already", file=sys.stderr)
+    return folder / MODEL
 
 
 def _is_done(config: Config, folder: Path, resume: bool) -> bool:

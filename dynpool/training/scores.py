@@ -163,6 +163,11 @@ def _only(stream: Scores, names: Sequence[str]) -> Scores:
     return replace(stream, names=tuple(names), labels=stream.labels[rows], values=stream.values[rows])
 
 
+def file_name(split: str) -> str:
+    """Of the scores of a split; groups of videos may have a slash in their name."""
+    return f"{split.replace('/', '%2F').replace(chr(92), '%5C')}.scores"
+
+
 def write(scores: Scores, path: PathLike) -> None:
     """Write a score file, whole or not at all."""
     path = Path(path)
