@@ -6,8 +6,9 @@ that may change of a score is estimated; where it might count, objective and gap
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,12 @@ from . import solve
 from .gram import KERNEL_BLOCK, Gram
 from .reference import accumulate_dtype
 
-_KINDS = 1 << 12  # of values that are not rounded alike, at most: frames may hold few different ones
+_KINDS = 1 << 12  # of values that are not rounded alike, at most
+_SAMPLE = 32  # values of a frame that are looked at
+_STRAY = (
+    KERNEL_BLOCK / 32
+)  # roundings by which a block of equal products is off: 8 at once, each sum by a quarter of one
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -74,25 +80,27 @@ class Roundings(NamedTuple):
         M: Tensor,
         weights: Tensor,
         norm: Tensor,
+        kinds: Tensor,
         sees_pairs: bool,
         out_dtype: torch.dtype,
     ) -> Roundings:
         """Of d = Σ_t weights_t ψ(I_t), ‖d‖² = norm.
 
         A score is a product with V_t, and changes by what d, or the products of frames, lose times the largest ‖V‖.
-        What values lose has any sign, so that they lose less together, but for those that are alike, and for those
-        whose products a kernel adds up in float32.
+        What values lose has any sign, so that they lose less together, but for those that are alike, of which there are
+        so many kinds, and for those whose products a kernel adds up in float32.
         """
         dtype = accumulate_dtype(x.dtype)
         eps, result_eps = torch.finfo(dtype).eps, torch.finfo(out_dtype).eps
         values = max(1, x.numel() // max(1, weights.numel()))  # of a frame
-        blocks, kinds = max(1, values // KERNEL_BLOCK), min(values, _KINDS)
+        blocks = kinds.clamp(max=max(1, values // KERNEL_BLOCK))
         centred = products.centred.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
         of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
         reach = of_pairs if sees_pairs else (sizes @ M.T).amax(1)  # ‖V_q - V_t‖, or ‖V_t‖, at most
         terms = (weights.abs() * sizes).where(weights != 0, 0)  # still frames may be larger than their products can be
-        of_products = (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
+        stray = (_STRAY / kinds**0.5).clamp_min(1)
+        of_products = stray * (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5
         of_sum = terms.sum(1) / kinds**0.5
         of_weights = terms.square().sum(1).sqrt() / 2
         of_result = (norm.clamp_min(0) / kinds).sqrt() * (result_eps if result_eps > eps else 0)
@@ -104,3 +112,29 @@ class Roundings(NamedTuple):
         """
         change = self.of_sums + self.of_result + (0 if finely else self.of_weights)
         return 1 + 8 * torch.finfo(dtype).eps + (change / 2).clamp(max=tol / 4)
+
+
+def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:
+    """How many kinds of values frames have, [B]: of a kind are those that are the same in each of the frames, as in
+    solid areas. So many kinds, all alike in size, would have as many equal pairs as there are in a sample.
+    """
+    clips = x[None].movedim(dim + 1, 1) if dim == 0 else x.movedim(dim, 1)  # [B, T, …]
+    values = clips.shape[2:].numel()
+    frames, *places = _sampled(clips.shape[1], clips.shape[2:], x.device)
+    sample = clips[(slice(None), frames, *places)].double().where(frames < lengths[:, None, None], 0)
+
+    mixed, sizes = (sample * (frames * _GOLDEN).cos()).sum(1), sample.square().sum(1)  # [B, places]
+    alike = (mixed[:, :, None] == mixed[:, None]).double()
+    together = (alike @ sizes[..., None])[..., 0].mul_(sizes).sum(1)
+    alone, all_together = sizes.square().sum(1), sizes.sum(1).square()
+    return ((all_together - alone) / (together - alone)).nan_to_num(1, _KINDS).clamp(1, min(max(values, 1), _KINDS))
+
+
+@functools.lru_cache(maxsize=64)
+def _sampled(num_frames: int, shape: torch.Size, device: torch.device) -> tuple[Any, ...]:
+    """Frames [frames, 1], the first two of which short clips have, too; and indices of values in them."""
+    frames = sorted({0, min(1, num_frames - 1), num_frames // 2, num_frames - 1})
+    values = shape.numel()
+    places = [index * max(values, _SAMPLE) // _SAMPLE for index in range(min(values, _SAMPLE))]
+    where = torch.unravel_index(torch.tensor(places, device=device, dtype=torch.int64), shape) if shape else (None,)
+    return torch.tensor(frames, device=device)[:, None], *where

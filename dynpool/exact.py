@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import context, ops, solve
-from .certificate import Problem, Roundings
+from .certificate import Problem, Roundings, kinds_of
 from .checks import (
     INPUT_DTYPES,
     Nonlinearity,
@@ -195,7 +195,7 @@ def rank_pool(
         worst = float(torch.maximum(solved, info.duality_gap / info.objective)[missed].max())
         warnings.warn(
             f"rank_pool: {int(missed.sum())} of {batch} clips did not reach tol = {limit:g} in "
-            f"{int(info.iterations.max())} iterations; relative duality gap {worst:.1e}",
+            f"{int(info.iterations[missed].max())} iterations; relative duality gap {worst:.1e}",
             RuntimeWarning,
             stacklevel=3,  # this, what @_around_dynamo made of it, and the caller
         )
@@ -398,7 +398,8 @@ class _RankPool(torch.autograd.Function):
         scores = (K @ solution.u[..., None])[..., 0]
         weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
         norm = (scores * solution.u).sum(1)
-        roundings = Roundings.of(x, products, K, M, weights, norm, pairs, plan.out_dtype)
+        kinds = kinds_of(x.detach(), plan.dim, lengths)
+        roundings = Roundings.of(x, products, K, M, weights, norm, kinds, pairs, plan.out_dtype)
         coarse = x.dtype != torch.float64
         finely = coarse and bool(problem.missed_by(roundings.of_weights, solution.objective, lengths).any())
         if problem.objective == "ranksvm":
@@ -408,7 +409,7 @@ class _RankPool(torch.autograd.Function):
         values = d.reshape(len(K), d.numel() // max(1, len(K)))
         if pairs:  # ⟨d, ψ̄⟩ is missing, and Σ u = 0
             scores = scores + (weights * products.cross).where(weights != 0, 0).sum(1, keepdim=True)
-        imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths) & coarse
+        imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths)
         if bool(imprecise.any()):
             found = frames.products(x.detach(), d, mean, std) @ M.T
             square = values.double().square().sum(1)
@@ -418,8 +419,9 @@ class _RankPool(torch.autograd.Function):
                 objective=value.where(imprecise, solution.objective), gap=gap.where(imprecise, solution.gap)
             )
             scores = found.where(imprecise[:, None], scores)
-            imprecise = imprecise & ~(gap <= enough)  # or NaN
-        imprecise = imprecise | (doubtful & coarse)
+            # Or NaN; and of frames of few kinds of values, rounded products are no products, and have no dual problem.
+            imprecise = imprecise & (~(gap <= enough) | (kinds < 2 * lengths))
+        imprecise = (imprecise | doubtful) & coarse  # float64 is all there is
         finite = values.isfinite().all(1)
         if not bool(finite.all()):
             if not coarse:

@@ -705,6 +705,11 @@ KINDS = {
     ),
     "positive": lambda T, D, scale, g: scale * torch.rand(T, D, generator=g),
     "bytes": lambda T, D, scale, g: torch.randint(0, 256, (T, D), dtype=torch.uint8, generator=g),
+    "solid": lambda T, D, scale, g: (scale * torch.rand(T, 1, generator=g)).expand(T, D).contiguous(),
+    "three colours": lambda T, D, scale, g: (scale * torch.rand(T, 3, generator=g))[:, torch.arange(D) * 3 // D],
+    "solid bytes": lambda T, D, scale, g: (
+        torch.randint(0, 256, (T, 1), dtype=torch.uint8, generator=g).expand(T, D).contiguous()
+    ),
     "nearly still": lambda T, D, scale, g: (
         (torch.randint(0, 256, (1, D), generator=g) + 2 * torch.randn(T, D, generator=g)).clamp(0, 255).byte()
     ),
