@@ -239,7 +239,8 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
   const int64_t pitch = gram_pixels(p), rows = sums.rows;
   const Tasks tasks(p, pitch);
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
-  const std::unique_ptr<X[]> packed(new X[kFrames * kTile]);
+  const int64_t packed_pitch = row_pitch<X>(tasks);
+  const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
   const std::unique_ptr<Acc[]> ones(new Acc[p.T]);
   for (int64_t t = 0; t < p.T; ++t) ones[t] = 1;
   const std::unique_ptr<Acc[]> storage(new Acc[(1 + rows) * pitch + V]);
@@ -253,7 +254,7 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
     const Row row = locate_row(p, tile.outer);
     const int64_t T = band_of(p, row.clip, 0).count;
     const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x, n,
-                               packed.get()};
+                               packed.get(), packed_pitch};
     if (normalized) pixels->fill(p, row, tile.begin, n);
     clear(average, padded);
     accumulate_band<psi, normalized>(average, frames, {0, T}, ones.get(), *pixels);

@@ -8,6 +8,7 @@
 #include "../pixel.h"
 #include "../temporal_pool.h"
 #include "lookup.h"
+#include "rows.h"
 #include "tasks.h"
 #include "vectors.h"
 
@@ -108,12 +109,39 @@ void accumulate(Acc* acc, const Frames& x, const Acc* a, int64_t count, const Ti
   add(std::make_integer_sequence<int, 1>());
 }
 
-// Frames of a tile side by side; in the order that suits frames whose neighbours are the next frame's pixels, too.
+// Elements from row to row of a tile's buffers: whole blocks, and a cache line more, since rows a power of two apart would
+// share the few places that a cache has for them.
 template <class X>
-__attribute__((noinline)) void pack(X* out, const X* x, int64_t frame_stride, int64_t element_stride, int64_t frames,
-                                    int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t u = 0; u < frames; ++u) out[u * kTile + i] = x[u * frame_stride + i * element_stride];
+int64_t row_pitch(const Tasks& tasks) {
+  const int64_t longest = tasks.inner < tasks.length ? tasks.inner : tasks.length;
+  return (longest + kBlock - 1) / kBlock * kBlock + 64 / static_cast<int64_t>(sizeof(X));
+}
+
+// f(u, i) for u < frames and i < n, in the order in which memory has them.
+template <class F>
+inline __attribute__((always_inline)) void each_element(int64_t frame_stride, int64_t element_stride, int64_t frames,
+                                                        int64_t n, F f) {
+  if (frame_stride < element_stride) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t u = 0; u < frames; ++u) f(u, i);
+  } else {
+    for (int64_t u = 0; u < frames; ++u)
+      for (int64_t i = 0; i < n; ++i) f(u, i);
+  }
+}
+
+// Frames of a tile side by side, and back to where they belong.
+template <class X>
+__attribute__((noinline)) void pack(X* out, int64_t pitch, const X* x, int64_t frame_stride, int64_t element_stride,
+                                    int64_t frames, int64_t n) {
+  each_element(frame_stride, element_stride, frames, n,
+               [=](int64_t u, int64_t i) { out[u * pitch + i] = x[u * frame_stride + i * element_stride]; });
+}
+template <class X>
+__attribute__((noinline)) void unpack(X* x, int64_t frame_stride, int64_t element_stride, const X* in, int64_t pitch,
+                                      int64_t frames, int64_t n) {
+  each_element(frame_stride, element_stride, frames, n,
+               [=](int64_t u, int64_t i) { x[u * frame_stride + i * element_stride] = in[u * pitch + i]; });
 }
 
 // A tile's frames with unit stride: the tensor itself, or copies of kFrames frames at a time.
@@ -121,15 +149,16 @@ template <class X>
 struct TileFrames {
   const X* x;  // element 0 of the tile in frame 0
   int64_t frame_stride, element_stride, n;
-  X* packed;  // [frames of a block, kTile], used where element_stride is not 1
+  X* packed;  // [frames of a block, pitch], used where element_stride is not 1
+  int64_t pitch;
 
   const X* block(int64_t t, int64_t frames, int64_t* stride) const {
     if (element_stride == 1) {
       *stride = frame_stride;
       return x + t * frame_stride;
     }
-    pack(packed, x + t * frame_stride, frame_stride, element_stride, frames, n);
-    *stride = kTile;
+    pack(packed, pitch, x + t * frame_stride, frame_stride, element_stride, frames, n);
+    *stride = pitch;
     return packed;
   }
   int64_t block_length(int64_t count) const {
@@ -165,26 +194,30 @@ void fill_psi(Acc* __restrict psi_frame, const X* __restrict x, const TilePixels
 }
 
 // Rows that share frames: ψ of kFrames frames at a time, of as many pixels as the nearest cache holds, then every row that
-// weighs them.
-template <Nonlinearity psi, bool normalized, class Acc, class X>
-void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, const TemporalPoolParams& p, int64_t clip,
-                     const TilePixels<Acc>& pixels) {
+// weighs them. finish(w) comes when a row is over, in order.
+template <Nonlinearity psi, bool normalized, class Acc, class X, class Finish>
+void accumulate_rows(const RowRing<Acc>& sums, Acc* psi_frames, const TileFrames<X>& frames, const TemporalPoolParams& p,
+                     int64_t clip, const TilePixels<Acc>& pixels, Finish finish) {
   const Acc* weights = static_cast<const Acc*>(p.weights) + clip * p.W * p.K;
-  const int64_t part = normalized && !pixels.table ? kTile : kPart;  // means are those of a whole tile
+  const int64_t part = normalized && !pixels.table ? sums.pitch : kPart;  // means are those of a whole tile
+  OpenRows rows(p, clip);
+  int64_t begun = 0, finished = 0;
   for (int64_t t = 0; t < p.T; t += kFrames) {
     const int64_t end = t + kFrames < p.T ? t + kFrames : p.T;
     const X* x = nullptr;
     int64_t stride = 0;
+    const RowRange open = rows.of(t, end);
+    for (; begun < open.end; ++begun) clear(sums[begun], frames.n);
     for (int64_t begin = 0; begin < frames.n; begin += part) {
       const int64_t n = frames.n - begin < part ? frames.n - begin : part;
       bool ready = false;
-      for (int64_t w = 0; w < p.W; ++w) {
+      for (int64_t w = open.begin; w < open.end; ++w) {
         const Band band = band_of(p, clip, w);
         const int64_t from = band.first > t ? band.first : t;
         const int64_t to = band.first + band.count < end ? band.first + band.count : end;
         if (from >= to) continue;
         if (!x) x = frames.block(t, end - t, &stride);
-        Acc* sum = acc + w * kTile + begin;
+        Acc* sum = sums[w] + begin;
         const Acc* a = weights + w * p.K + from - band.first;
         if constexpr (psi == Nonlinearity::identity) {
           accumulate<psi, false>(sum, Strided<X>{x + (from - t) * stride + begin, stride}, a, to - from, pixels, n);
@@ -198,7 +231,10 @@ void accumulate_rows(Acc* acc, Acc* psi_frames, const TileFrames<X>& frames, con
         }
       }
     }
+    while (finished < begun && rows.is_over(finished, end)) finish(finished++);
   }
+  for (; finished < p.W; finish(finished++))
+    if (finished == begun) clear(sums[begun++], frames.n);  // without a frame
 }
 
 template <class Y, class Acc>
@@ -262,35 +298,36 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
   const Tasks tasks(p);
   const bool shared = rows_share_frames(p);
   const bool outside = !inside && (p.mean || p.std);
-  const int64_t rows = shared ? p.W : 1;
+  const int64_t slots = shared ? OpenRows::most(p, kFrames) : 1, pitch = row_pitch<Acc>(tasks);
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
-  const std::unique_ptr<Acc[]> acc(new Acc[(rows + (shared ? kFrames : 0)) * kTile]);
-  const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * kTile]);
+  const std::unique_ptr<Acc[]> acc(new Acc[slots * pitch + (shared ? kFrames * (pitch > kPart ? pitch : kPart) : 0)]);
+  const RowRing<Acc> sums{acc.get(), pitch, slots};
+  const int64_t packed_pitch = row_pitch<X>(tasks);
+  const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
   TileTable<psi, inside> table;
 
   for (int64_t task = begin; task < end; ++task) {
     const Tile tile = tasks.tile(task);
     const Row row = locate_row(p, tile.outer);
     const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x,
-                               tile.n, packed.get()};
+                               tile.n, packed.get(), packed_pitch};
     if constexpr (looks_up<X, psi>) pixels->table = table.of(p, row, tile.n);
     if (outside || (inside && !pixels->table)) pixels->fill(p, row, tile.begin, tile.n);
+    const Acc* weights = static_cast<const Acc*>(p.weights) + row.clip * p.W * p.K;
+    const auto finish = [&](int64_t w) {
+      if constexpr (looks_up<X, psi>)
+        if (pixels->table) natural_order(sums[w], tile.n);
+      if (outside) normalize_sum<psi>(sums[w], weights + w * p.K, band_of(p, row.clip, w).count, *pixels, tile.n);
+      store_tile(p.y_dtype, p.y, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, sums[w], tile.n);
+    };
     if (shared) {
-      for (int64_t w = 0; w < rows; ++w) clear(acc.get() + w * kTile, tile.n);
-      accumulate_rows<psi, inside>(acc.get(), acc.get() + rows * kTile, frames, p, row.clip, *pixels);
+      accumulate_rows<psi, inside>(sums, acc.get() + slots * pitch, frames, p, row.clip, *pixels, finish);
+      continue;
     }
     for (int64_t w = 0; w < p.W; ++w) {
-      const Acc* a = static_cast<const Acc*>(p.weights) + (row.clip * p.W + w) * p.K;
-      const Band band = band_of(p, row.clip, w);
-      Acc* sum = acc.get() + (shared ? w * kTile : 0);
-      if (!shared) {
-        clear(sum, tile.n);
-        accumulate_band<psi, inside>(sum, frames, band, a, *pixels);
-      }
-      if constexpr (looks_up<X, psi>)
-        if (pixels->table) natural_order(sum, tile.n);
-      if (outside) normalize_sum<psi>(sum, a, band.count, *pixels, tile.n);
-      store_tile(p.y_dtype, p.y, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, sum, tile.n);
+      clear(sums[w], tile.n);
+      accumulate_band<psi, inside>(sums[w], frames, band_of(p, row.clip, w), weights + w * p.K, *pixels);
+      finish(w);
     }
   }
 }
@@ -332,9 +369,7 @@ int64_t differentiate_vectors(float* out, const float* x, float a, const float* 
   };
   if (!bypass || reinterpret_cast<uintptr_t>(out) % sizeof(Floats))
     return each([](float* to, Floats d) { _mm512_storeu_ps(to, d); });
-  const int64_t done = each([](float* to, Floats d) { _mm512_stream_ps(to, d); });
-  _mm_sfence();  // before another thread may read
-  return done;
+  return each([](float* to, Floats d) { _mm512_stream_ps(to, d); });
 }
 #endif
 
@@ -397,7 +432,6 @@ template <class X, class Acc>
 struct BackwardScratch {
   TilePixels<Acc> pixels;
   Acc G[kTile], dmean[kTile], dstd[kTile];
-  X x[kTile], dx[kTile];
 };
 
 // G[i] = Σ_w A[w, t] g[w, i], as a factor and an array: (a, g row) where a single row weighs frame t, else (1, sum).
@@ -409,14 +443,15 @@ struct RowSum {
 };
 
 template <class Acc>
-RowSum<Acc> sum_rows(const TemporalPoolParams& p, int64_t clip, int64_t t, const Acc* g, Acc* buffer, int64_t n) {
+RowSum<Acc> sum_rows(const TemporalPoolParams& p, int64_t clip, int64_t t, RowRange rows, const RowRing<Acc>& g,
+                     Acc* buffer, int64_t n) {
   RowSum<Acc> sum;
-  for (int64_t w = 0; w < p.W; ++w) {
+  for (int64_t w = rows.begin; w < rows.end; ++w) {
     const Band band = band_of(p, clip, w);
     const int64_t k = t - band.first;
     if (k < 0 || k >= band.count) continue;
     const Acc a = static_cast<const Acc*>(p.weights)[(clip * p.W + w) * p.K + k];
-    const Acc* row = g + w * kTile;
+    const Acc* row = g[w];
     if (sum.rows == 0) {
       sum.factor = a;
       sum.values = row;
@@ -439,49 +474,60 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
   const Tasks tasks(p);
   const bool statistics = partial.dmean != nullptr;
   const bool reads_x = psi != Nonlinearity::identity || partial.dweights || statistics;
-  // A gradient that outgrows the caches is written past them, which spares reading it first.
-  const bool bypass = p.num_outer() * p.inner().size * p.T * static_cast<int64_t>(sizeof(X)) >= int64_t{8} << 20;
+  // A gradient that outgrows the caches is written past them, which spares reading it first; but one that is larger than
+  // what malloc keeps lies in pages that were cleared a moment ago, and are in the caches.
+  const int64_t bytes = p.num_outer() * p.inner().size * p.T * static_cast<int64_t>(sizeof(X));
+  const bool bypass = bytes >= int64_t{8} << 20 && bytes <= int64_t{32} << 20;
   const std::unique_ptr<BackwardScratch<X, Acc>> s(new BackwardScratch<X, Acc>);
-  const std::unique_ptr<Acc[]> g(new Acc[p.W * kTile]);
+  const int64_t slots = OpenRows::most(p, 1), pitch = row_pitch<Acc>(tasks), packed_pitch = row_pitch<X>(tasks);
+  const std::unique_ptr<Acc[]> loaded(new Acc[slots * pitch]);
+  const RowRing<Acc> g{loaded.get(), pitch, slots};
+  const bool packs_x = reads_x && p.inner().x != 1, packs_dx = p.dx && p.inner().dx != 1;
+  const bool transposes_dx = packs_dx && p.dx_t < p.inner().dx;
+  const std::unique_ptr<X[]> packed(packs_x ? new X[kFrames * packed_pitch] : nullptr);
+  const std::unique_ptr<X[]> packed_dx(packs_dx ? new X[kFrames * packed_pitch] : nullptr);
 
   for (int64_t task = chunk.begin; task < chunk.end; ++task) {
     const Tile tile = tasks.tile(task);
     const int64_t n = tile.n;
     const Row row = locate_row(p, tile.outer);
-    for (int64_t w = 0; w < p.W; ++w)
-      load_tile(p.y_dtype, p.g, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, g.get() + w * kTile, n);
     if (normalized || statistics) s->pixels.fill(p, row, tile.begin, n);
     if (statistics)
       for (int64_t i = 0; i < n; ++i) s->dmean[i] = s->dstd[i] = 0;
     const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x, n,
-                               s->x};
-    const int64_t dx_stride = p.inner().dx;
+                               packed.get(), packed_pitch};
+    X* const dx = p.dx ? static_cast<X*>(p.dx) + row.dx + tile.begin * p.inner().dx : nullptr;
+    OpenRows rows(p, row.clip);
+    int64_t begun = 0;
 
-    for (int64_t t = 0; t < p.T; ++t) {
-      const RowSum<Acc> G = sum_rows(p, row.clip, t, g.get(), s->G, n);
-      X* dx = p.dx ? static_cast<X*>(p.dx) + row.dx + tile.begin * dx_stride + t * p.dx_t : nullptr;
-      if (G.rows == 0) {  // no row weighs this frame
-        if (dx)
-          for (int64_t i = 0; i < n; ++i) dx[i * dx_stride] = X{};
-        continue;
-      }
-      int64_t stride;
-      const X* x = reads_x ? frames.block(t, 1, &stride) : nullptr;
-      if (dx) {
-        X* out = dx_stride == 1 ? dx : s->dx;
-        differentiate<psi, normalized>(out, x, G.factor, G.values, s->pixels, n, bypass && out == dx);
-        if (out != dx)
-          for (int64_t i = 0; i < n; ++i) dx[i * dx_stride] = out[i];
-      }
-      if (statistics) add_statistics<psi>(s->dmean, s->dstd, x, G.factor, G.values, s->pixels, n);
-      if (partial.dweights) {
-        for (int64_t w = 0; w < p.W; ++w) {
+    for (int64_t first = 0; first < p.T; first += kFrames) {
+      const int64_t count = p.T - first < kFrames ? p.T - first : kFrames;
+      const X* block = nullptr;
+      int64_t stride = 0;
+      for (int64_t t = first; t < first + count; ++t) {
+        const RowRange open = rows.of(t, t + 1);
+        for (; begun < open.end; ++begun)
+          load_tile(p.y_dtype, p.g, row.y + tile.begin * p.inner().y + begun * p.y_w, p.inner().y, g[begun], n);
+        const RowSum<Acc> G = sum_rows(p, row.clip, t, open, g, s->G, n);
+        if (reads_x && !block && G.rows) block = frames.block(first, count, &stride);
+        const X* x = block ? block + (t - first) * stride : nullptr;
+        if (dx) {
+          X* place = dx + t * p.dx_t;
+          X* out = packs_dx ? packed_dx.get() + (transposes_dx ? t - first : 0) * packed_pitch : place;
+          if (G.rows) differentiate<psi, normalized>(out, x, G.factor, G.values, s->pixels, n, bypass && !packs_dx);
+          for (int64_t i = 0; !G.rows && i < n; ++i) out[i] = X{};
+          if (packs_dx && !transposes_dx) unpack(place, p.dx_t, p.inner().dx, out, packed_pitch, 1, n);
+        }
+        if (!G.rows) continue;  // no row weighs this frame
+        if (statistics) add_statistics<psi>(s->dmean, s->dstd, x, G.factor, G.values, s->pixels, n);
+        for (int64_t w = open.begin; partial.dweights && w < open.end; ++w) {
           const Band band = band_of(p, row.clip, w);
           const int64_t k = t - band.first;
           if (k < 0 || k >= band.count) continue;
-          partial.dweights[w * p.K + k] += dot<psi, normalized>(g.get() + w * kTile, x, s->pixels, n);
+          partial.dweights[w * p.K + k] += dot<psi, normalized>(g[w], x, s->pixels, n);
         }
       }
+      if (transposes_dx) unpack(dx + first * p.dx_t, p.dx_t, p.inner().dx, packed_dx.get(), packed_pitch, count, n);
     }
     if (statistics) {
       for (int64_t i = 0; i < n; ++i) {
@@ -491,6 +537,9 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
       }
     }
   }
+#ifdef __AVX512F__
+  if (bypass) _mm_sfence();  // before another thread may read
+#endif
 }
 
 template <class X>
