@@ -7,6 +7,7 @@ that may change of a score is estimated; where it might count, objective and gap
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class Roundings(NamedTuple):
         x: Tensor,
         products: Gram,
         K: Tensor,
-        M: Tensor,
+        means: Callable[[Tensor], Tensor],
         weights: Tensor,
         norm: Tensor,
         kinds: Tensor,
@@ -97,7 +98,7 @@ class Roundings(NamedTuple):
         centred = products.centred.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         sizes = centred + products.norm.sqrt()[:, None]  # no less than ‖ψ(I_t)‖
         of_pairs = 2 * K.diagonal(dim1=1, dim2=2).amax(1).clamp_min(0).sqrt()
-        reach = of_pairs if sees_pairs else (sizes @ M.T).amax(1)  # ‖V_q - V_t‖, or ‖V_t‖, at most
+        reach = of_pairs if sees_pairs else means(sizes).amax(1)  # ‖V_q - V_t‖, or ‖V_t‖, at most
         terms = (weights.abs() * sizes).where(weights != 0, 0)  # still frames may be larger than their products can be
         stray = (_STRAY / kinds**0.5).clamp_min(1)
         of_products = stray * (weights.abs() * (centred if sees_pairs else sizes)).sum(1) / blocks**0.5

@@ -43,6 +43,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Objective = Literal["ranksvm", "ranksvm_squared", "svr"]
 OBJECTIVES = get_args(Objective)
+_PAIRS = 1 << 24  # of frames that are compared at a time
 _GRADIENT_TOL = 1e-8  # derivatives hold at the optimum; near it they are near
 
 
@@ -302,17 +303,17 @@ def ranking_accuracy(
     products = frames.products(
         x.detach(), _unit(d.detach(), batch), *(t if t is None else t.detach() for t in (mean, std))
     )
-    t = torch.arange(num_frames, device=x.device)
-    scores = products - products[:, :1]  # equal where frames are, without roundings; so are sums of whole numbers
-    if time_average:
-        scores = scores @ (t[:, None] <= t).double() / (t + 1)
-    pairs = t[:, None] > t
-    if counts is not None:
-        pairs = pairs & (t[:, None] < counts[:, None, None])
-    right = (scores[:, :, None] > scores[:, None, :]) & pairs
     if not bool(products.isfinite().all()):
         raise ValueError("d and x must be finite and their products within float64, got NaN or infinity")
-    accuracy = right.sum((1, 2)).double() / pairs.expand_as(right).sum((1, 2))
+    # Of frames that are equal, so are the scores, without roundings; so are sums of whole numbers.
+    scores = frames.means(products - products[:, :1])
+    t = torch.arange(num_frames, device=x.device)
+    counts = torch.full((batch,), num_frames, device=x.device) if counts is None else counts
+    right = torch.zeros(batch, dtype=torch.int64, device=x.device)
+    for later in t.split(max(1, _PAIRS // max(1, batch * num_frames))):
+        pairs = (later[:, None] > t) & (later[:, None] < counts[:, None, None])
+        right += ((scores[:, later, None] > scores[:, None]) & pairs).sum((1, 2))
+    accuracy = right.double() / (counts * (counts - 1) // 2)
     return accuracy[0] if dim == 0 else accuracy
 
 
@@ -361,14 +362,17 @@ class _Frames:
         p = ops.weights_gradient(image.to(dtype), x, weights, mean, std, self._plan_of(x, 1, rows=False))
         return p[:, 0].double()
 
-    def averages(self, x: Tensor) -> Tensor:
-        """M [T, T] with V = M ψ."""
-        num_frames = x.shape[self.plan.dim]
-        eye = torch.eye(num_frames, dtype=torch.float64, device=x.device)
-        if not self.time_average:
-            return eye
-        steps = torch.arange(1, num_frames + 1, dtype=torch.float64, device=eye.device)
-        return torch.ones_like(eye).tril() / steps[:, None]
+    def means(self, values: Tensor) -> Tensor:
+        """Of what frames have, [..., T], what the V_t have."""
+        return values.cumsum(-1) / _steps(values) if self.time_average else values
+
+    def shares(self, u: Tensor) -> Tensor:
+        """Of coefficients of the V_t, [..., T], those of the frames."""
+        return (u / _steps(u)).flip(-1).cumsum(-1).flip(-1) if self.time_average else u
+
+
+def _steps(values: Tensor) -> Tensor:
+    return torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
 
 
 class _RankPool(torch.autograd.Function):
@@ -386,8 +390,7 @@ class _RankPool(torch.autograd.Function):
             lengths = torch.full((len(K),), K.shape[-1], device=x.device)
         alike = products.alike(lengths, x.dtype)[:, None] & pairs
         K = K.where(~alike[..., None], 0)
-        M = frames.averages(x)
-        K = M @ K @ M.T
+        K = frames.means(frames.means(K).mT)
         tol = min(problem.tol, _GRADIENT_TOL) if problem.derives else problem.tol
         solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
         # Solvers whom roundings of float32 stopped, and frames that it does not tell apart; bytes differ by 1 or more.
@@ -396,10 +399,10 @@ class _RankPool(torch.autograd.Function):
         doubtful = stopped if x.dtype == torch.uint8 else stopped | near
         solved = (solution.gap / solution.objective).where(solution.objective > 0, 0)
         scores = (K @ solution.u[..., None])[..., 0]
-        weights = (solution.u @ M).where(~alike, 0)  # any u gives frames that are all alike their d
+        weights = frames.shares(solution.u).where(~alike, 0)  # any u gives frames that are all alike their d
         norm = (scores * solution.u).sum(1)
         kinds = kinds_of(x.detach(), plan.dim, lengths)
-        roundings = Roundings.of(x, products, K, M, weights, norm, kinds, pairs, plan.out_dtype)
+        roundings = Roundings.of(x, products, K, frames.means, weights, norm, kinds, pairs, plan.out_dtype)
         coarse = x.dtype != torch.float64
         finely = coarse and bool(problem.missed_by(roundings.of_weights, solution.objective, lengths).any())
         if problem.objective == "ranksvm":
@@ -411,7 +414,7 @@ class _RankPool(torch.autograd.Function):
             scores = scores + (weights * products.cross).where(weights != 0, 0).sum(1, keepdim=True)
         imprecise = problem.missed_by(roundings.of_sums, solution.objective, lengths)
         if bool(imprecise.any()):
-            found = frames.products(x.detach(), d, mean, std) @ M.T
+            found = frames.means(frames.products(x.detach(), d, mean, std))
             square = values.double().square().sum(1)
             value, gap = problem.measured(solution, norm, square, found, lengths)
             enough = torch.maximum(problem.tol * value, solution.gap)
@@ -454,15 +457,15 @@ class _RankPool(torch.autograd.Function):
         x, mean, std, K, lengths, d, *solution = saved
         frames, problem, solution = ctx.frames, ctx.problem, solve.Solution(*solution)
         dim = frames.plan.dim
-        M = frames.averages(x)
         g = grad.to(d.dtype)
 
-        Vg = frames.products(x.detach(), g, mean, std) @ M.T
+        Vg = frames.means(frames.products(x.detach(), g, mean, std))
         n = solve.adjoint(K, lengths, solution, problem.objective, problem.C, Vg)
 
         # ∂L/∂V_t = u_t (g - z) - n_t d, z = Σ n_t V_t: the gradient of a sum with two rows of weights.
-        z = frames.pool(x, (n @ M)[:, None], mean, std)
-        rows = torch.stack([solution.u @ M, -(n @ M)], 1)
+        n = frames.shares(n)
+        z = frames.pool(x, n[:, None], mean, std)
+        rows = torch.stack([frames.shares(solution.u), -n], 1)
         needs = ctx.needs_input_grad[:3]
         inputs = [
             t if t is None else t.detach().requires_grad_(need) for t, need in zip((x, mean, std), needs, strict=True)

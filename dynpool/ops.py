@@ -362,7 +362,7 @@ def _backward(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity
 # --- autograd ------------------------------------------------------------------------------------------------------
 
 
-def _spread(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _spread(grads: Sequence[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Gradients in the places of the inputs that need one, None in the others."""
     following = iter(grads)
     return tuple([next(following) if need else None for need in needs])
@@ -468,8 +468,14 @@ class _PoolBackward(torch.autograd.Function):
 
 def _second_backward(
     grads: Sequence[Tensor], saved: Sequence[Tensor], rest: tuple[Any, ...], needs: Sequence[bool]
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of `_backward` for those of (grad, x, weights, bands, mean, std) that `needs` marks."""
+    grad, _, weights, bands, _, std = saved
+    dim, channel_dim, nonlinearity, _, outputs = rest
+    if nonlinearity == "identity" and tuple(outputs) == (True, False, False, False) and not is_traced(grads[0]):
+        # ∂L/∂x is linear in grad, whatever x is: frames are pooled that come back.
+        plan = Plan(bands, dim, channel_dim, nonlinearity, grad.dtype, squeeze=False)
+        return (*((temporal_pool(grads[0], weights, None, std, plan),) if needs[0] else ()), *[None] * sum(needs[1:]))
     wanted = [i for i in range(len(saved)) if needs[i]]
 
     def first(*values: Tensor) -> tuple[Tensor, ...]:
