@@ -128,6 +128,59 @@ def float_backward(threads: int, seconds: float) -> Case:
     return measure(case, ways, seconds, check(ways, expected, 1e-5))
 
 
+def frames_innermost(threads: int, seconds: float) -> Case:
+    """Features [B, D, T], as 1D convolutions have them."""
+    x, alpha = torch.randn(64, 2048, 16), dynpool.rank_weights(16)
+    a = alpha.float()
+    ways: Ways = {
+        "dynpool": lambda: dynpool.approx_rank_pool(x, -1),
+        "matmul": lambda: x @ a,
+        "einsum": lambda: torch.einsum("bdt,t->bd", x, a),
+        "eager torch": lambda: (x * a).sum(-1),
+    }
+    case = Case("float32 64×2048×16, frames innermost", x.nbytes + x[..., 0].nbytes, 64 * 16, threads)
+    return measure(case, ways, seconds, check(ways, x.double() @ alpha, 1e-5))
+
+
+def long_windows(threads: int, seconds: float) -> Case:
+    """Windows of a long sequence of features."""
+    window, stride = 10, 6
+    x, alpha = torch.randn(1, 30000, 64), dynpool.rank_weights(window)
+    a = alpha.float()
+    expected = (x.double().unfold(1, window, stride) * alpha).sum(-1)
+    count = expected.shape[1]
+
+    def shifted() -> Tensor:
+        total = torch.zeros(1, count, 64)
+        for t, weight in enumerate(a.tolist()):
+            total.add_(x[:, t : t + (count - 1) * stride + 1 : stride], alpha=weight)
+        return total
+
+    ways: Ways = {
+        "dynpool": lambda: dynpool.approx_rank_pool(x, window=window, stride=stride)[:, :count],
+        "shifted sums": shifted,
+        "unfold, matmul": lambda: x.unfold(1, window, stride) @ a,
+    }
+    moved = x.nbytes + expected.numel() * 4
+    case = Case(f"float32 1×30000×64, windows of {window} every {stride}", moved, x.shape[1], threads)
+    return measure(case, ways, seconds, check(ways, expected, 1e-5))
+
+
+def large_gradient(threads: int, seconds: float) -> Case:
+    """Larger than what malloc keeps: every gradient lies in new pages, as in training."""
+    x, alpha = torch.rand(8, 16, 3, 224, 224, requires_grad=True), dynpool.rank_weights(16)
+    a, gradient = alpha.float().view(-1, 1, 1, 1), torch.rand(8, 3, 224, 224)
+    pooled = {"dynpool": dynpool.approx_rank_pool(x), "eager torch": (x * a).sum(1)}
+
+    def of(y: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.autograd.grad(y, x, gradient, retain_graph=True)[0]
+
+    ways: Ways = {name: of(y) for name, y in pooled.items()}
+    expected = alpha.view(-1, 1, 1, 1) * gradient[:, None]
+    case = Case("float32 8×16×3×224×224, identity, backward", x.nbytes + gradient.nbytes, 8 * 16, threads)
+    return measure(case, ways, seconds, check(ways, expected, 1e-5))
+
+
 def scaling(name: str, frames: Tensor, nonlinearity: str, seconds: float) -> Case:
     """One thread and two in the same rounds."""
 
@@ -228,6 +281,7 @@ def main() -> None:
     torch.set_num_threads(1)
     one = [uint8_root(1, seconds), float_identity(1, seconds), float_backward(1, seconds)]
     memory = [from_memory(torch.float32, 1, seconds), from_memory(torch.uint8, 1, seconds)]
+    others = [frames_innermost(1, seconds), long_windows(1, seconds), large_gradient(1, seconds)]
     tiny = tiny_call(seconds)
     torch.set_num_threads(2)
     two = [uint8_root(2, seconds), float_identity(2, seconds)]
@@ -239,7 +293,7 @@ def main() -> None:
     ]
     peaks = {kind: peak_memory(kind) for kind in ("forward", "backward")}
 
-    for case in one + two + memory + scaled:
+    for case in one + others + two + memory + scaled:
         print_case(case)
     print("\nA call on 1×4×8 floats, µs:")
     for name, value in tiny.items():
@@ -254,7 +308,7 @@ def main() -> None:
     for name, (value, target) in targets.items():
         met = value <= target if name.startswith("µs") else value >= target
         print(f"  {'met ' if met else 'MISS'}  {name:<66}{value:>8.2f}  (target {target:g})")
-    cases = one + two + memory + scaled
+    cases = one + others + two + memory + scaled
     write_json(options.json, {"cases": cases, "tiny_call_us": tiny, "peak_memory_bytes": peaks, "targets": targets})
     draw(options.chart, one + two, f"temporal pooling on {torch.__version__}, best of interleaved runs")
 

@@ -25,7 +25,7 @@ from .decoder import Pixels, RgbConverter, Turn
 from .formats import LUMA, PACKED, YUV, Format, colours_of
 from .planes import ColourPlanes, Matrix, PlanesPool, Pool, RawPlanes
 from .pooling import temporal_pool
-from .video import Size, resized
+from .video import Size, resized_clip
 
 
 def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None, colours: bool) -> Pool:
@@ -152,13 +152,13 @@ class MovedRaw(_MovedPlanes, RawPlanes):
 
 
 class RgbFrames(_OnDevice):
-    """RGB frames of any format, pooled as a tensor [T, 3, H, W] would be."""
+    """RGB frames [H, W, 3] of any format, scaled a batch at a time, and pooled as a tensor [T, 3, H, W] would be."""
 
     def __init__(self, frame: Any, nonlinearity: Nonlinearity, device: torch.device, size: Size | None) -> None:
         super().__init__(Format.of(frame), nonlinearity, Turn.of(frame), device)
         self._size = size
         self._converter = RgbConverter()
-        self._shape = self._rgb(frame).shape
+        self._shape = self._scaled([self.fitting(frame)]).shape[1:]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -167,11 +167,11 @@ class RgbFrames(_OnDevice):
     def takes(self, frame: Any) -> bool:
         return False
 
-    def fitting(self, frame: Any) -> Tensor:
-        return self._rgb(frame)
+    def fitting(self, frame: Any) -> Pixels:
+        return self._converter(frame)
 
-    def samples(self, frame: Tensor) -> list[Pixels]:
-        return [frame.numpy()]
+    def samples(self, frame: Pixels) -> list[Pixels]:
+        return [frame.transpose(2, 0, 1)]
 
     def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
         return torch.from_numpy(marks[0]).to(self._device)
@@ -180,12 +180,15 @@ class RgbFrames(_OnDevice):
     def _frame_bytes(self) -> int:
         return math.prod(self._shape)
 
-    def _pack(self, frames: Sequence[Tensor], packed: Tensor) -> None:
-        for frame, place in zip(frames, packed, strict=True):
-            place.view(self._shape).copy_(frame)
+    def _pack(self, frames: Sequence[Pixels], packed: Tensor) -> None:
+        self._unpacked(packed).copy_(self._scaled(frames))
 
-    def _rgb(self, frame: Any) -> Tensor:
-        return resized(torch.from_numpy(self._converter(frame).copy()).permute(2, 0, 1), self._size)
+    def _unpacked(self, packed: Tensor) -> Tensor:
+        channels, height, width = self._shape
+        return packed.view(len(packed), height, width, channels).permute(0, 3, 1, 2)
+
+    def _scaled(self, frames: Sequence[Pixels]) -> Tensor:
+        return resized_clip(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), self._size)
 
     def image(self, row: Tensor, total: float) -> Tensor:
         return row

@@ -22,15 +22,16 @@ from .pools import pool_for
 from .video import Frame, frame_tensor
 from .weights import half_norm
 
-_CHUNK, _PART = 16, 4  # frames that are kept until they are pooled together, and that are made float64 at a time
+_CHUNK = 16  # frames that are kept until they are pooled together
+_PART, _PART_BYTES = 4, 1 << 23  # of these, made float64 at a time: so many, or more if they take no more bytes
 
 
 class RankPoolStream:
     """Approximate rank pooling, eq. (2) to (4) of Bilen et al. 2016, without knowing T in advance.
 
-    After every frame, `result()` is what `approx_rank_pool` gives for all frames so far. Memory is that of 16 frames
-    and a dozen float64 images, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of T
-    frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
+    After every frame, `result()` is what `approx_rank_pool` gives for all frames so far. Memory is that of 16 frames, a
+    dozen float64 images and 8 MB, however many frames come: with S = Σ ψ(I_t), P = Σ V_q and Q = Σ q V_q the image of
+    T frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
     differs from the first frame: after 100 000 frames the result is still good to nine digits. (Of decoded frames,
     which are summed as they are, and sixteen at a time in float32, to six digits of their largest value.) What never
     differs, of decoded frames in none of its samples, is 0, without a rounding that a picture would stretch.
@@ -72,6 +73,7 @@ class RankPoolStream:
             "std": std,
             "channel_dim": channel_dim,
         }
+        self._plain = nonlinearity == "identity" and mean is None and std is None
         # What no frame could fit is refused now.
         check_pooling(nonlinearity, None)
         for name, value in (("mean", mean), ("std", std)):
@@ -145,31 +147,62 @@ class RankPoolStream:
 
     def _result(self) -> Tensor:
         self._pool_chunk()
-        *_, P, Q = self._sums  # or S and Σ t ψ(I_t)
-        return (2 * Q - (len(self) + 1) * P).where(self._moved, 0)
+        P, Q = self._sums[-2:].unbind()  # or S and Σ t ψ(I_t)
+        return (2 * Q).sub_(P, alpha=len(self) + 1).masked_fill_(~self._moved, 0)
 
     def _start(self, image: Tensor) -> None:
         check_frames(image[None], 0)
         with torch.inference_mode(False):  # the stream may go on outside of it
-            first = self._pool(image.detach()[None], torch.ones(1, 1, dtype=torch.float64, device="cpu"))[0]
-            self._first = first.clone()
+            self._first = self._values(image.detach()).clone()
             self._frame = image.detach().clone()
-            self._moved = torch.zeros(image.shape, dtype=torch.bool, device=image.device)
-            self._sums = first.new_zeros(3 if self.time_average else 2, *image.shape)
+            self._moved = ~image.isfinite()  # NaN, and ∞, whose sum is NaN, are to stay in the result
+            self._sums = self._first.new_zeros(3 if self.time_average else 2, *image.shape)
             self._chunk = torch.empty((_CHUNK, *image.shape), dtype=image.dtype, device=image.device)
+
+    def _values(self, frame: Tensor) -> Tensor:
+        """ψ of one frame, float64."""
+        if self._plain:
+            return frame.double()
+        one = torch.ones(1, dtype=torch.float64, device=frame.device)
+        return temporal_pool(frame[None].double(), one, 0, **self._options)
 
     def _pool(self, frames: Tensor, rows: Tensor) -> Tensor:
         """rows [R, k] of frames [k, …], float64; a few frames at a time, since that is eight times their bytes."""
         rows = rows.to(frames.device)
-        parts = zip(frames.split(_PART), rows.split(_PART, 1), strict=True)
+        part = max(_PART, _PART_BYTES // max(8 * frames.shape[1:].numel(), 1))
+        parts = zip(frames.split(part), rows.split(part, 1), strict=True)
         pooled = (temporal_pool(few.double(), weights, 0, **self._options) for few, weights in parts)
         return functools.reduce(Tensor.add_, pooled)
 
     def _pool_chunk(self) -> None:
-        """Frames a+1 … a+k join the sums: one weighted sum a row."""
+        """The frames that wait join the sums."""
         if not self._waiting or self._chunk is None:
             return
-        k, a = self._waiting, self._pooled
+        k = self._waiting
+        frames = self._chunk[:k].unbind()
+        if k > (4 if self._plain else 2):  # fewer are faster one by one
+            self._add_together(self._chunk[:k])
+        else:
+            for number, frame in enumerate(frames, self._pooled + 1):
+                self._add(frame, number)
+        for frame in frames:
+            self._moved |= frame != self._frame  # so is NaN
+        self._pooled, self._waiting = self._pooled + k, 0
+
+    def _add(self, frame: Tensor, number: int) -> None:
+        """A frame, counted from 1, joins the sums."""
+        S, P, *Q = self._sums.unbind()  # or S and Σ t ψ(I_t)
+        value = self._values(frame) - self._first
+        S += value
+        if Q:
+            P.add_(S, alpha=1 / number)
+            Q[0] += S
+        else:
+            P.add_(value, alpha=number)
+
+    def _add_together(self, frames: Tensor) -> None:
+        """Frames a+1 … a+k join the sums: one weighted sum a row."""
+        k, a = len(frames), self._pooled
         number = torch.arange(a + 1, a + k + 1, dtype=torch.float64, device="cpu")
         ones = torch.ones_like(number)
         rows = torch.stack([ones, number])
@@ -177,16 +210,13 @@ class RankPoolStream:
             since = (1 / number).flip(0).cumsum(0).flip(0)  # Σ 1/q over q from the frame to the end
             left = number.flip(0) - a  # how many those are
             rows = torch.stack([ones, since, left])
-        new = self._pool(self._chunk[:k], rows)
+        new = self._pool(frames, rows)
         for image, weight in zip(new, rows.sum(1).tolist(), strict=True):
-            image -= weight * self._first
+            image.sub_(self._first, alpha=weight)
         if self.time_average:
-            self._sums[1] += self._sums[0] * since[0]
-            self._sums[2] += self._sums[0] * k
+            self._sums[1].add_(self._sums[0], alpha=since[0].item())
+            self._sums[2].add_(self._sums[0], alpha=k)
         self._sums += new
-        for few in self._chunk[:k].split(_PART):
-            self._moved |= ((few - self._frame) != 0).any(0)  # so is NaN, which is not equal, and ∞, whose sum is NaN
-        self._pooled, self._waiting = a + k, 0
 
 
 # --- decoded frames -------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """A video of any kind -> its RGB frames as uint8 [T, 3, H, W]. Files are decoded by `decoder.py`.
 
-Frames lie one after the other in one uint8 buffer [T, H, W, 3]; the tensor handed out is a permuted view of it, so a
-video is held in memory once, at one byte a value.
+Frames lie one after the other in one uint8 buffer, each as [H, W, 3], of which the tensor handed out is a permuted
+view, or as the tensors that they were; so a video is held in memory once, at one byte a value.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -104,9 +105,9 @@ def read_clip(
     """
     chosen = check_reading(size, start, end, every, max_frames, timeout)
     if isinstance(video, Tensor):
-        return Clip(_resized_clip(_chosen(_checked_tensor(video), chosen), size), 0)
+        return Clip(resized_clip(_chosen(_checked_tensor(video), chosen), size), 0)
     if isinstance(video, np.ndarray):
-        return Clip(_resized_clip(_chosen(_checked_array(video), chosen), size), 0)
+        return Clip(resized_clip(_chosen(_checked_array(video), chosen), size), 0)
     if isinstance(video, (str, os.PathLike)) and os.path.isdir(video):
         return _read_folder(os.fsdecode(video), size, chosen, timeout)
     if is_file(video):
@@ -194,7 +195,7 @@ def _taken(frames: Iterable[Any], chosen: slice) -> Iterator[Any]:
 
 
 def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor:
-    frames = _FrameBuffer(size)
+    frames = _FrameBuffer(size, len(range(*chosen.indices(operator.length_hint(video)))))
     shape: tuple[int, ...] | None = None
     for index, frame in _taken(enumerate(video), chosen):
         pixels = _checked_frame(frame, f"video[{index}]")
@@ -244,15 +245,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 class _FrameBuffer:
-    """Frames of one size, scaled to `size` a few at a time, in one uint8 array [capacity, H, W, 3] that grows in place,
-    by half.
-    """
+    """Frames of one size, scaled to `size` a few at a time, in one uint8 array that grows in place, by half."""
 
     def __init__(self, size: Size | None, expected: int = 0) -> None:
         self._size, self._expected = size, expected
         self._count = self._waiting = 0
-        self._frames: Pixels = np.empty((0, 0, 0, 3), np.uint8)
-        self._few = self._frames  # to be scaled
+        self._memory: Pixels = np.empty((0, 0, 0, 3), np.uint8)
+        self._axes: tuple[int, ...] = (0, 1, 2, 3)  # T, H, W, 3 of it
+        self._few = self._memory  # [few, H, W, 3], to be scaled
 
     def __len__(self) -> int:
         return self._count + self._waiting
@@ -262,7 +262,8 @@ class _FrameBuffer:
             self._store(frame[None])
             return
         if not len(self._few):
-            self._few = np.empty((max(1, min(16, _SCALED_BYTES // max(frame.nbytes, 1))), *frame.shape), np.uint8)
+            memory, axes = _room(max(1, min(16, _SCALED_BYTES // max(frame.nbytes, 1))), frame)
+            self._few = memory.transpose(axes)
         self._few[self._waiting] = frame
         self._waiting += 1
         if self._waiting == len(self._few):
@@ -273,25 +274,33 @@ class _FrameBuffer:
         if self._waiting:
             self._scale()
         self._resize(self._count)
-        return torch.from_numpy(self._frames).permute(0, 3, 1, 2)
+        return torch.from_numpy(self._memory.transpose(self._axes)).permute(0, 3, 1, 2)
 
     def _scale(self) -> None:
         frames = torch.from_numpy(self._few[: self._waiting]).permute(0, 3, 1, 2)
         self._waiting = 0
-        self._store(_resized_clip(frames, self._size).permute(0, 2, 3, 1).numpy())
+        self._store(resized_clip(frames, self._size).permute(0, 2, 3, 1).numpy())
 
     def _store(self, frames: Pixels) -> None:
         end = self._count + len(frames)
         if self._count == 0:
             reserved = min(self._expected, _RESERVED_BYTES // max(frames[0].nbytes, 1))
-            self._frames = np.empty((max(reserved, 16), *frames.shape[1:]), np.uint8)
-        elif end > len(self._frames):
+            self._memory, self._axes = _room(max(reserved, 16), frames[0])
+        elif end > len(self._memory):
             self._resize(max(end, self._count + self._count // 2))
-        self._frames[self._count : end] = frames
+        self._memory.transpose(self._axes)[self._count : end] = frames
         self._count = end
 
     def _resize(self, capacity: int) -> None:
-        self._frames.resize((capacity, *self._frames.shape[1:]), refcheck=False)
+        self._memory.resize((capacity, *self._memory.shape[1:]), refcheck=False)
+
+
+def _room(count: int, frame: Pixels) -> tuple[Pixels, tuple[int, ...]]:
+    """Memory for frames that lie as this one, pixel by pixel or plane by plane; its axes T, H, W, 3."""
+    height, width, channels = frame.shape
+    if abs(frame.strides[2]) > abs(frame.strides[1]):
+        return np.empty((count, channels, height, width), np.uint8), (0, 2, 3, 1)
+    return np.empty((count, height, width, channels), np.uint8), (0, 1, 2, 3)
 
 
 # --- size -----------------------------------------------------------------------------------------------------------
@@ -302,7 +311,8 @@ def resized(image: Tensor, size: Size | None) -> Tensor:
     return image if size is None else _interpolate(image[None], _target_size(image.shape[1], image.shape[2], size))[0]
 
 
-def _resized_clip(frames: Tensor, size: Size | None) -> Tensor:
+def resized_clip(frames: Tensor, size: Size | None) -> Tensor:
+    """uint8 [T, 3, H, W], all scaled as `resized` does, 64 MB of them at a time."""
     target = None if size is None else _target_size(frames.shape[2], frames.shape[3], size)
     if target is None or target == tuple(frames.shape[2:]):
         return frames

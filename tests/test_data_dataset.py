@@ -476,12 +476,15 @@ def test_flow_with_jitter_is_the_same_from_a_cache(listing):
     assert not all(torch.equal(seen[0], video) for video in seen)
 
 
+@pytest.mark.parametrize("where", ["memory", "folder"])
 @pytest.mark.parametrize("source", ["frames", "dynamic_images"])
-def test_what_is_kept_is_not_the_caller_s(listing, source):
-    dataset = VideoDataset(listing, source=source, size=None, cache="memory")
+def test_what_is_kept_is_not_the_caller_s(listing, source, where, tmp_path):
+    dataset = VideoDataset(listing, source=source, size=None, cache="memory" if where == "memory" else tmp_path)
     first = dataset[0]["video"]
     expected = first.clone()
-    first.zero_()
+    for video in (first, dataset[0]["video"]):  # as it was made, and as it was kept
+        assert torch.equal(video, expected)
+        video.zero_()
     assert torch.equal(dataset[0]["video"], expected)
 
 

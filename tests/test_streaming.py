@@ -57,6 +57,27 @@ def test_results_in_between_do_not_disturb():
     assert torch.allclose(stream.result(torch.float64), approx_rank_pool(x, 0), atol=1e-10)
 
 
+@pytest.mark.parametrize("time_average", [True, False])
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "sqrt"}, {"std": 7.0}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64], ids=str)
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_results_after_every_few_frames(every, dtype, options, time_average):
+    x = (torch.rand(40, 5, 7) * 200).to(dtype)
+    x[:, 0] = x[0, 0]  # which does not move
+    if dtype.is_floating_point:
+        x[:, 1, 0], x[20:, 1, 1], x[20, 1, 2] = math.inf, math.inf, math.nan
+    stream = RankPoolStream(time_average=time_average, **options)
+    for t, frame in enumerate(x, 1):
+        stream.update(frame)
+        if t % every:
+            continue
+        expected = approx_rank_pool(x[:t].double(), 0, time_average=time_average, **options)
+        result = stream.result(torch.float64)
+        assert torch.equal(result.isfinite(), expected.isfinite())
+        assert (result - expected).nan_to_num().abs().max() <= 1e-12 * t**2  # roundings of float64, as above
+        assert not result[0].any()
+
+
 def test_a_hundred_thousand_frames():
     # Bytes around a mean that is far from 0: the terms of the result are a thousand times larger than it.
     x = torch.randint(90, 110, (100_000, 2, 3), dtype=torch.uint8)

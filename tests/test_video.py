@@ -57,6 +57,12 @@ def path(mkv, tmp_path_factory) -> Path:
     return file
 
 
+def either_layout(first: int) -> list[torch.Tensor]:
+    """Tensors that lie plane by plane and pixel by pixel in turn."""
+    frames = torch.from_numpy(FRAMES).permute(0, 3, 1, 2)
+    return [frame.contiguous() if i % 2 == first else frame for i, frame in enumerate(frames)]
+
+
 KINDS = {
     "path": lambda path: path,
     "string": str,
@@ -69,6 +75,9 @@ KINDS = {
     "contiguous tensor": lambda path: torch.from_numpy(FRAMES).permute(0, 3, 1, 2).contiguous(),
     "list of arrays": lambda path: list(FRAMES),
     "generator of tensors": lambda path: (torch.from_numpy(frame).permute(2, 0, 1) for frame in FRAMES),
+    "list of contiguous tensors": lambda path: list(torch.from_numpy(FRAMES).permute(0, 3, 1, 2).contiguous()),
+    "generator of either, planes first": lambda path: iter(either_layout(0)),
+    "list of either, pixels first": lambda path: either_layout(1),
     "list of pictures": lambda path: [Image.fromarray(frame) for frame in FRAMES],
 }
 
@@ -119,6 +128,17 @@ def test_decoded_frames_lie_pixel_by_pixel_without_spare_room(path):
     assert frames.untyped_storage().nbytes() == FRAMES.nbytes
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("kind", [list, iter])
+def test_frames_lie_as_their_tensors_do_without_spare_room(kind, contiguous):
+    video = torch.from_numpy(clips.random_frames(20)).permute(0, 3, 1, 2)
+    video = video.contiguous() if contiguous else video
+    frames = read_clip(kind(video)).frames
+    assert torch.equal(frames, video)
+    assert frames.stride() == video.stride()
+    assert frames.untyped_storage().nbytes() == video.numel()
+
+
 def test_reversed_arrays_are_read():
     np.testing.assert_array_equal(pixels(FRAMES[::-1]), FRAMES[::-1])
 
@@ -126,6 +146,8 @@ def test_reversed_arrays_are_read():
 def test_buffer_grows_beyond_what_the_file_promises():
     frames = clips.random_frames(100, 3, 5)
     np.testing.assert_array_equal(pixels(iter(frames)), frames)
+    planes = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    np.testing.assert_array_equal(pixels(iter(planes)), frames)
     np.testing.assert_array_equal(pixels(iter(frames), size=(3, 5)), frames)  # sixteen at a time
 
 

@@ -166,8 +166,42 @@ struct TileFrames {
   }
 };
 
+// Σ_i g[i] ψ(z[i])
+template <Nonlinearity psi, bool normalized, class Acc, class X>
+Acc dot(const Acc* g, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
+  Acc sum = 0;
+  int64_t done = 0;
+  if constexpr (has_vectors<X, psi> && !normalized) {
+    constexpr int64_t kSums = 4;  // or each addition waits for the one before
+    Floats sums[kSums] = {};
+    for (; done + kSums * kVector <= n; done += kSums * kVector) {
+      for (int64_t k = 0; k < kSums; ++k) {
+        Floats factor;
+        memcpy(&factor, g + done + k * kVector, sizeof(factor));
+        sums[k] += factor * psi_vector<psi>(x + done + k * kVector);
+      }
+    }
+    const Floats all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float lanes[kVector];
+    memcpy(lanes, &all, sizeof(lanes));
+    for (const float lane : lanes) sum += lane;
+  }
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = done; i < n; ++i) sum += g[i] * apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+  return sum;
+}
+
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void accumulate_band(Acc* acc, const TileFrames<X>& frames, Band band, const Acc* a, const TilePixels<Acc>& pixels) {
+  // Where a pixel's frames lie together, and are enough for whole vectors.
+  constexpr int64_t kAcross = sizeof(X) < 4 ? 64 : 16;
+  if (psi == Nonlinearity::identity && !normalized && frames.frame_stride == 1 && frames.element_stride != 1 &&
+      band.count >= kAcross) {
+    const X* x = frames.x + band.first;
+    for (int64_t i = 0; i < frames.n; ++i, x += frames.element_stride)
+      acc[i] += dot<psi, normalized>(a, x, pixels, band.count);
+    return;
+  }
   for (int64_t k = 0; k < band.count;) {
     const int64_t length = frames.block_length(band.count - k);
     int64_t stride;
@@ -389,31 +423,6 @@ void differentiate(X* __restrict out, const X* __restrict x, Acc a, const Acc* _
     if constexpr (normalized) d *= pixels.inverse_std[i];
     out[i] = store<X>(d);
   }
-}
-
-// Σ_i g[i] ψ(z[i])
-template <Nonlinearity psi, bool normalized, class Acc, class X>
-Acc dot(const Acc* g, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
-  Acc sum = 0;
-  int64_t done = 0;
-  if constexpr (has_vectors<X, psi> && !normalized) {
-    constexpr int64_t kSums = 4;  // or each addition waits for the one before
-    Floats sums[kSums] = {};
-    for (; done + kSums * kVector <= n; done += kSums * kVector) {
-      for (int64_t k = 0; k < kSums; ++k) {
-        Floats factor;
-        memcpy(&factor, g + done + k * kVector, sizeof(factor));
-        sums[k] += factor * psi_vector<psi>(x + done + k * kVector);
-      }
-    }
-    const Floats all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    float lanes[kVector];
-    memcpy(lanes, &all, sizeof(lanes));
-    for (const float lane : lanes) sum += lane;
-  }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = done; i < n; ++i) sum += g[i] * apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
-  return sum;
 }
 
 // A tile's share of -∂L/∂mean and -∂L/∂std, element by element, summed over frames.

@@ -23,6 +23,8 @@ _LAYOUT = 2  # of the files: those of another are not looked at
 class Cache(Protocol):
     """Tensors by key."""
 
+    shares: bool  # whether what it gives out is what it keeps, and not the caller's
+
     def get(self, key: str) -> Tensor | None: ...
 
     def put(self, key: str, value: Tensor) -> None: ...
@@ -32,6 +34,8 @@ class MemoryCache:
     """Tensors in this process. Worker processes fill one each: with several of them, or for more than fits, use
     `FolderCache`.
     """
+
+    shares = True
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
@@ -49,6 +53,8 @@ class FolderCache:
     Frames [T, 3, H, W] are kept as [T, H, W, 3], and come back in that memory layout. When the folder cannot be written
     any more, as on a full disk, that is logged, and nothing is kept from then on.
     """
+
+    shares = False
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)

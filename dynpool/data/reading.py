@@ -42,7 +42,13 @@ def read_frames(path: str, size: Size | None = None, timeout: float | None = Non
 def taken(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
     """frames[indices], without a copy if that is all of them in order."""
     everything = len(indices) == len(frames) and np.array_equal(indices, np.arange(len(frames)))
-    return frames if everything else frames[torch.as_tensor(indices, device="cpu")]
+    return frames if everything else copied(frames, indices)
+
+
+def copied(frames: Tensor, indices: Sequence[int] | Indices) -> Tensor:
+    """frames[indices], of frames that lie as [T, H, W, 3]: thus whole frames are copied, and not byte by byte."""
+    where = torch.as_tensor(indices, device="cpu")
+    return frames.permute(0, 2, 3, 1).index_select(0, where).permute(0, 3, 1, 2)
 
 
 def read_chosen(

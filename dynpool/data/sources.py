@@ -26,7 +26,7 @@ from .cache import Cache, file_version
 from .geometry import Geometry
 from .listing import pictures_of
 from .packed import Member
-from .reading import check_video, count_of, read_chosen, read_frames, taken
+from .reading import check_video, copied, count_of, read_chosen, read_frames, taken
 from .sampling import Indices, Random, Sampling
 
 SourceName = Literal["frames", "dynamic_images", "images", "flow"]
@@ -72,7 +72,9 @@ class Frames:
         size = self.geometry.scaled
         if self.cache is not None:
             frames = _kept(self.cache, ("frames", path, size), lambda: read_frames(path, size, self.timeout))
-            return frames[torch.from_numpy(choose(len(frames)))]  # a copy: what is kept is not the caller's
+            indices = choose(len(frames))
+            everything = np.array_equal(indices, np.arange(len(frames)))
+            return frames if everything and not self.cache.shares else copied(frames, indices)
         if sampling.thins:
             return taken(*read_chosen(path, choose, size, self.timeout))
         frames = read_frames(path, size, self.timeout)
@@ -118,7 +120,7 @@ class DynamicImages:
 
         windows = self.flow, self.pooling, self.geometry.scaled, sampling.window, sampling.step, offset, backwards
         images = _kept(self.cache, ("dynamic images", path, *windows), make)
-        return images[sampling.kept(len(images), drawn)]  # a copy, as above
+        return images[sampling.kept(len(images), drawn)]  # a copy: what is kept is not the caller's
 
     def _pool(self, path: str, sampling: Sampling, backwards: bool, starts: Starts | None) -> Tensor:
         video: Tensor | str = path
