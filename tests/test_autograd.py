@@ -131,6 +131,24 @@ def test_frames_side_by_side(backend, dtype, count, layout):
         check_gradients(x, weights, 2, nonlinearity=nonlinearity, out_dtype=torch.float32)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "time_innermost", "strided"])
+@pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
+def test_windows_of_long_clips(backend, nonlinearity, layout):
+    """The gradient is that of the windows one by one; frames after the last are NaN, and have none."""
+    x = laid_out(frames((2, 203, 3, 5), device=backend.device), layout, 1)
+    x[:, 202] = NAN
+    how = {"nonlinearity": nonlinearity, "mean": 0.25, "std": 2.0}
+    one, each = (x.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2))
+    y = approx_rank_pool(one, window=10, stride=6, lengths=[202, 202], **how)
+    windows = [each[:, t : t + 10] for t in range(0, 193, 6)]
+    expected = torch.stack([approx_rank_pool(window, **how) for window in windows], 1)
+    g = torch.randn(y.shape, device=backend.device)
+    y.backward(g)
+    expected.backward(g[:, : len(windows)])
+    assert one.grad[:, 202].count_nonzero() == 0
+    torch.testing.assert_close(one.grad[:, :202], each.grad[:, :202])
+
+
 @pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
 def test_no_rows_give_a_gradient_of_zero(backend, nonlinearity):
     x = frames((2, 7, 3, 4, 16), device=backend.device).requires_grad_()

@@ -369,6 +369,34 @@ def test_windows_of_whole_words(backend, window, stride, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_frames", [2, 15, 16, 17, 63, 64, 65, 257])
+def test_frames_side_by_side(backend, num_frames, dtype):
+    """Features [B, C, T]: of many frames the sum goes along memory, also where it begins in the middle of a word."""
+    x = frames((2, 37, num_frames), dtype, backend.device)
+    check_approx(x, 2)
+    check_approx(x[:, ::2], 2, nonlinearity="sqrt")
+    check_approx(x, 2, mean=0.5, std=3.0)
+    if num_frames > 17:
+        check_approx(x, 2, window=17, stride=17)
+        check_approx(x, 2, window=16, stride=5)
+        assert torch.equal(approx_rank_pool(x[..., 1:], 2), approx_rank_pool(x[..., 1:].clone(), 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("inner", [3, 5000])
+def test_windows_of_long_clips(backend, inner, dtype):
+    """Rows open and close one after the other; of clips that end before, some have no frame, or are cut off."""
+    num_frames = 997 if inner == 3 else 61
+    x = frames((2, num_frames, inner), dtype, backend.device)
+    for nonlinearity in ("identity", "sqrt"):
+        check_approx(x, window=10, stride=6, nonlinearity=nonlinearity)
+        check_approx(x, window=16, stride=1, lengths=[num_frames - 20, 19], nonlinearity=nonlinearity)
+    check_approx(x, window=10, stride=6, mean=0.5, std=2.0, nonlinearity="sqrt")
+    packed = x.flatten(0, 1)
+    check_approx(packed, 0, offsets=[0, 5, 6, 40, len(packed)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_frames", [5, 41, 130])
 def test_clips_of_whole_words(backend, num_frames, dtype):
     """Rows that share no frame: padded clips, packed ones, and weights of each clip."""
