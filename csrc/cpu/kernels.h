@@ -93,6 +93,12 @@ void add_frames(Acc* __restrict acc, const Frames& x, const Acc* a, const TilePi
   }
 }
 
+// add(`rest` frames), of which there are 1 + one of `lengths`, or none.
+template <class Add, int... lengths>
+inline __attribute__((always_inline)) void add_rest(int64_t rest, const Add& add, std::integer_sequence<int, lengths...>) {
+  ((rest == 1 + lengths ? add(std::make_integer_sequence<int, 1 + lengths>()) : void()), ...);
+}
+
 // acc[i] += Σ_{t < count} a[t] ψ(z[t, i])
 template <Nonlinearity psi, bool normalized, class Acc, class Frames>
 void accumulate(Acc* acc, const Frames& x, const Acc* a, int64_t count, const TilePixels<Acc>& pixels, int64_t n) {
@@ -104,9 +110,13 @@ void accumulate(Acc* acc, const Frames& x, const Acc* a, int64_t count, const Ti
       add_frames<psi, normalized>(acc, x.from(t), a + t, pixels, n, frames);
   };
   add(std::make_integer_sequence<int, kFrames>());
-  add(std::make_integer_sequence<int, kFrames / 2>());  // windows are often of ten
-  add(std::make_integer_sequence<int, 2>());
-  add(std::make_integer_sequence<int, 1>());
+  if constexpr (psi == Nonlinearity::identity && !normalized) {  // the end in one pass: windows end anywhere in a block
+    add_rest(count - t, add, std::make_integer_sequence<int, kFrames - 1>());
+  } else {
+    add(std::make_integer_sequence<int, kFrames / 2>());  // windows are often of ten
+    add(std::make_integer_sequence<int, 2>());
+    add(std::make_integer_sequence<int, 1>());
+  }
 }
 
 // Elements from row to row of a tile's buffers: whole blocks, and a cache line more, since rows a power of two apart would
@@ -236,11 +246,16 @@ void accumulate_rows(const RowRing<Acc>& sums, Acc* psi_frames, const TileFrames
   const int64_t part = normalized && !pixels.table ? sums.pitch : kPart;  // means are those of a whole tile
   OpenRows rows(p, clip);
   int64_t begun = 0, finished = 0;
+  const auto finish_until = [&](int64_t end) {
+    for (; finished < end; finish(finished++))
+      if (finished == begun) clear(sums[begun++], frames.n);  // without a frame
+  };
   for (int64_t t = 0; t < p.T; t += kFrames) {
     const int64_t end = t + kFrames < p.T ? t + kFrames : p.T;
     const X* x = nullptr;
     int64_t stride = 0;
     const RowRange open = rows.of(t, end);
+    finish_until(open.begin);
     for (; begun < open.end; ++begun) clear(sums[begun], frames.n);
     for (int64_t begin = 0; begin < frames.n; begin += part) {
       const int64_t n = frames.n - begin < part ? frames.n - begin : part;
@@ -265,10 +280,8 @@ void accumulate_rows(const RowRing<Acc>& sums, Acc* psi_frames, const TileFrames
         }
       }
     }
-    while (finished < begun && rows.is_over(finished, end)) finish(finished++);
   }
-  for (; finished < p.W; finish(finished++))
-    if (finished == begun) clear(sums[begun++], frames.n);  // without a frame
+  finish_until(p.W);
 }
 
 template <class Y, class Acc>
@@ -515,7 +528,7 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
       int64_t stride = 0;
       for (int64_t t = first; t < first + count; ++t) {
         const RowRange open = rows.of(t, t + 1);
-        for (; begun < open.end; ++begun)
+        for (begun = begun < open.begin ? open.begin : begun; begun < open.end; ++begun)
           load_tile(p.y_dtype, p.g, row.y + tile.begin * p.inner().y + begun * p.y_w, p.inner().y, g[begun], n);
         const RowSum<Acc> G = sum_rows(p, row.clip, t, open, g, s->G, n);
         if (reads_x && !block && G.rows) block = frames.block(first, count, &stride);

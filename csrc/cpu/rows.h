@@ -32,13 +32,10 @@ class OpenRows {
     while (open_.end < p_.W && has_begun(open_.end, end)) ++open_.end;
     return open_;
   }
-  bool is_over(int64_t w, int64_t frame) const {
-    const Band band = band_of(p_, clip_, w);
-    return !band.count || band.first + band.count <= frame;
-  }
 
   // The most rows that are open for as many frames at a time.
   static int64_t most(const TemporalPoolParams& p, int64_t frames) {
+    if (!p.bands) return p.W;
     int64_t most = 1;
     for (int64_t clip = 0; clip < p.clips; ++clip) {
       OpenRows rows(p, clip);
@@ -51,6 +48,10 @@ class OpenRows {
   }
 
  private:
+  bool is_over(int64_t w, int64_t frame) const {
+    const Band band = band_of(p_, clip_, w);
+    return !band.count || band.first + band.count <= frame;
+  }
   bool has_begun(int64_t w, int64_t end) const {
     const Band band = band_of(p_, clip_, w);
     return !band.count || band.first < end;
