@@ -379,7 +379,7 @@ def test_frames_side_by_side(backend, num_frames, dtype):
     if num_frames > 17:
         check_approx(x, 2, window=17, stride=17)
         check_approx(x, 2, window=16, stride=5)
-        assert torch.equal(approx_rank_pool(x[..., 1:], 2), approx_rank_pool(x[..., 1:].clone(), 2))
+        check_approx(x[..., 1:], 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64], ids=str)
