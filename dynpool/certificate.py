@@ -120,6 +120,7 @@ def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:
     solid areas. So many kinds, all alike in size, would have as many equal pairs as there are in a sample.
     """
     clips = x[None].movedim(dim + 1, 1) if dim == 0 else x.movedim(dim, 1)  # [B, T, …]
+    clips = clips[..., None] if clips.dim() == 2 else clips
     values = clips.shape[2:].numel()
     frames, *places = _sampled(clips.shape[1], clips.shape[2:], x.device)
     sample = clips[(slice(None), frames, *places)].double().where(frames < lengths[:, None, None], 0)
@@ -137,5 +138,5 @@ def _sampled(num_frames: int, shape: torch.Size, device: torch.device) -> tuple[
     frames = sorted({0, min(1, num_frames - 1), num_frames // 2, num_frames - 1})
     values = shape.numel()
     places = [index * max(values, _SAMPLE) // _SAMPLE for index in range(min(values, _SAMPLE))]
-    where = torch.unravel_index(torch.tensor(places, device=device, dtype=torch.int64), shape) if shape else (None,)
+    where = torch.unravel_index(torch.tensor(places, device=device, dtype=torch.int64), shape)
     return torch.tensor(frames, device=device)[:, None], *where

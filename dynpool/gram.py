@@ -55,6 +55,7 @@ def gram(
         channel_dim = None if channel_dim is None else channel_dim + 1
     if (by_kernel := binary.gram(x, mean, std, dim, channel_dim, nonlinearity, lengths)) is not None:
         return Gram(*by_kernel)
+    x = x[..., None] if x.dim() == 2 else x
     strides = x.stride()
     rest = sorted((d for d in range(1, x.dim()) if d != dim), key=lambda d: -strides[d])
     pixels = x.permute(0, dim, *rest).flatten(2)  # a view where the pixels lie together, else a copy of the frames

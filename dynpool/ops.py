@@ -5,8 +5,8 @@ One call takes one of four ways, the cheapest that serves it:
     functorch                             new-style autograd.Functions, which have rules for vmap
     a gradient is needed                  a plain autograd.Function
     else                                  the bare kernel
-All of them end in `_forward` and `_backward`. Forward-mode, second derivatives and what no kernel fits go to
-reference.py.
+All of them end in `_forward` and `_backward`. Forward-mode, second derivatives, but for those that are poolings
+themselves, and what no kernel fits go to reference.py.
 """
 
 from __future__ import annotations
@@ -472,8 +472,9 @@ def _second_backward(
     """Gradients of `_backward` for those of (grad, x, weights, bands, mean, std) that `needs` marks."""
     grad, _, weights, bands, _, std = saved
     dim, channel_dim, nonlinearity, _, outputs = rest
-    if nonlinearity == "identity" and tuple(outputs) == (True, False, False, False) and not is_traced(grads[0]):
-        # ∂L/∂x is linear in grad, whatever x is: frames are pooled that come back.
+    others = needs[2] or needs[5] or is_traced(grads[0])
+    if nonlinearity == "identity" and tuple(outputs) == (True, False, False, False) and not others:
+        # ∂L/∂x is linear in grad, whatever x and mean are: frames are pooled that come back.
         plan = Plan(bands, dim, channel_dim, nonlinearity, grad.dtype, squeeze=False)
         return (*((temporal_pool(grads[0], weights, None, std, plan),) if needs[0] else ()), *[None] * sum(needs[1:]))
     wanted = [i for i in range(len(saved)) if needs[i]]

@@ -194,8 +194,15 @@ def _taken(frames: Iterable[Any], chosen: slice) -> Iterator[Any]:
     return itertools.islice(frames, chosen.start, chosen.stop, chosen.step)
 
 
+def _length_hint(video: Iterable[Frame]) -> int:
+    try:
+        return operator.length_hint(video)
+    except (NotImplementedError, OverflowError, ValueError, TypeError):
+        return 0
+
+
 def _collect(video: Iterable[Frame], size: Size | None, chosen: slice) -> Tensor:
-    frames = _FrameBuffer(size, len(range(*chosen.indices(operator.length_hint(video)))))
+    frames = _FrameBuffer(size, len(range(*chosen.indices(_length_hint(video)))))
     shape: tuple[int, ...] | None = None
     for index, frame in _taken(enumerate(video), chosen):
         pixels = _checked_frame(frame, f"video[{index}]")

@@ -664,6 +664,15 @@ def test_products_without_an_exact_square_root(backend, x, options):
     assert info.duality_gap <= 1e-3 * info.objective
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_frames_of_a_number(backend, objective):
+    """Frames without a dimension are as those of one value."""
+    x = torch.rand(4, 9, generator=torch.Generator().manual_seed(3)).to(backend.device)
+    d = rank_pool(x, objective=objective)
+    assert torch.equal(d, rank_pool(x[..., None], objective=objective)[..., 0])
+    assert torch.allclose(rank_pool(x[1], 0, objective=objective), d[1])
+
+
 @pytest.mark.parametrize(("scale", "C"), [(1e8, 1.0), (1e12, 1.0), (1e6, 1e4)])
 def test_gradients_of_large_frames(backend, scale, C):
     """d is of degree -1 in x where all pairs are active: by Euler, Σ x ∂L/∂x = -L."""

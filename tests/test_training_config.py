@@ -101,6 +101,9 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / "twice.yaml").write_text(twice)
         with pytest.raises(ConfigError, match=r"twice\.yaml must be YAML: '(seed|size)' is given twice\n"):
             read(tmp_path / "twice.yaml")
+    (tmp_path / "keys.yaml").write_text("? [a, b]\n: 1\n")
+    with pytest.raises(ConfigError, match=r"(?s)keys\.yaml must be YAML: .*unhashable key"):
+        read(tmp_path / "keys.yaml")
 
 
 def test_sections_without_values_are_empty(tmp_path):
@@ -121,7 +124,10 @@ def test_windows_of_pictures_are_those_of_their_manifest(tmp_path):
     for folder, line, expected in zip((tmp_path / "train", tmp_path / "test", tmp_path), made, words, strict=True):
         folder.mkdir(exist_ok=True)
         (folder / "manifest.jsonl").write_text(json.dumps({"made": line}) + "\n")
-        assert told("data.window=25", "data.stride=20", "data.test_windows=20")[0] == expected
+        told_of = told("data.window=25", "data.stride=20", "data.test_windows=20")
+        assert told_of[folder.name == "train"].partition(",")[0] == expected.partition(",")[0]
+        if folder.name != "train":  # of which at most 20 are not said
+            assert told_of[0] == expected
 
 
 def test_shipped_configurations_are_the_recipes():

@@ -519,6 +519,13 @@ def test_a_folder_that_has_grown_is_not_tested_by_what_was_trained_on(more, tmp_
     assert len(there.scores.names) == 6
     with pytest.raises(ValueError, match="halves was trained on 2 of the 2 videos"):
         evaluate(tmp_path / "halves", overrides=[f"data.root={given / 'train'}"], backbone=tiny.network())
+    with pytest.raises(ValueError, match="run was trained on 4 of the 6 videos of folders split given test"):
+        evaluate(tmp_path / "run", overrides=[f"data.root={given}"], backbone=tiny.network())
+    (tmp_path / "run" / "train.txt").unlink()
+    with pytest.warns(
+        RuntimeWarning, match=r"run has no train\.txt: it may have been trained on videos that it is tested"
+    ):
+        evaluate(tmp_path / "run", backbone=tiny.network())
 
 
 def test_a_run_does_not_go_on_with_other_videos(more, tmp_path):

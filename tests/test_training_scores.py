@@ -125,7 +125,11 @@ def test_splits_may_have_a_slash_in_their_name(tmp_path):
 def test_characters_without_a_font_are_told_of_once(tmp_path, monkeypatch):
     """Of fonts that come with matplotlib, STIX alone has U+1D49C, and none has Chinese."""
     fonts = pytest.importorskip("matplotlib.font_manager", reason="needs matplotlib: pip install dynpool[train]")
-    monkeypatch.setattr(fonts.fontManager, "ttflist", [f for f in fonts.fontManager.ttflist if "mpl-data" in f.fname])
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    gone = [fonts.FontEntry(fname=str(path), name="Gone") for path in (tmp_path / "gone.ttf", broken)]
+    own = [font for font in fonts.fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(fonts.fontManager, "ttflist", gone + own)
     names = ["\U0001d49c", *RGB.classes[1:]]
     report.write_results([replace(RGB, classes=tuple(names))], tmp_path)
     with pytest.warns(RuntimeWarning, match="no font is installed that has 跑: pictures have boxes") as caught:

@@ -220,6 +220,26 @@ def test_hessian_with_mean_and_std(backend):
     close(hessian(loss)(std), torch.stack(rows))
 
 
+@pytest.mark.parametrize("argument", [1, 2, 3], ids=["weights", "mean", "std"])
+@pytest.mark.parametrize("power", [1, 3])
+def test_a_gradient_of_the_gradient_for_x(backend, argument, power):
+    """For ψ = identity it is a pooling itself, but has derivatives for what is differentiated further outside."""
+    values = [double(2, 5, 3, device=backend.device), double(5, device=backend.device)]
+    values += [double(3, device=backend.device), double(3, device=backend.device).abs() + 0.5]
+
+    def pooled(x, weights, mean, std):
+        return temporal_pool(x, weights, 1, mean=mean, std=std, channel_dim=2)
+
+    def by_hand(x, weights, mean, std):
+        return ((x - mean) / std * weights[:, None]).sum(1)
+
+    def penalty(pool):
+        inner = grad(lambda *inputs: (pool(*inputs) ** power).sum())
+        return grad(lambda *inputs: inner(*inputs).square().sum(), argnums=argument)(*values)
+
+    torch.testing.assert_close(penalty(pooled), penalty(by_hand), rtol=1e-11, atol=1e-11)
+
+
 def test_jvp_and_vjp(backend):
     x, v = double(2, 5, 3, device=backend.device), double(2, 5, 3, device=backend.device)
 

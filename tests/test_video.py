@@ -151,6 +151,18 @@ def test_buffer_grows_beyond_what_the_file_promises():
     np.testing.assert_array_equal(pixels(iter(frames), size=(3, 5)), frames)  # sixteen at a time
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, ValueError])
+def test_iterables_need_not_know_their_length(error):
+    class Frames:
+        def __iter__(self):
+            return iter(FRAMES)
+
+        def __len__(self):
+            raise error
+
+    np.testing.assert_array_equal(pixels(Frames()), FRAMES)
+
+
 def test_iterables_are_read_no_further_than_asked():
     frames = iter(FRAMES)
     read_clip(frames, max_frames=3)

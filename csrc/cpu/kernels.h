@@ -345,7 +345,12 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
   const Tasks tasks(p);
   const bool shared = rows_share_frames(p);
   const bool outside = !inside && (p.mean || p.std);
-  const int64_t slots = shared ? OpenRows::most(p, kFrames) : 1, pitch = row_pitch<Acc>(tasks);
+  int64_t slots = 1;
+  for (int64_t clip = 0; shared && clip < p.clips; ++clip) {
+    const int64_t most = OpenRows::most(p, clip, kFrames);
+    slots = most > slots ? most : slots;
+  }
+  const int64_t pitch = row_pitch<Acc>(tasks);
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
   const std::unique_ptr<Acc[]> acc(new Acc[slots * pitch + (shared ? kFrames * (pitch > kPart ? pitch : kPart) : 0)]);
   const RowRing<Acc> sums{acc.get(), pitch, slots};
@@ -501,7 +506,8 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
   const int64_t bytes = p.num_outer() * p.inner().size * p.T * static_cast<int64_t>(sizeof(X));
   const bool bypass = bytes >= int64_t{8} << 20 && bytes <= int64_t{32} << 20;
   const std::unique_ptr<BackwardScratch<X, Acc>> s(new BackwardScratch<X, Acc>);
-  const int64_t slots = OpenRows::most(p, 1), pitch = row_pitch<Acc>(tasks), packed_pitch = row_pitch<X>(tasks);
+  const int64_t slots = OpenRows::most(p, locate_row(p, tasks.tile(chunk.begin).outer).clip, 1);
+  const int64_t pitch = row_pitch<Acc>(tasks), packed_pitch = row_pitch<X>(tasks);
   const std::unique_ptr<Acc[]> loaded(new Acc[slots * pitch]);
   const RowRing<Acc> g{loaded.get(), pitch, slots};
   const bool packs_x = reads_x && p.inner().x != 1, packs_dx = p.dx && p.inner().dx != 1;

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <memory>
 #include <vector>
 
 #include "../pixel.h"
@@ -177,12 +178,13 @@ bool stretch_image(Image image, const Stretch& s) {
   const float low = range.low(), span = range.span();
   if (!std::isfinite(span) || span <= s.least_span) return false;
   const auto levels = divides(span) ? write_levels<true> : write_levels<false>;
-  std::vector<uint8_t> planes;
+  std::unique_ptr<uint8_t[]> planes;
+  int64_t room = 0;
   image.each([&](int64_t first, int64_t n, int64_t c, const float* x) {
     if (!s.interleaved) return levels(x, n, low, span, s.out + c * s.pixels + first);
-    planes.resize(3 * n);
-    levels(x, n, low, span, planes.data() + c * n);
-    if (c == 2) interleave(planes.data(), n, s.out + 3 * first);
+    if (n > room) planes.reset(new uint8_t[3 * (room = n)]);
+    levels(x, n, low, span, planes.get() + c * n);
+    if (c == 2) interleave(planes.get(), n, s.out + 3 * first);
   });
   return true;
 }

@@ -39,7 +39,7 @@ class PlanesPool {
       : p_(p), pixels_(new TilePixels<float>), local_(new float[p.K * kLocal]) {
 #ifdef DYNPOOL_BYTE_SUMS
     for (int64_t k = 0; !p.largest && k < p.K; ++k) digits_.emplace_back(p.weights + k * p.count, p.count);
-    out_.resize(p.K);
+    out_ = std::vector<float*>(p.K);
 #endif
   }
 

@@ -33,16 +33,14 @@ class OpenRows {
     return open_;
   }
 
-  // The most rows that are open for as many frames at a time.
-  static int64_t most(const TemporalPoolParams& p, int64_t frames) {
-    if (!p.bands) return p.W;
+  // The most rows of a clip that are open for as many frames at a time.
+  static int64_t most(const TemporalPoolParams& p, int64_t clip, int64_t frames) {
+    if (!p.bands || p.W == 1) return p.W;
     int64_t most = 1;
-    for (int64_t clip = 0; clip < p.clips; ++clip) {
-      OpenRows rows(p, clip);
-      for (int64_t t = 0; t < p.T; t += frames) {
-        const RowRange open = rows.of(t, t + frames);
-        if (open.end - open.begin > most) most = open.end - open.begin;
-      }
+    OpenRows rows(p, clip);
+    for (int64_t t = 0; t < p.T; t += frames) {
+      const RowRange open = rows.of(t, t + frames);
+      if (open.end - open.begin > most) most = open.end - open.begin;
     }
     return most;
   }

@@ -148,7 +148,7 @@ class DataConfig:
 
     def windows_in_words(self, train: bool = False) -> str:
         """Such as "10 every 6, at most 20"; of pictures, as they were made."""
-        sampling, made = self.sampling(train), self.how_made()
+        sampling, made = self.sampling(train), self.how_made(train)
         window, step = (sampling.window, sampling.step) if made is None else (made.get("window"), made.get("stride"))
         most = f", at most {sampling.max_windows}" if sampling.max_windows else ""
         if window is None and made is None and self.source == "images":
@@ -156,11 +156,11 @@ class DataConfig:
         thinned = f", {sampling.frames} frame{'' if sampling.frames == 1 else 's'} of each" if sampling.frames else ""
         return f"whole video{thinned}" if window is None else f"{window} every {step or window}{most}{thinned}"
 
-    def how_made(self) -> dict[str, Any] | None:
+    def how_made(self, train: bool = False) -> dict[str, Any] | None:
         """What the manifest says of pictures that `dynpool extract` made, where there is one."""
-        folders = [self.root, *(os.path.join(self.root, half) for half in ("test", "train"))]
-        told = map(how_made, folders if self.source == "images" and self.root else ())
-        return next((made for made in told if made is not None), None)
+        if self.source != "images" or not self.root:
+            return None
+        return how_made(self.root) or how_made(os.path.join(self.root, "train" if train else "test"))
 
 
 @dataclass(frozen=True)
@@ -351,12 +351,12 @@ class _OneOfEach(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Of a key that is given twice, YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+        seen: set[tuple[str, str]] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if (key.tag, key.value) in seen:
                 message = f"{key.value!r} is given twice"
                 raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
-            seen.add(str(key.value))
+            seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -184,7 +184,10 @@ def _fonts(*texts: str) -> Iterator[None]:
     from matplotlib import font_manager
 
     def lacking_in(path: str, characters: set[str]) -> set[str]:
-        font = font_manager.get_font(path)
+        try:
+            font = font_manager.get_font(path)
+        except (OSError, RuntimeError):  # matplotlib remembers fonts that are gone; damaged ones
+            return characters
         return {character for character in characters if not font.get_char_index(ord(character))}
 
     families = ["sans-serif"]
