@@ -20,9 +20,7 @@ from .reference import accumulate_dtype
 
 _KINDS = 1 << 12  # of values that are not rounded alike, at most
 _SAMPLE = 32  # values of a frame that are looked at
-_STRAY = (
-    KERNEL_BLOCK / 32
-)  # roundings by which a block of equal products is off: 8 at once, each sum by a quarter of one
+_STRAY = KERNEL_BLOCK / 32  # roundings that a block of equal products is off by: 8 sums, a quarter at each step
 _GOLDEN = (5**0.5 - 1) / 2
 
 

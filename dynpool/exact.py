@@ -364,15 +364,25 @@ class _Frames:
 
     def means(self, values: Tensor) -> Tensor:
         """Of what frames have, [..., T], what the V_t have."""
-        return values.cumsum(-1) / _steps(values) if self.time_average else values
+        if not self.time_average:
+            return values
+        return values.cumsum(-1) / _steps(values) if values.is_cpu else values @ _averages(values).T
 
     def shares(self, u: Tensor) -> Tensor:
         """Of coefficients of the V_t, [..., T], those of the frames."""
-        return (u / _steps(u)).flip(-1).cumsum(-1).flip(-1) if self.time_average else u
+        if not self.time_average:
+            return u
+        return (u / _steps(u)).flip(-1).cumsum(-1).flip(-1) if u.is_cpu else u @ _averages(u)
 
 
 def _steps(values: Tensor) -> Tensor:
     return torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
+
+
+def _averages(values: Tensor) -> Tensor:
+    """M with V = M ψ, for a GPU, where torch knows no cumsum that gives the same bits each time."""
+    steps = _steps(values)
+    return steps.new_ones(len(steps), len(steps)).tril() / steps[:, None]
 
 
 class _RankPool(torch.autograd.Function):
