@@ -1,4 +1,5 @@
 // Kernels of floating frames.
+#include "backward.h"
 #include "gram.h"
 
 namespace dynpool {

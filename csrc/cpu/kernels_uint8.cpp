@@ -1,4 +1,5 @@
 // Kernels of uint8 frames, compiled with the fast arithmetic that CMakeLists.txt explains.
+#include "backward.h"
 #include "gram.h"
 #include "planes.h"
 

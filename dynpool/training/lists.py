@@ -82,7 +82,7 @@ def _names(lines: Iterable[str]) -> set[str]:
 
 def _bytes(path: str) -> int:
     try:
-        if is_file(path) or not os.path.isdir(path):
+        if is_file(path):
             return os.path.getsize(path)
         frames = numbered_images(path)
         return sum(os.path.getsize(os.path.join(path, name)) for name in (*frames[:1], *frames[-1:]))
