@@ -125,8 +125,9 @@ PlanesLayout make_colour_layout(int64_t width, int64_t height, int depth, int sh
 }
 
 #ifdef DYNPOOL_WITH_CPU
-// planes, strides: of one frame after the other.
-dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides) {
+// planes, strides: of one frame after the other. interlaced: bit t of frame t.
+dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides,
+                                    uint32_t interlaced) {
   const size_t num_planes = layout.num_planes, count = planes.size() / num_planes;
   require(count > 0 && planes.size() == count * num_planes && strides.size() == planes.size(), "a frame lacks a plane");
   require(count <= dynpool::kMaxFrames, "too many frames at once");
@@ -138,14 +139,16 @@ dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vecto
   p.num_planes = layout.num_planes;
   for (int i = 0; i < dynpool::kMaxPlanes; ++i) p.plane[i] = layout.plane[i];
   p.colour = layout.colour ? &*layout.colour : nullptr;
+  p.interlaced = interlaced;
+  require(!interlaced || (p.colour && p.colour->shift_y == 1), "only lines that share chroma are interlaced");
   return p;
 }
 
 // Adds frames to `sums`, or, where that is not null, to `largest`.
-void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, int nonlinearity,
-                 const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
+void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides,
+                 uint32_t interlaced, int nonlinearity, const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
                  const std::vector<int>& fresh, Address largest, int num_threads) {
-  dynpool::PlanesParams p = planes_params(layout, planes, strides);
+  dynpool::PlanesParams p = planes_params(layout, planes, strides, interlaced);
   const size_t K = weights.size() / p.count, R = sums.size();
   require(largest || (K > 0 && R > 0 && weights.size() == K * p.count && (mix.empty() ? K == R : mix.size() == K * R)),
           "weights must be [K, frames] and mix, if any, [rows, K]");
@@ -164,7 +167,7 @@ void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes,
 }
 
 void pack_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides, Address to) {
-  const dynpool::PlanesParams p = planes_params(layout, planes, strides);
+  const dynpool::PlanesParams p = planes_params(layout, planes, strides, 0);
   require(to && !p.colour, "the planes have colours, or nowhere to go");
   const py::gil_scoped_release unlocked;
   dynpool::cpu::pack_planes(p, static_cast<uint8_t*>(pointer(to)));
@@ -332,10 +335,11 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
     dynpool::cuda::solve(solver_params(objective, clips, T, lengths, K, C, epsilon, tol, max_iter, u, value, gap,
                                        iterations, b, pairs, scratch), device, pointer(stream));
   });
-  cuda.def("make_rgb", [](const PlanesLayout& layout, int64_t count, Address planes, Address rgb, int device,
-                          const py::object&, Address stream) {
+  cuda.def("make_rgb", [](const PlanesLayout& layout, int64_t count, uint32_t interlaced, Address planes, Address rgb,
+                          int device, const py::object&, Address stream) {
     require(layout.colour && count >= 0 && planes && rgb, "the planes have no colours, or nowhere to go");
-    dynpool::cuda::make_rgb({*layout.colour, count, layout.plane[0].width, layout.plane[0].height,
+    require(!interlaced || count <= dynpool::kMaxFrames, "too many frames at once");
+    dynpool::cuda::make_rgb({*layout.colour, count, layout.plane[0].width, layout.plane[0].height, interlaced,
                              static_cast<const uint8_t*>(pointer(planes)), static_cast<uint8_t*>(pointer(rgb))},
                             device, pointer(stream));
   });

@@ -14,7 +14,7 @@
 //   - else the bytes of the planes themselves, one plane after the other, without the padding of their lines.
 //
 // A frame is converted line by line, in the first-level cache: nothing of its size is ever written. Chroma is taken from
-// the nearest sample: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, each product rounded down, and clipped
+// the nearest sample, of an interlaced frame that of the same field: R = y (Y - black) + rv V, G = … + gu U + gv V, B = … + bu U, each product rounded down, and clipped
 // to 0 … 255.
 #pragma once
 #include <cstdint>
@@ -38,8 +38,16 @@ struct Colour {
   double y = 1, rv = 0, gu = 0, gv = 0, bu = 0;  // at 8 bits
 };
 
+// The line of chroma, of so many, that a line of luma has where a line of chroma serves two: of the even lines of a frame
+// that is interlaced and those of the odd ones, each is a picture of its own.
+DYNPOOL_HOST_DEVICE int64_t chroma_line(int64_t y, bool interlaced, int64_t lines) {
+  const int64_t line = interlaced ? y / 4 * 2 + y % 2 : y / 2;
+  return line < lines ? line : lines - 1;
+}
+
 struct PlanesParams {
   int64_t count = 0;                        // frames
+  uint32_t interlaced = 0;                  // with colour and shift_y: bit t of frame t
   const uint8_t* const* planes = nullptr;   // [count, num_planes]
   const int64_t* strides = nullptr;         // [count, num_planes]: bytes from line to line
   int num_planes = 1;                       // with colour 3: Y, U, V, of which U and V may share memory
@@ -58,7 +66,8 @@ struct PlanesParams {
 // The planes of frames, one after the other, without the padding of their lines.
 struct PackedPlanes {
   Colour colour;
-  int64_t count = 0, width = 0, height = 0;  // frames; samples
+  int64_t count = 0, width = 0, height = 0;  // frames, at most kMaxFrames where some are interlaced; samples
+  uint32_t interlaced = 0;                   // where shift_y is 1: bit t of frame t
   const uint8_t* planes = nullptr;           // [count, bytes of a frame]
   uint8_t* rgb = nullptr;                    // [count, 3, height, width]
 

@@ -259,6 +259,7 @@ def pool_planes(
     layout: Any,
     planes: Sequence[int],
     strides: Sequence[int],
+    interlaced: int,
     nonlinearity: str,
     weights: Sequence[Sequence[float]],
     mix: Sequence[Sequence[float]] | None,
@@ -266,20 +267,20 @@ def pool_planes(
     fresh: Sequence[bool] = (),
 ) -> None:
     """rows[k] += Σ_t weights[k][t] ψ(frames[t]) in float32, where fresh[k] rows[k] = …; or, with mix, in float64
-    rows[r] += Σ_k mix[r][k] Σ_t …
+    rows[r] += Σ_k mix[r][k] Σ_t … Bit t of `interlaced` is of frame t, where its lines of luma share chroma.
     """
     flat = [weight for row in weights for weight in row]
     mixed = [factor for row in mix or () for factor in row]
     dtype = torch.float32 if mix is None else torch.float64
     sums = [row.data_ptr() for row in rows if row.dtype == dtype]  # too few are refused; too narrow would be overrun
     psi = NONLINEARITY_CODES[nonlinearity]
-    _extension().cpu.pool_planes(layout, planes, strides, psi, flat, mixed, sums, fresh, 0, _num_threads())
+    _extension().cpu.pool_planes(layout, planes, strides, interlaced, psi, flat, mixed, sums, fresh, 0, _num_threads())
 
 
-def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], largest: Tensor) -> None:
+def take_largest(layout: Any, planes: Sequence[int], strides: Sequence[int], interlaced: int, largest: Tensor) -> None:
     """largest = the maximum of it, uint8 and contiguous, and of the frames' bytes."""
     threads = _num_threads()
-    _extension().cpu.pool_planes(layout, planes, strides, 0, [], [], [], [], largest.data_ptr(), threads)
+    _extension().cpu.pool_planes(layout, planes, strides, interlaced, 0, [], [], [], [], largest.data_ptr(), threads)
 
 
 def pack_planes(layout: Any, planes: Sequence[int], strides: Sequence[int], packed: Tensor) -> None:
@@ -287,7 +288,7 @@ def pack_planes(layout: Any, planes: Sequence[int], strides: Sequence[int], pack
     _extension().cpu.pack_planes(layout, planes, strides, packed.data_ptr())
 
 
-def rgb_of_packed(colours: Colours, packed: Tensor, rgb: Tensor) -> bool:
+def rgb_of_packed(colours: Colours, interlaced: int, packed: Tensor, rgb: Tensor) -> bool:
     """rgb [T, 3, H, W] = the bytes that the CPU's kernels make of planes, of packed ones; False where the device has no
     kernel for that.
     """
@@ -295,7 +296,7 @@ def rgb_of_packed(colours: Colours, packed: Tensor, rgb: Tensor) -> bool:
     if kernels is None or kernels.make_rgb is None:
         return False
     layout, where = kernels.planes(*colours), kernels.where(packed.device)
-    kernels.make_rgb(layout, len(packed), packed.data_ptr(), rgb.data_ptr(), *where)
+    kernels.make_rgb(layout, len(packed), interlaced, packed.data_ptr(), rgb.data_ptr(), *where)
     return True
 
 

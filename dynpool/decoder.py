@@ -44,6 +44,7 @@ _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
+_NO_VIDEOS = ("tty", "concat", "sdp")  # formats of any text; of other files' names; of ports to listen at
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
 SWSCALES_BT601 = 5
@@ -99,8 +100,10 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
 def _opened(file: Any, limit: TimeLimit) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
+    # What else a file names is not opened, but for the segments of a playlist that is a file itself.
+    protocols = {"protocol_whitelist": "file,crypto,data" if isinstance(file, str) else "crypto,data"}
     try:
-        container = av.open(file, timeout=limit.timeout, **TOLERANT)
+        container = av.open(file, timeout=limit.timeout, options=protocols, **TOLERANT)
     except FFmpegError as error:
         if isinstance(file, Borrowed):
             file.check()
@@ -150,15 +153,19 @@ class Decoder:
 
     @property
     def _missing(self) -> int:
-        """How many packets a file that was read to its end lacks of those that it promised, if that is not just a few.
+        """How many packets a file that was read to its end lacks of those that it promised, as far as frames were to be
+        read, if that is not just a few.
 
         An index that was there before it was read holds all of them, and none that an edit list drops. Without, as in
         an AVI file that was cut off, the header's count must do, which may include frames that repeat the one before.
         """
-        if not self._ended or self._chosen.stop is not None:
+        if not self._ended:
             return 0
         promised = self._indexed if self._demuxed <= self._indexed else self._stream.frames
-        return promised - self._demuxed if self._demuxed < _WHOLE * promised else 0
+        if self._demuxed >= _WHOLE * promised:
+            return 0
+        wanted = promised if self._chosen.stop is None else min(promised, self._chosen.stop)
+        return max(wanted - self._demuxed, 0)
 
     @property
     def expected(self) -> int | None:
@@ -200,9 +207,14 @@ class Decoder:
             self._stream.codec_context.flush_buffers()
             self._undecodable.clear()
         self._decoded = True
+        number = 0
         for packet in self._stored():
             try:
-                yield from self._stream.decode(packet)
+                for frame in self._stream.decode(packet):
+                    if frame.is_corrupt:  # parts of it are made up
+                        self._undecodable.append(VideoError(self.source, "is damaged", number))
+                    yield frame
+                    number += 1
             except FFmpegError as error:
                 self._undecodable.append(error)
             self._check_time()
@@ -268,8 +280,7 @@ class Decoder:
 
 
 def _video_stream(container: Any, source: str) -> Any:
-    # FFmpeg plays any text file as an animated terminal.
-    streams = [] if container.format.name == "tty" else container.streams.video
+    streams = [] if container.format.name in _NO_VIDEOS else container.streams.video
     for stream in streams:
         if not stream.disposition & Disposition.attached_pic:  # the cover of an audio file
             codec = stream.codec_context

@@ -90,7 +90,9 @@ def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
     if isinstance(video, (bytes, bytearray, memoryview)):
         yield io.BytesIO(video if isinstance(video, bytes) else bytes(video))  # also of a view with gaps
     elif not isinstance(video, (str, os.PathLike)):
-        yield Borrowed(_rewound(video), limit)
+        if isinstance(video, io.TextIOBase):
+            raise TypeError(f"video must be opened in binary mode, got the text file {source_name(video)}")
+        yield Borrowed(video, limit)
     elif "://" in (path := os.fsdecode(video)):
         with _open_url(path) as file:
             yield Borrowed(file, limit)
@@ -129,16 +131,22 @@ def file_state(path: str | os.PathLike[str]) -> str:
     return f"{state.st_size}|{state.st_mtime_ns}"
 
 
-def _rewound(file: Any) -> Any:
-    if isinstance(file, io.TextIOBase):
-        raise TypeError(f"video must be opened in binary mode, got the text file {source_name(file)}")
-    if hasattr(file, "seekable") and file.seekable():
+def _rewound(file: Any) -> bool:
+    """Whether the file stands at its start now, and can be sought in; some say so and cannot, such as fsspec's of a
+    server that does not tell a size.
+    """
+    if not (hasattr(file, "seek") and hasattr(file, "tell")) or (hasattr(file, "seekable") and not file.seekable()):
+        return False
+    try:
+        file.seek(1)  # where it stands some let one seek to
         file.seek(0)
-    return file
+    except (OSError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 class Borrowed:
-    """The reading half of a file object: all but `close`, since PyAV closes what it is given.
+    """The reading half of a file object, from its start: all but `close`, since PyAV closes what it is given.
 
     No exception passes through FFmpeg, which calls this: the file seems to end there, and `check` raises what was kept.
     """
@@ -147,6 +155,7 @@ class Borrowed:
         self._file, self._limit = file, limit
         self._poll = _poll_of(file)
         self._kept: BaseException | None = None
+        self._seekable = _rewound(file)
 
     def read(self, count: int) -> bytes:
         return self._guarded(self._read, b"", count)
@@ -158,8 +167,7 @@ class Borrowed:
         return self._guarded(self._file.tell, -1)
 
     def seekable(self) -> bool:
-        file = self._file
-        return hasattr(file, "seek") and hasattr(file, "tell") and (not hasattr(file, "seekable") or file.seekable())
+        return self._seekable
 
     def check(self) -> None:
         """Raise what the file object raised."""

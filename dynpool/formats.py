@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from . import binary
 from .decoder import SWSCALES_BT601, reformatted
 
@@ -78,8 +81,13 @@ class Format(NamedTuple):
         return luma, rv, -bu * blue / green, -rv * red / green, bu
 
     def made_of(self, frame: Any) -> Any:
-        """A frame with other metadata, size or pixels, as one of this format; RGB is of the frame's own colours."""
+        """A frame with other metadata, size or pixels, as one of this format, and not interlaced; RGB is of the frame's
+        own colours.
+        """
         colours = {}
+        if frame.interlaced_frame and self.name in YUV:  # by way of RGB, since swscale leaves the chroma of fields apart
+            rgb = reformatted(frame, self.width, self.height, "rgb24")
+            frame = type(frame).from_ndarray(rgb.to_ndarray(), format="rgb24")
         if self.name in YUV:
             is_bt601 = LUMA[self.colorspace] is _BT601  # of whose numbers PyAV knows one
             matrix = SWSCALES_BT601 if is_bt601 else self.colorspace
@@ -95,6 +103,17 @@ def plane_sizes(form: Format) -> list[tuple[int, int]]:
     size = 1 if depth == 8 else 2
     chroma = -(-form.height >> shift_y), -(-form.width >> shift_x) * step * size
     return [(form.height, form.width * size), *[chroma] * (1 if step == 2 else 2)]
+
+
+def has_fields(form: Format) -> bool:
+    """Whether lines of luma share those of chroma, which differ where frames are interlaced."""
+    return form.name in YUV and YUV[form.name].shift_y == 1
+
+
+def field_lines(height: int) -> npt.NDArray[np.int64]:
+    """The line of chroma that each line of luma has in an interlaced frame (csrc/planes.h)."""
+    line = np.arange(height)
+    return np.minimum(line // 4 * 2 + line % 2, (height + 1) // 2 - 1)
 
 
 def colours_of(form: Format) -> binary.Colours:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,7 +19,7 @@ from .planes import Pool
 from .pooling import temporal_pool
 from .pools import pool_for
 from .recipe import Method, Recipe
-from .streaming import Endless, Windows
+from .streaming import Endless, RankPoolStream, Windows
 from .video import Size, Video, read_clip
 from .weights import half_norm
 
@@ -236,9 +237,23 @@ def _while_decoding(decoder: Decoder, recipe: Recipe) -> Making:
         picture, count = _whole(feed)
         yield picture
     else:
-        yield from _pictures(feed, range(0, sys.maxsize, recipe.step))
-        count = feed.count
+        count = yield from _covering(feed, recipe.step)
     return Account(count, decoder.damaged)
+
+
+def _covering(feed: _Feed, step: int) -> Generator[Tensor, None, int]:
+    """Pictures of the windows that cover the video, and its number of frames. Where packets tell how many there will be,
+    no sums are kept for windows that would begin after the last.
+    """
+    window, expected, made = feed.recipe.window, feed.decoder.expected, 0
+    assert window is not None
+    starts = range(0, sys.maxsize, step) if expected is None else covering_starts(expected, window, step)
+    for picture in _pictures(feed, starts):
+        made += 1
+        yield picture
+    if expected is not None and feed.count > expected:
+        yield from _pictures(feed.again(), covering_starts(feed.count, window, step)[made:])
+    return feed.count
 
 
 def _of_chosen(decoder: Decoder, recipe: Recipe, count: int) -> Making:
@@ -320,21 +335,27 @@ def _whole(feed: _Feed) -> tuple[Tensor, int]:
     for _ in range(2):  # again if the number of packets was not that of the frames
         if not expected:
             break
-        pictures = list(_windows(feed, expected, [0], recipe.weights(expected)))
+        weights = recipe.weights(expected)
+        (row,) = _rows(feed, expected, [0], weights)  # all frames, before others are asked for
         if feed.count == expected:
-            return pictures[0], expected
+            return _picture(feed, row, math.fsum(weights)), expected
         expected, feed = feed.count, feed.again()
     return _endless(feed), feed.count
 
 
 def _windows(feed: _Feed, window: int, starts: Sequence[int], weights: Sequence[float] | None) -> Iterator[Tensor]:
-    sums: Windows | None = None
     total = math.fsum(weights or ())
+    return (_picture(feed, row, total) for row in _rows(feed, window, starts, weights))
+
+
+def _rows(feed: _Feed, window: int, starts: Sequence[int], weights: Sequence[float] | None) -> Iterator[Tensor]:
+    """Sums, or maxima, of windows: use each before the next is asked for."""
+    sums: Windows | None = None
     for batch in feed:
         sums = sums or Windows(feed.pool, window, starts, weights)
-        yield from (_picture(feed, row, total) for row in sums.take(batch))
+        yield from sums.take(batch)
     if sums is not None:
-        yield from (_picture(feed, row, total) for row in sums.finish(feed.last))
+        yield from sums.finish(feed.last)
 
 
 def _endless(feed: _Feed) -> Tensor:
@@ -353,7 +374,8 @@ def _endless(feed: _Feed) -> Tensor:
 
 def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
     """As `Recipe.picture`, of a sum or maximum. Pixels that never change pool to zero, but for rounding, which min-max
-    would blow up into a picture of noise.
+    would blow up into a picture of noise: where hardly anything changes, the whole of a video is pooled once more, in
+    float64, and of windows what may be rounding is left out.
     """
     recipe, pool = feed.recipe, feed.pool
     ranked = recipe.method == "approx"
@@ -364,6 +386,9 @@ def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
     pooled = pool.image(row, total)
     pooled = pooled.float() if pooled.is_floating_point() else pooled
     if ranked and not _moves(pooled, recipe):
+        if recipe.window is None and not recipe.resize_first and feed.decoder.repeatable:
+            frames = itertools.chain.from_iterable(feed.again())
+            return recipe.picture(_streamed(frames, recipe).to(pooled.device))
         rounding = _ROUNDING[recipe.nonlinearity] * max(1, min(feed.count, recipe.window or feed.count) / _ROUNDED)
         pooled = pooled.where(pooled.abs() > rounding, 0)
     return recipe.picture(pooled)
@@ -415,7 +440,9 @@ def _image(frames: Tensor, count: int, recipe: Recipe) -> Tensor:
         return recipe.picture(d.where(frames.amax(0) != frames.amin(0), 0))
     weights = torch.tensor(recipe.weights(count), dtype=torch.float64, device=frames.device)
     pooled = temporal_pool(frames, _folded(weights, len(frames)), 0, nonlinearity=recipe.nonlinearity).contiguous()
-    return recipe.picture(_stilled(pooled, frames, recipe) if recipe.method == "approx" else pooled)
+    if recipe.method == "approx" and not _moves(pooled, recipe):
+        pooled = _streamed(itertools.chain(frames, itertools.repeat(frames[-1], count - len(frames))), recipe)
+    return recipe.picture(pooled)
 
 
 def _folded(weights: Tensor, count: int) -> Tensor:
@@ -423,8 +450,11 @@ def _folded(weights: Tensor, count: int) -> Tensor:
     return torch.cat([weights[: count - 1], weights[count - 1 :].sum(0, keepdim=True)])
 
 
-def _stilled(pooled: Tensor, frames: Tensor, recipe: Recipe) -> Tensor:
-    """As in `_picture`, where the frames tell."""
-    if _moves(pooled, recipe):
-        return pooled
-    return pooled.where(frames.amax(0) != frames.amin(0), 0)
+def _streamed(frames: Iterable[Any], recipe: Recipe) -> Tensor:
+    """Pooled in float64, as differences: 0 where nothing changes."""
+    stream = RankPoolStream(
+        nonlinearity=recipe.nonlinearity, time_average=recipe.time_average, normalize_weights=True
+    )
+    for frame in frames:
+        stream.update(frame)
+    return stream.result(torch.float64)

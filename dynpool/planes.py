@@ -24,7 +24,7 @@ from torch import Tensor
 from . import binary
 from .checks import Nonlinearity
 from .decoder import Pixels, Turn, lines_of
-from .formats import PACKED, YUV, Format, colours_of, plane_sizes
+from .formats import PACKED, YUV, Format, colours_of, field_lines, has_fields, plane_sizes
 
 _MAX_BATCH = 16
 _BATCH_BYTES = 1 << 25  # of frames that wait, which the decoder cannot use again meanwhile
@@ -105,6 +105,7 @@ class PlanesPool(Pool):
     def __init__(self, form: Format, nonlinearity: Nonlinearity, turn: Turn) -> None:
         super().__init__(form, nonlinearity, turn)
         self._sizes = plane_sizes(form)
+        self._has_fields = has_fields(form)
 
     @functools.cached_property
     def _places(self) -> list[tuple[int, int]]:
@@ -135,6 +136,10 @@ class PlanesPool(Pool):
                 strides.append(planes[index].line_size)
         return addresses, strides
 
+    def _fields(self, frames: Sequence[Any]) -> int:
+        """Bit t: whether colours are to be made of frame t as of an interlaced one."""
+        return 0
+
     def add(
         self,
         frames: Sequence[Any],
@@ -143,21 +148,29 @@ class PlanesPool(Pool):
         mix: Matrix | None = None,
         fresh: Sequence[bool] = (),
     ) -> None:
-        binary.pool_planes(self._layout, *self._planes(frames), self.nonlinearity, weights, mix, rows, fresh)
+        fields = self._fields(frames)
+        binary.pool_planes(self._layout, *self._planes(frames), fields, self.nonlinearity, weights, mix, rows, fresh)
 
     def take_largest(self, frames: Sequence[Any], rows: Sequence[Tensor], spans: Sequence[slice]) -> None:
         for row, span in zip(rows, spans, strict=True):
-            binary.take_largest(self._layout, *self._planes(frames[span]), row)
+            some = frames[span]
+            binary.take_largest(self._layout, *self._planes(some), self._fields(some), row)
 
 
 class ColourPlanes(PlanesPool):
     """Y, U, V, of which a kernel makes R, G, B."""
 
     makes_colours = True
+    _interlaced = False  # whether a frame so far was
 
     @property
     def shape(self) -> tuple[int, ...]:
         return 3, self.form.height, self.form.width
+
+    def _fields(self, frames: Sequence[Any]) -> int:
+        fields = sum(frame.interlaced_frame << t for t, frame in enumerate(frames)) if self._has_fields else 0
+        self._interlaced |= fields > 0
+        return fields
 
     def spread(self, marks: Sequence[npt.NDArray[np.bool_]]) -> Tensor:
         _, height, width = self.shape
@@ -165,7 +178,10 @@ class ColourPlanes(PlanesPool):
         found = marks[0].reshape(height, width, -1).any(2)
         for mark in marks[1:]:
             chroma = mark.reshape(len(mark), -(-width >> shift_x), -1).any(2)
-            found |= chroma.repeat(1 << shift_y, 0).repeat(1 << shift_x, 1)[:height, :width]
+            wide = chroma.repeat(1 << shift_x, 1)[:, :width]
+            found |= wide.repeat(1 << shift_y, 0)[:height]
+            if self._interlaced:
+                found |= wide[field_lines(height)]
         return torch.from_numpy(found).expand(self.shape)
 
     def image(self, row: Tensor, total: float) -> Tensor:
@@ -173,7 +189,10 @@ class ColourPlanes(PlanesPool):
 
 
 class RawPlanes(PlanesPool):
-    """Bytes as they are, and RGB of their sum."""
+    """Bytes as they are, and RGB of their sum; of Y, U and V for frames that are not interlaced, or made so."""
+
+    def takes(self, frame: Any) -> bool:
+        return super().takes(frame) and not (self._has_fields and frame.interlaced_frame)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from . import binary
 from .checks import Nonlinearity
 from .decoder import Pixels, RgbConverter, Turn
-from .formats import LUMA, PACKED, YUV, Format, colours_of
+from .formats import LUMA, PACKED, YUV, Format, colours_of, field_lines, has_fields
 from .planes import ColourPlanes, Matrix, PlanesPool, Pool, RawPlanes
 from .pooling import temporal_pool
 from .video import Size, resized_clip
@@ -36,7 +36,8 @@ def pool_for(frame: Any, nonlinearity: Nonlinearity, device: torch.device, size:
     known = form.name in YUV and form.colorspace in LUMA
     if not known and form.name not in PACKED:
         form = form._replace(name="rgb24")
-    raw = not known or (nonlinearity == "identity" and not colours and YUV[form.name].depth == 8)
+    fields = known and has_fields(form) and frame.interlaced_frame
+    raw = not known or (nonlinearity == "identity" and not colours and not fields and YUV[form.name].depth == 8)
     if device.type == "cpu":
         return (RawPlanes if raw else ColourPlanes)(form, nonlinearity, turn)
     return (MovedRaw if raw else MovedColours)(form, nonlinearity, turn, device)
@@ -68,10 +69,14 @@ class _OnDevice(Pool):
         """uint8 [T, *shape], of which sums are made."""
         return packed.view(len(packed), *self.shape)
 
-    def _batch(self, frames: Sequence[Any]) -> Tensor:
+    def _moved(self, frames: Sequence[Any]) -> Tensor:
+        """uint8 [T, _frame_bytes] on the device."""
         if self._staging is None:
             self._staging = _Staging(self._device, self.batch, self._frame_bytes)
-        return self._unpacked(self._staging.move(len(frames), functools.partial(self._pack, frames)))
+        return self._staging.move(len(frames), functools.partial(self._pack, frames))
+
+    def _batch(self, frames: Sequence[Any]) -> Tensor:
+        return self._unpacked(self._moved(frames))
 
     def add(
         self,
@@ -113,13 +118,16 @@ class _MovedPlanes(_OnDevice, PlanesPool):
 class MovedColours(_MovedPlanes, ColourPlanes):
     """Y, U, V, of which R, G, B are made on the device, to the bit as the CPU's kernels do (csrc/colour.h)."""
 
-    def _unpacked(self, packed: Tensor) -> Tensor:
+    def _batch(self, frames: Sequence[Any]) -> Tensor:
+        return self._rgb_of(self._moved(frames), self._fields(frames))
+
+    def _rgb_of(self, packed: Tensor, interlaced: int) -> Tensor:
         rgb = torch.empty((len(packed), *self.shape), dtype=torch.uint8, device=packed.device)
-        if not binary.rgb_of_packed(colours_of(self.form), packed, rgb):
-            self._make_rgb(packed, rgb)
+        if not binary.rgb_of_packed(colours_of(self.form), interlaced, packed, rgb):
+            self._make_rgb(packed, interlaced, rgb)
         return rgb
 
-    def _make_rgb(self, packed: Tensor, rgb: Tensor) -> None:
+    def _make_rgb(self, packed: Tensor, interlaced: int, rgb: Tensor) -> None:
         """As `binary.rgb_of_packed`, by torch."""
         depth, shift_x, shift_y, _ = YUV[self.form.name]
         up = 11 - depth
@@ -128,8 +136,13 @@ class MovedColours(_MovedPlanes, ColourPlanes):
         U, V = (U << up) - (128 << 3), (V << up) - (128 << 3)
         luma = ((Y << up) - (self.form.black << 3)) * y >> 16
         for index, chroma in enumerate((V * rv >> 16, (U * gu >> 16) + (V * gv >> 16), U * bu >> 16)):
-            wide = _repeated(_repeated(chroma, 1 << shift_y, 1), 1 << shift_x, 2)
-            rgb[:, index] = (luma + wide[:, : self.form.height, : self.form.width]).clamp_(0, 255)
+            wide = _repeated(chroma, 1 << shift_x, 2)[:, :, : self.form.width]
+            lines = _repeated(wide, 1 << shift_y, 1)[:, : self.form.height]
+            if interlaced:
+                fields = torch.tensor([interlaced >> t & 1 for t in range(len(rgb))], dtype=torch.bool, device=rgb.device)
+                lines = lines.contiguous()
+                lines[fields] = wide[fields][:, torch.from_numpy(field_lines(self.form.height)).to(rgb.device)]
+            rgb[:, index] = (luma + lines).clamp_(0, 255)
 
     def _yuv(self, packed: Tensor) -> list[Tensor]:
         """int32 [T, lines, samples]."""

@@ -16,7 +16,7 @@ import torch
 import dynpool
 from dynpool import reference
 from dynpool.decoder import Turn
-from dynpool.formats import YUV, Format, plane_sizes
+from dynpool.formats import YUV, Format, has_fields, plane_sizes
 from dynpool.pools import MovedColours
 
 device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
@@ -96,7 +96,8 @@ for name, (width, height) in itertools.product(YUV, ((1, 1), (13, 7), (1061, 3))
     if YUV[name].depth > 8:
         samples[:, 1::2] %= 1 << (YUV[name].depth - 8)
     expected = torch.empty(3, *pool.shape, dtype=torch.uint8)
-    pool._make_rgb(samples, expected)
-    assert torch.equal(pool._unpacked(samples.to(device)).cpu(), expected), (name, width, height)
+    fields = 0b101 if has_fields(pool.form) else 0
+    pool._make_rgb(samples, fields, expected)
+    assert torch.equal(pool._rgb_of(samples.to(device), fields).cpu(), expected), (name, width, height)
     launches += 1
 print(f"{launches} cases on {device}, all right")

@@ -21,7 +21,7 @@ from dynpool import (
     rank_pool,
 )
 from dynpool.decoder import Turn
-from dynpool.formats import YUV, Format
+from dynpool.formats import YUV, Format, has_fields
 from dynpool.pools import MovedColours, _Staging
 
 OPTIONS = [
@@ -213,8 +213,9 @@ def test_planes_become_rgb_as_torch_makes_it(name, width, height, cuda):
     if YUV[name].depth > 8:
         packed[:, 1::2] %= 4
     expected = torch.empty((3, *pool.shape), dtype=torch.uint8, device=cuda)
-    pool._make_rgb(packed, expected)
-    assert torch.equal(pool._unpacked(packed), expected)
+    for interlaced in (0, 0b101) if has_fields(pool.form) else (0,):
+        pool._make_rgb(packed, interlaced, expected)
+        assert torch.equal(pool._rgb_of(packed, interlaced), expected)
 
 
 def test_dynamic_images_of_arrays(cuda):

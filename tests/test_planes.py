@@ -419,17 +419,17 @@ def test_without_kernels_rgb_frames_are_pooled(monkeypatch):
 def test_bad_calls_of_the_kernel_are_refused():
     layout = binary.planes_layout([4], [4])
     with pytest.raises(ValueError, match="a frame lacks a plane"):
-        binary.pool_planes(layout, [1, 2], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1, 2], [4], 0, "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="null pointer"):
-        binary.pool_planes(layout, [0], [4], "sqrt", [[1.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [0], [4], 0, "sqrt", [[1.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="too many frames"):
-        binary.pool_planes(layout, [1] * 33, [4] * 33, "sqrt", [[1.0] * 33], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1] * 33, [4] * 33, 0, "sqrt", [[1.0] * 33], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="weights must be"):
-        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0], [2.0]], None, [torch.zeros(16)])
+        binary.pool_planes(layout, [1], [4], 0, "sqrt", [[1.0], [2.0]], None, [torch.zeros(16)])
     with pytest.raises(ValueError, match="weights must be"):
-        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16, dtype=torch.float64)])
+        binary.pool_planes(layout, [1], [4], 0, "sqrt", [[1.0]], [[1.0, 2.0]], [torch.zeros(16, dtype=torch.float64)])
     with pytest.raises(ValueError, match="weights must be"):  # a row of float32 is no place for float64
-        binary.pool_planes(layout, [1], [4], "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
+        binary.pool_planes(layout, [1], [4], 0, "sqrt", [[1.0]], [[1.0]], [torch.zeros(16)])
 
 
 # --- over time ------------------------------------------------------------------------------------------------------

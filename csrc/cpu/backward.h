@@ -114,6 +114,78 @@ RowSum<Acc> sum_rows(const TemporalPoolParams& p, int64_t clip, int64_t t, RowRa
   return sum;
 }
 
+// out[r K + u] += Σ_i g[r, i] x[u, i] for `rows` rows and `frames` frames, 1 to kTogether of them: a vector of either is read
+// once for all of the others, and the sums stay in registers.
+template <class X>
+void add_dots(double* out, int64_t K, const Strided<float>& g, int64_t rows, const Strided<X>& x, int64_t frames,
+              int64_t n) {
+  constexpr int kAtOnce = kVector == 16 ? kTogether : 2;  // frames whose sums there are registers for
+  for (int64_t begin = 0; begin < frames; begin += kAtOnce) {
+    const float* row[kTogether];
+    const X* frame[kAtOnce];
+    for (int r = 0; r < kTogether; ++r) row[r] = g[r < rows ? r : rows - 1];
+    for (int u = 0; u < kAtOnce; ++u) frame[u] = x[begin + u < frames ? begin + u : frames - 1];
+    Floats sums[kTogether][kAtOnce] = {};
+    int64_t i = 0;
+    for (; i + kVector <= n; i += kVector) {
+      Floats values[kAtOnce];
+      for (int u = 0; u < kAtOnce; ++u) values[u] = floats_of(frame[u] + i);
+      for (int r = 0; r < kTogether; ++r) {
+        const Floats factor = floats_of(row[r] + i);
+        for (int u = 0; u < kAtOnce; ++u) sums[r][u] += factor * values[u];
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t u = 0; u < kAtOnce && begin + u < frames; ++u) {
+        float lanes[kVector], sum = 0;
+        memcpy(lanes, &sums[r][u], sizeof(lanes));
+        for (const float lane : lanes) sum += lane;
+        for (int64_t k = i; k < n; ++k) sum += row[r][k] * load(frame[u][k]);
+        out[r * K + begin + u] += sum;
+      }
+  }
+}
+
+// The same of kTogether frames at a time, which all rows weigh.
+template <class Acc>
+struct SharedFrames {
+  const std::unique_ptr<Acc[]> G, psi_frames;  // [kTogether, pitch]
+  const int64_t pitch;
+
+  SharedFrames(int64_t pitch, bool needs_psi)
+      : G(new Acc[kTogether * pitch]), psi_frames(needs_psi ? new Acc[kTogether * pitch] : nullptr), pitch(pitch) {}
+
+  RowSum<Acc> sum(int64_t r, int64_t rows) const { return {rows, 1, G.get() + r * pitch}; }
+
+  void sum_rows(const TemporalPoolParams& p, int64_t clip, int64_t t, const RowRing<Acc>& g, int64_t n) const {
+    Acc* sums[kTogether];
+    const Acc* weights[kTogether];
+    for (int r = 0; r < kTogether; ++r) {
+      sums[r] = G.get() + r * pitch;
+      weights[r] = static_cast<const Acc*>(p.weights) + clip * p.W * p.K + (t + r < p.T ? t + r : p.T - 1);
+      clear(sums[r], n);
+    }
+    add_together(sums, Strided<Acc>{g.values, g.pitch}, weights, p.K, p.W, n);
+  }
+
+  template <Nonlinearity psi, bool normalized, class X>
+  void add_to_weights(double* dweights, const TemporalPoolParams& p, const RowRing<Acc>& g, const Strided<X>& x,
+                      int64_t frames, const TilePixels<Acc>& pixels, int64_t n) const {
+    constexpr bool plain = psi == Nonlinearity::identity && !normalized;
+    for (int64_t u = 0; !plain && u < frames; ++u)
+      fill_psi<psi, normalized>(psi_frames.get() + u * pitch, x[u], pixels, n);
+    for (int64_t w = 0; w < p.W; w += kTogether) {
+      const int64_t rows = p.W - w < kTogether ? p.W - w : kTogether;
+      const Strided<Acc> together{g[w], g.pitch};
+      if constexpr (plain) {
+        add_dots(dweights + w * p.K, p.K, together, rows, x, frames, n);
+      } else {
+        add_dots(dweights + w * p.K, p.K, together, rows, Strided<Acc>{psi_frames.get(), pitch}, frames, n);
+      }
+    }
+  }
+};
+
 // Tasks of one chunk of the backward pass (tasks.h); sums over elements go to the chunk's own partial sums.
 template <class X, Nonlinearity psi, bool normalized>
 void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial) {
@@ -134,6 +206,8 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
   const bool transposes_dx = packs_dx && p.dx_t < p.inner().dx;
   const std::unique_ptr<X[]> packed(packs_x ? new X[kFrames * packed_pitch] : nullptr);
   const std::unique_ptr<X[]> packed_dx(packs_dx ? new X[kFrames * packed_pitch] : nullptr);
+  const std::unique_ptr<SharedFrames<Acc>> shared(
+      sums_together<X> && !p.bands && p.W >= kTogether ? new SharedFrames<Acc>(pitch, partial.dweights) : nullptr);
 
   for (int64_t task = chunk.begin; task < chunk.end; ++task) {
     const Tile tile = tasks.tile(task);
@@ -156,7 +230,10 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
         const RowRange open = rows.of(t, t + 1);
         for (begun = begun < open.begin ? open.begin : begun; begun < open.end; ++begun)
           load_tile(p.y_dtype, p.g, row.y + tile.begin * p.inner().y + begun * p.y_w, p.inner().y, g[begun], n);
-        const RowSum<Acc> G = sum_rows(p, row.clip, t, open, g, s->G, n);
+        if constexpr (sums_together<X>)
+          if (shared && (t - first) % kTogether == 0) shared->sum_rows(p, row.clip, t, g, n);
+        const RowSum<Acc> G = shared ? shared->sum((t - first) % kTogether, p.W)
+                                     : sum_rows(p, row.clip, t, open, g, s->G, n);
         if (reads_x && !block && G.rows) block = frames.block(first, count, &stride);
         const X* x = block ? block + (t - first) * stride : nullptr;
         if (dx) {
@@ -168,7 +245,14 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
         }
         if (!G.rows) continue;  // no row weighs this frame
         if (statistics) add_statistics<psi>(s->dmean, s->dstd, x, G.factor, G.values, s->pixels, n);
-        for (int64_t w = open.begin; partial.dweights && w < open.end; ++w) {
+        if constexpr (sums_together<X>) {
+          if (shared && partial.dweights && (t - first) % kTogether == 0) {
+            const int64_t left = first + count - t;
+            shared->template add_to_weights<psi, normalized>(partial.dweights + t, p, g, Strided<X>{x, stride},
+                                                       left < kTogether ? left : kTogether, s->pixels, n);
+          }
+        }
+        for (int64_t w = open.begin; !shared && partial.dweights && w < open.end; ++w) {
           const Band band = band_of(p, row.clip, w);
           const int64_t k = t - band.first;
           if (k < 0 || k >= band.count) continue;

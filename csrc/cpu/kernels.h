@@ -10,6 +10,7 @@
 #include "lookup.h"
 #include "rows.h"
 #include "tasks.h"
+#include "transpose.h"
 #include "vectors.h"
 
 namespace dynpool {
@@ -127,33 +128,6 @@ int64_t row_pitch(const Tasks& tasks) {
   return (longest + kBlock - 1) / kBlock * kBlock + 64 / static_cast<int64_t>(sizeof(X));
 }
 
-// f(u, i) for u < frames and i < n, in the order in which memory has them.
-template <class F>
-inline __attribute__((always_inline)) void each_element(int64_t frame_stride, int64_t element_stride, int64_t frames,
-                                                        int64_t n, F f) {
-  if (frame_stride < element_stride) {
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t u = 0; u < frames; ++u) f(u, i);
-  } else {
-    for (int64_t u = 0; u < frames; ++u)
-      for (int64_t i = 0; i < n; ++i) f(u, i);
-  }
-}
-
-// Frames of a tile side by side, and back to where they belong.
-template <class X>
-__attribute__((noinline)) void pack(X* out, int64_t pitch, const X* x, int64_t frame_stride, int64_t element_stride,
-                                    int64_t frames, int64_t n) {
-  each_element(frame_stride, element_stride, frames, n,
-               [=](int64_t u, int64_t i) { out[u * pitch + i] = x[u * frame_stride + i * element_stride]; });
-}
-template <class X>
-__attribute__((noinline)) void unpack(X* x, int64_t frame_stride, int64_t element_stride, const X* in, int64_t pitch,
-                                      int64_t frames, int64_t n) {
-  each_element(frame_stride, element_stride, frames, n,
-               [=](int64_t u, int64_t i) { x[u * frame_stride + i * element_stride] = in[u * pitch + i]; });
-}
-
 // A tile's frames with unit stride: the tensor itself, or copies of kFrames frames at a time.
 template <class X>
 struct TileFrames {
@@ -201,13 +175,42 @@ Acc dot(const Acc* g, const X* x, const TilePixels<Acc>& pixels, int64_t n) {
   return sum;
 }
 
+#ifdef __AVX512F__
+// acc[i] += Σ_{t < count} a[t] x[i stride + t], of 16 pixels at a time.
+template <class X>
+void add_dots_across(float* acc, const X* x, int64_t stride, const float* a, int64_t count, int64_t n) {
+  const int rest = static_cast<int>(count % kVector);
+  for (int64_t i = 0; i < n; i += kVector) {
+    const int64_t pixels = n - i < kVector ? n - i : kVector;
+    Floats sums[kVector] = {};
+    int64_t t = 0;
+    for (; t + kVector <= count; t += kVector)
+      for (int k = 0; k < kVector; ++k)
+        sums[k] += floats_of(a + t) * floats_of(x + (i + (k < pixels ? k : 0)) * stride + t);
+    for (int k = 0; rest && k < kVector; ++k)
+      sums[k] += floats_of(a + t, rest) * floats_of(x + (i + (k < pixels ? k : 0)) * stride + t, rest);
+    const Floats all = lane_sums(sums);
+    const __mmask16 inside = static_cast<__mmask16>((1 << pixels) - 1);
+    _mm512_mask_storeu_ps(acc + i, inside, _mm512_maskz_loadu_ps(inside, acc + i) + all);
+  }
+}
+#endif
+
+// Whether a pixel's frames lie together, and are enough for whole vectors.
+template <class X, Nonlinearity psi, bool normalized>
+bool lie_across(int64_t frame_stride, int64_t element_stride, int64_t count) {
+  constexpr int64_t kEnough = kVector == 16 ? 8 : sizeof(X) < 4 ? 64 : 16;
+  return psi == Nonlinearity::identity && !normalized && frame_stride == 1 && element_stride != 1 && count >= kEnough;
+}
+
 template <Nonlinearity psi, bool normalized, class Acc, class X>
 void accumulate_band(Acc* acc, const TileFrames<X>& frames, Band band, const Acc* a, const TilePixels<Acc>& pixels) {
-  // Where a pixel's frames lie together, and are enough for whole vectors.
-  constexpr int64_t kAcross = sizeof(X) < 4 ? 64 : 16;
-  if (psi == Nonlinearity::identity && !normalized && frames.frame_stride == 1 && frames.element_stride != 1 &&
-      band.count >= kAcross) {
+  if (lie_across<X, psi, normalized>(frames.frame_stride, frames.element_stride, band.count)) {
     const X* x = frames.x + band.first;
+#ifdef __AVX512F__
+    if constexpr (std::is_same<Acc, float>::value)
+      return add_dots_across(acc, x, frames.element_stride, a, band.count, frames.n);
+#endif
     for (int64_t i = 0; i < frames.n; ++i, x += frames.element_stride)
       acc[i] += dot<psi, normalized>(a, x, pixels, band.count);
     return;
@@ -235,6 +238,53 @@ void fill_psi(Acc* __restrict psi_frame, const X* __restrict x, const TilePixels
   }
 #pragma GCC ivdep
   for (int64_t i = done; i < n; ++i) psi_frame[i] = apply_psi<psi>(normalize<Acc, normalized>(x[i], pixels, i));
+}
+
+// Sums of kTogether rows that weigh the same frames: a vector of frames is read once for all of them, whose sums stay in
+// registers. Where the compiler's loops are not as good.
+constexpr int kTogether = 4;
+
+template <class X>
+constexpr bool sums_together = kVector > 1 && (std::is_same<X, float>::value || has_vectors<X, Nonlinearity::identity>);
+
+template <int vectors, class X>
+inline __attribute__((always_inline)) void add_vectors(float* const* sums, const Strided<X>& x, const float* const* a,
+                                                       int64_t step, int64_t count, int64_t i) {
+  Floats sum[kTogether][vectors];
+  for (int r = 0; r < kTogether; ++r)
+    for (int v = 0; v < vectors; ++v) memcpy(&sum[r][v], sums[r] + i + v * kVector, sizeof(Floats));
+  for (int64_t u = 0; u < count; ++u) {
+    Floats values[vectors];
+    for (int v = 0; v < vectors; ++v) values[v] = floats_of(x[u] + i + v * kVector);
+    for (int r = 0; r < kTogether; ++r)
+      for (int v = 0; v < vectors; ++v) sum[r][v] += a[r][u * step] * values[v];
+  }
+  for (int r = 0; r < kTogether; ++r)
+    for (int v = 0; v < vectors; ++v) memcpy(sums[r] + i + v * kVector, &sum[r][v], sizeof(Floats));
+}
+
+// sums[r][i] += Σ_{u < count} a[r][u step] x[u, i]
+template <class X>
+void add_together(float* const* sums, const Strided<X>& x, const float* const* a, int64_t step, int64_t count, int64_t n) {
+  constexpr int kVectors = kVector == 16 ? 4 : 2;  // as many sums as there are registers for
+  int64_t i = 0;
+  for (; i + kVectors * kVector <= n; i += kVectors * kVector) add_vectors<kVectors>(sums, x, a, step, count, i);
+  for (; i + kVector <= n; i += kVector) add_vectors<1>(sums, x, a, step, count, i);
+  for (; i < n; ++i)
+    for (int r = 0; r < kTogether; ++r)
+      for (int64_t u = 0; u < count; ++u) sums[r][i] += a[r][u * step] * load(x[u][i]);
+}
+
+// The same for elements begin + i of rows w to w + kTogether, or false.
+template <class Acc, class X>
+bool accumulate_together(const RowRing<Acc>& rows, int64_t w, int64_t begin, const Strided<X>& x, const Acc* a,
+                         int64_t pitch, int64_t count, int64_t n) {
+  if constexpr (sums_together<X>) {
+    float* const sums[] = {rows[w] + begin, rows[w + 1] + begin, rows[w + 2] + begin, rows[w + 3] + begin};
+    const float* const weights[] = {a, a + pitch, a + 2 * pitch, a + 3 * pitch};
+    add_together(sums, x, weights, 1, count, n);
+  }
+  return sums_together<X>;
 }
 
 // Rows that share frames: ψ of kFrames frames at a time, of as many pixels as the nearest cache holds, then every row that
@@ -266,17 +316,26 @@ void accumulate_rows(const RowRing<Acc>& sums, Acc* psi_frames, const TileFrames
         const int64_t to = band.first + band.count < end ? band.first + band.count : end;
         if (from >= to) continue;
         if (!x) x = frames.block(t, end - t, &stride);
-        Acc* sum = sums[w] + begin;
         const Acc* a = weights + w * p.K + from - band.first;
+        const bool together = !p.bands && w + kTogether <= open.end;
         if constexpr (psi == Nonlinearity::identity) {
-          accumulate<psi, false>(sum, Strided<X>{x + (from - t) * stride + begin, stride}, a, to - from, pixels, n);
+          const Strided<X> block{x + (from - t) * stride + begin, stride};
+          if (together && accumulate_together(sums, w, begin, block, a, p.K, to - from, n)) {
+            w += kTogether - 1;
+          } else {
+            accumulate<psi, false>(sums[w] + begin, block, a, to - from, pixels, n);
+          }
         } else {
           for (int64_t u = 0; !ready && u < end - t; ++u)
             fill_psi<psi, normalized>(psi_frames + u * part, x + u * stride + begin, pixels, n);
           ready = true;
+          const Strided<Acc> block{psi_frames + (from - t) * part, part};
           const int64_t length = pixels.table ? (n + kBlock - 1) / kBlock * kBlock : n;
-          accumulate<Nonlinearity::identity, false>(sum, Strided<Acc>{psi_frames + (from - t) * part, part}, a, to - from,
-                                                    pixels, length);
+          if (together && accumulate_together(sums, w, begin, block, a, p.K, to - from, length)) {
+            w += kTogether - 1;
+          } else {
+            accumulate<Nonlinearity::identity, false>(sums[w] + begin, block, a, to - from, pixels, length);
+          }
         }
       }
     }
@@ -284,23 +343,24 @@ void accumulate_rows(const RowRing<Acc>& sums, Acc* psi_frames, const TileFrames
   finish_until(p.W);
 }
 
+// Sums of rows that lie a pitch apart, to where they belong.
 template <class Y, class Acc>
-void store_tile(void* y, int64_t offset, int64_t stride, const Acc* values, int64_t n) {
-  Y* out = static_cast<Y*>(y) + offset;
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) out[i] = store<Y>(values[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) out[i * stride] = store<Y>(values[i]);
-  }
+void store_rows(Y* y, int64_t y_w, int64_t stride, const Acc* values, int64_t pitch, int64_t rows, int64_t n) {
+  if constexpr (std::is_same<Y, Acc>::value)
+    if (rows > 1) return unpack(y, y_w, stride, values, pitch, rows, n);
+  for (int64_t i = 0; stride == 1 && i < n; ++i) y[i] = store<Y>(values[i]);
+  for (int64_t i = 0; stride != 1 && i < n; ++i)
+    for (int64_t r = 0; r < rows; ++r) y[r * y_w + i * stride] = store<Y>(values[r * pitch + i]);
 }
 
 template <class Acc>
-void store_tile(DType dtype, void* y, int64_t offset, int64_t stride, const Acc* values, int64_t n) {
-  switch (dtype) {
-    case DType::float16: return store_tile<Half>(y, offset, stride, values, n);
-    case DType::bfloat16: return store_tile<BFloat16>(y, offset, stride, values, n);
-    case DType::float32: return store_tile<float>(y, offset, stride, values, n);
-    default: return store_tile<double>(y, offset, stride, values, n);
+void store_rows(const TemporalPoolParams& p, int64_t offset, const Acc* values, int64_t pitch, int64_t rows, int64_t n) {
+  const auto to = [&](auto* y) { store_rows(y + offset, p.y_w, p.inner().y, values, pitch, rows, n); };
+  switch (p.y_dtype) {
+    case DType::float16: return to(static_cast<Half*>(p.y));
+    case DType::bfloat16: return to(static_cast<BFloat16*>(p.y));
+    case DType::float32: return to(static_cast<float*>(p.y));
+    default: return to(static_cast<double*>(p.y));
   }
 }
 
@@ -343,7 +403,7 @@ template <class X, Nonlinearity psi, bool inside>
 void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
   using Acc = typename Accumulate<X>::type;
   const Tasks tasks(p);
-  const bool shared = rows_share_frames(p);
+  const bool shared = rows_share_frames(p) && !(p.bands && lie_across<X, psi, inside>(p.x_t, p.inner().x, p.K));
   const bool outside = !inside && (p.mean || p.std);
   int64_t slots = 1;
   for (int64_t clip = 0; shared && clip < p.clips; ++clip) {
@@ -357,6 +417,8 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
   const int64_t packed_pitch = row_pitch<X>(tasks);
   const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
   TileTable<psi, inside> table;
+  const bool transposes = p.W > 1 && p.y_w < p.inner().y;  // rows that are over wait for others, to be stored pixel by pixel
+  const std::unique_ptr<Acc[]> over(transposes ? new Acc[kFrames * pitch] : nullptr);
 
   for (int64_t task = begin; task < end; ++task) {
     const Tile tile = tasks.tile(task);
@@ -370,7 +432,12 @@ void forward_tasks(const TemporalPoolParams& p, int64_t begin, int64_t end) {
       if constexpr (looks_up<X, psi>)
         if (pixels->table) natural_order(sums[w], tile.n);
       if (outside) normalize_sum<psi>(sums[w], weights + w * p.K, band_of(p, row.clip, w).count, *pixels, tile.n);
-      store_tile(p.y_dtype, p.y, row.y + tile.begin * p.inner().y + w * p.y_w, p.inner().y, sums[w], tile.n);
+      const int64_t y = row.y + tile.begin * p.inner().y;
+      if (!transposes) return store_rows(p, y + w * p.y_w, sums[w], pitch, 1, tile.n);
+      const int64_t waiting = w % kFrames + 1;
+      memcpy(over.get() + (waiting - 1) * pitch, sums[w], tile.n * sizeof(Acc));
+      if (waiting == kFrames || w + 1 == p.W)
+        store_rows(p, y + (w + 1 - waiting) * p.y_w, over.get(), pitch, waiting, tile.n);
     };
     if (shared) {
       accumulate_rows<psi, inside>(sums, acc.get() + slots * pitch, frames, p, row.clip, *pixels, finish);

@@ -167,6 +167,14 @@ void pool_colour(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& 
     };
     return Lines{{line(0, row << c.shift_y), line(0, (row << c.shift_y) + lines - 1)}, line(1, row), line(2, row)};
   };
+  const auto colour_fields = [&](int64_t t, const Sample* const* Y, int64_t y0, int64_t count, int64_t chroma, int64_t n,
+                                 uint8_t* out) {
+    for (int64_t y = 0; y < count; ++y) {
+      const int64_t row = chroma_line(y0 + y, true, (height + 1) / 2);
+      const Lines l = lines_at(t, row);
+      colour_lines<Sample, step, shift>(factors, Y + y, 1, l.u + chroma, l.v + chroma, n, out + 3 * y * span, span);
+    }
+  };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t y0 = row << c.shift_y, count = height - y0 < lines ? height - y0 : lines;
     Lines current[kMaxFrames];
@@ -179,7 +187,11 @@ void pool_colour(const PlanesParams& p, int64_t begin, int64_t end, PlanesPool& 
         const Lines& l = current[t];
         const Sample* const Y[] = {l.y[0] + x0, l.y[1] + x0};
         uint8_t* out = rgb.get() + t * size;
-        colour_lines<Sample, step, shift>(factors, Y, count, l.u + chroma, l.v + chroma, n, out, span);
+        if (p.interlaced >> t & 1) {
+          colour_fields(t, Y, y0, count, chroma, n, out);
+        } else {
+          colour_lines<Sample, step, shift>(factors, Y, count, l.u + chroma, l.v + chroma, n, out, span);
+        }
         runs.x[t] = out;
         if (row + 1 == end) continue;
         const Lines next = lines_at(t, row + 1);

@@ -38,6 +38,32 @@ inline Floats floats_of(const BFloat16* x) {
 }
 inline Floats floats_of(const float* x) { return _mm512_loadu_ps(x); }
 
+// The first n < kVector, zeros after them.
+inline Floats floats_of(const uint8_t* x, int n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(static_cast<__mmask16>((1 << n) - 1), x)));
+}
+inline Floats floats_of(const Half* x, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1 << n) - 1), x));
+}
+inline Floats floats_of(const BFloat16* x, int n) {
+  const __m256i bits = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1 << n) - 1), x);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline Floats floats_of(const float* x, int n) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << n) - 1), x); }
+
+// Lane k: the sum of the lanes of vector k. (s is overwritten.)
+inline Floats lane_sums(Floats (&s)[kVector]) {
+  for (int k = 0; k < 8; ++k) s[k] = _mm512_unpacklo_ps(s[2 * k], s[2 * k + 1]) + _mm512_unpackhi_ps(s[2 * k], s[2 * k + 1]);
+  for (int k = 0; k < 4; ++k) {
+    const __m512d a = _mm512_castps_pd(s[2 * k]), b = _mm512_castps_pd(s[2 * k + 1]);
+    s[k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  }
+  const auto quarters = [](Floats a, Floats b) {
+    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  };
+  return quarters(quarters(s[0], s[1]), quarters(s[2], s[3]));
+}
+
 // 0 and infinity have no Newton step.
 inline __mmask16 extreme(Floats m) {
   constexpr int kZeros = 0x02 | 0x04, kInfinities = 0x08 | 0x10;
@@ -76,6 +102,7 @@ constexpr bool has_vectors = std::is_same<X, uint8_t>::value;
 inline Floats floats_of(const uint8_t* x) {
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
 }
+inline Floats floats_of(const float* x) { return _mm256_loadu_ps(x); }
 
 // √z for z = 0 … 255
 template <class X>

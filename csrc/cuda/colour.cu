@@ -10,8 +10,9 @@ constexpr int kSpan = 4 * kThreads;  // samples of a line, by a block
 
 // PackedPlanes in samples.
 struct ColourShape {
-  int64_t width, height, chroma_line, chroma_size, frame, spans;
+  int64_t width, height, chroma_pitch, chroma_size, frame, spans;
   int shift_x, shift_y, step;
+  uint32_t interlaced;
 };
 
 template <class Sample>
@@ -21,7 +22,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first = blockIdx.x % shape.spans * kSpan, end = min(first + kSpan, shape.width);
   const int64_t size = shape.width * shape.height;
   const Sample* const Y = planes + t * shape.frame + y * shape.width;
-  const Sample* const U = planes + t * shape.frame + size + (y >> shape.shift_y) * shape.chroma_line;
+  const bool interlaced = shape.interlaced && shape.interlaced >> t & 1;
+  const int64_t row = shape.shift_y ? chroma_line(y, interlaced, (shape.height + 1) / 2) : y;
+  const Sample* const U = planes + t * shape.frame + size + row * shape.chroma_pitch;
   const Sample* const V = U + (shape.step == 2 ? 1 : shape.chroma_size);
   uint8_t* const out = rgb + 3 * t * size + y * shape.width;
   for (int64_t x = first + threadIdx.x; x < end; x += kThreads) {
@@ -40,7 +43,7 @@ void make_rgb_of(const PackedPlanes& p, cudaStream_t stream) {
   const int64_t spans = ceil_div(p.width, kSpan);
   const ColourShape shape{p.width,     p.height,  p.chroma_width() * c.chroma_step, p.chroma_width() * p.chroma_height(),
                           p.samples(), spans,     c.shift_x,                        c.shift_y,
-                          c.chroma_step};
+                          c.chroma_step, p.interlaced};
   launch(colour_kernel<Sample>, dim3(grid_size(p.count * p.height * spans)), dim3(kThreads), stream,
          reinterpret_cast<const Sample*>(p.planes), p.rgb, shape, Factors(c));
 }

@@ -30,6 +30,7 @@ constexpr Format kFormats[] = {{"yuv420p", 8, 1, 1, 1},   {"yuv422p", 8, 1, 0, 1
 struct Frames {
   Format format;
   int64_t width, height, count;
+  uint32_t interlaced = 0;
   Colour colour{8, 0, 0, 1, 16, 255.0 / 219, 1.596027, -0.391762, -0.812968, 2.017232};
   std::vector<std::unique_ptr<Guarded>> memory;
   std::vector<const uint8_t*> planes;
@@ -42,6 +43,7 @@ struct Frames {
     colour.shift_y = f.shift_y;
     colour.chroma_step = f.step;
     if (at_end) colour.black = 0;
+    if (f.shift_y && count != 4) interlaced = random();
     const int64_t columns = (width + f.shift_x) >> f.shift_x, rows = (height + f.shift_y) >> f.shift_y;
     for (int64_t t = 0; t < count; ++t) {
       add_plane(width, height, at_end, random);
@@ -71,8 +73,13 @@ struct Frames {
     const int up = 11 - format.depth;
     const auto factor = [](double f) { return static_cast<int>(std::floor(f * 8192 + 0.5)); };
     const auto product = [](int a, int b) { return static_cast<int>(std::floor(a * static_cast<double>(b) / 65536)); };
+    int64_t line = row >> format.shift_y;
+    if (interlaced >> t & 1) {  // every other line of luma, and of chroma
+      const int64_t field = row % 2, lines = (height + 1) / 2, of_field = (lines + 1 - field) / 2;
+      line = of_field ? 2 * std::min(row / 2 / 2, of_field - 1) + field : 0;
+    }
     const auto chroma = [&](int plane) {
-      return (sample(t, plane, row >> format.shift_y, (column >> format.shift_x) * format.step) << up) - 1024;
+      return (sample(t, plane, line, (column >> format.shift_x) * format.step) << up) - 1024;
     };
     const int y = product((sample(t, 0, row, column) << up) - 8 * colour.black, factor(colour.y));
     const int added = channel == 0   ? product(chroma(2), factor(colour.rv))
@@ -83,6 +90,7 @@ struct Frames {
   PlanesParams params() const {
     PlanesParams p;
     p.count = count;
+    p.interlaced = interlaced;
     p.planes = planes.data();
     p.strides = strides.data();
     p.num_planes = num_planes();
@@ -169,7 +177,7 @@ void check_largest(const Frames& frames, const std::string& name, bool at_end) {
 
 // Packed as the decoder's planes, U and V in one where they alternate; and R, G, B of that.
 void check_packed(const Frames& frames, const std::string& name, bool at_end) {
-  PackedPlanes packed{frames.colour, frames.count, frames.width, frames.height};
+  PackedPlanes packed{frames.colour, frames.count, frames.width, frames.height, frames.interlaced};
   const bool alternate = frames.format.step == 2;
   PlanesParams p = frames.params();
   std::vector<const uint8_t*> planes;
@@ -183,6 +191,7 @@ void check_packed(const Frames& frames, const std::string& name, bool at_end) {
   p.strides = strides.data();
   p.num_planes = alternate ? 2 : 3;
   p.colour = nullptr;
+  p.interlaced = 0;
   p.plane[0] = {frames.width * frames.size(), frames.height};
   p.plane[1] = {packed.chroma_width() * frames.size() * (alternate ? 2 : 1), packed.chroma_height()};
   p.plane[2] = p.plane[1];
