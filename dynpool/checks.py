@@ -136,7 +136,8 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int
         if low < least or high > num_frames:
             allowed = f"between {least}{' (window)' if window is not None else ''} and T = {num_frames}"
             raise ValueError(f"lengths must be {allowed}, got {low if low < least else high}")
-    return lengths
+        return lengths
+    return lengths.clamp(0, num_frames)
 
 
 def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int | None) -> Tensor:
@@ -162,6 +163,9 @@ def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     try:
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":  # in any order of bytes, and backwards
             values = torch.from_numpy(values.astype(np.int64))
+        if context.is_compiling() and isinstance(values, (list, tuple)) and all(isinstance(v, int) for v in values):
+            # for any numbers, of which as_tensor would make constants
+            values = torch.stack([torch.full((), v, dtype=torch.int64, device="cpu") for v in values])
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be integers, got {values!r}") from error

@@ -29,6 +29,9 @@ from .pooling import approx_rank_pool
 
 __all__ = ["ApproxRankPool", "RankPool", "TemporalMaxPool"]
 
+for _pooling in ("approx_rank_pool", "rank_pool", "temporal_max_pool"):
+    torch.fx.wrap(_pooling)  # torch.fx.symbolic_trace records the call: there are no values to check in it
+
 
 class ApproxRankPool(nn.Module):
     """Approximate rank pooling of frames or feature maps: eq. (2) to (4) of Bilen et al., CVPR 2016.
@@ -210,18 +213,23 @@ class TemporalMaxPool(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
         """Maximum of x along `dim`."""
-        dim = check_frames(x, self.dim)
-        own = x if lengths is None else _without_padding(x, dim, lengths)
-        if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
-            largest = own.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
-        else:
-            largest = own.max(dim, keepdim=True).values
-        if not context.is_compiling():  # which sees to its own strides, and cannot sort those that it does not know
-            largest = laid_out_like(x, largest)
-        return largest.squeeze(dim)
+        return temporal_max_pool(x, self.dim, lengths)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+def temporal_max_pool(x: Tensor, dim: int, lengths: Tensor | Sequence[int] | None) -> Tensor:
+    """What `TemporalMaxPool` does."""
+    dim = check_frames(x, dim)
+    own = x if lengths is None else _without_padding(x, dim, lengths)
+    if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
+        largest = own.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
+    else:
+        largest = own.max(dim, keepdim=True).values
+    if not context.is_compiling():  # which sees to its own strides, and cannot sort those that it does not know
+        largest = laid_out_like(x, largest)
+    return largest.squeeze(dim)
 
 
 def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Tensor:

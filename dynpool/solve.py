@@ -15,10 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from . import binary
 
 _LARGEST = 1 << 15  # T that the kernels take
+_NEWTON_STEPS = 100  # of svr, which takes a dozen, unless it does not get there
+_SIGN_PRODUCTS = 1 << 38  # what its search for signs may take: a minute
 _PATIENCE = 60  # steps without progress after which an interior point method is given up
 
 
@@ -33,22 +36,21 @@ class Solution(NamedTuple):
 def solve(K: Tensor, lengths: Tensor, objective: str, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
     """Minimises `objective` for each clip to a gap of at most tol · objective, or for max_iter iterations.
 
-    By a kernel; in torch where there is none, and for clips that the kernel's coordinate ascent does not finish.
+    By a kernel; in torch where there is none, and for clips that the kernel does not finish.
     """
-
-    def in_torch(K: Tensor, lengths: Tensor) -> Solution:
-        if objective == "svr":
-            return _solve_svr(K, lengths, C, epsilon, tol, max_iter)
-        return _solve_pairs(K, lengths, C, objective == "ranksvm_squared", tol, max_iter)
-
-    solution = None if K.shape[1] > _LARGEST else _solve_by_kernel(K, lengths, objective, C, epsilon, tol, max_iter)
-    if solution is None:
-        solution = in_torch(K, lengths)
+    steps = min(max_iter, _NEWTON_STEPS) if objective == "svr" else max_iter
+    found = None if K.shape[1] > _LARGEST else _solve_by_kernel(K, lengths, objective, C, epsilon, tol, steps)
+    if objective == "svr":
+        solution = _solve_svr(K, lengths, C, epsilon, tol, steps) if found is None else found
+        solution = _by_signs(solution, K, lengths, C, epsilon, tol, max_iter)
+    elif found is None:
+        solution = _solve_pairs(K, lengths, C, objective == "ranksvm_squared", tol, max_iter)
     else:
+        solution = found
         solved = solution.gap.abs() <= tol * solution.objective  # where rounding made NaN, it is not
         left = (~solved & (solution.iterations < max_iter)).nonzero()[:, 0]
         if len(left):
-            rest = in_torch(K[left], lengths[left])
+            rest = _solve_pairs(K[left], lengths[left], C, objective == "ranksvm_squared", tol, max_iter)
             better = ~(solution.gap[left].abs() <= rest.gap.abs()) & rest.gap.isfinite()
             left, rest = left[better], Solution(*(t[better] for t in rest))
             solution = Solution(*(t.index_copy(0, left, s) for t, s in zip(solution, rest, strict=True)))
@@ -290,26 +292,13 @@ class _Newton:
 
 
 def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float, max_iter: int) -> Solution:
-    """Newton's method on the frames outside the tube, u = ((1/2C) I + K_AA)⁻¹ (t - sε)_A, with a line search.
-
-    Dual problem: max Σ t u_t - ε|u_t| - u_t²/4C - ½ uᵀKu.
-    """
+    """Newton's method on the frames outside the tube, u = ((1/2C) I + K_AA)⁻¹ (t - sε)_A, with a line search."""
     B, T = K.shape[:2]
     t = torch.arange(1, T + 1, dtype=K.dtype, device=K.device)
-    inside = t <= lengths[:, None]
     eye = torch.eye(T, dtype=K.dtype, device=K.device)
 
     def evaluate(u: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        excess = t - s
-        loss = (excess.abs() - epsilon).clamp(min=0).where(inside, 0)
-        primal = (u * s).sum(1) / 2 + C * (loss * loss).sum(1)
-        best_u = 2 * C * loss * excess.sign()  # the dual point that these scores make
-        dual = 0 * primal
-        for v in (u, best_u):
-            Kv = apply(K, v)
-            value = (t * v - epsilon * v.abs() - v * v / (4 * C)).sum(1) - (v * Kv).sum(1) / 2
-            dual = torch.maximum(dual, value)
-        return primal, dual, loss > 0
+        return _svr_values(K, u, s, lengths, C, epsilon)
 
     u = torch.zeros(B, T, dtype=K.dtype, device=K.device)
     s = torch.zeros_like(u)
@@ -342,3 +331,83 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
         primal, dual, active = new_primal, torch.maximum(dual, new_dual), new_active
         running = running & (primal - dual > tol * primal) & (step > 0)
     return Solution(u, primal, primal - dual, iterations, active)
+
+
+def _by_signs(
+    newton: Solution, K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float, max_iter: int
+) -> Solution:
+    """Newton's solution, of clips where it did not get there that of the dual problem, one frame after the other.
+
+    Where ‖V‖² C is 1e14 and more, all frames that count are within a rounding of the tube's bounds, and Newton's method
+    does not find out on which of them. u is the minimum of ½ uᵀHu - tᵀu + ε|u|, H = K + I/2C, which is found like that
+    of every such sum: the frames with u ≠ 0 keep their signs until one would change (feature-sign search: Lee et al.,
+    "Efficient sparse coding algorithms", NIPS 2006).
+    """
+    solution = newton
+    solved = newton.gap.abs() <= tol * newton.objective  # where rounding made NaN, it is not
+    for clip in (~solved).nonzero()[:, 0].tolist():
+        T = int(lengths[clip])
+        own, left = K[clip, :T, :T], max_iter - int(newton.iterations[clip])
+        left = min(left, _SIGN_PRODUCTS // T**3)
+        u, steps = _sign_search(own, C, epsilon, tol, left, newton.u[clip, :T].nan_to_num(0, 0, 0))
+        primal, dual, active = _svr_values(own[None], u[None], apply(own[None], u[None]), lengths[clip], C, epsilon)
+        if bool((primal - dual).isfinite()) and not newton.gap[clip].abs() <= primal - dual:
+            place = torch.tensor([clip], device=K.device)
+            found = Solution(
+                pad(u, (0, K.shape[1] - T))[None],
+                primal,
+                primal - dual,
+                newton.iterations[clip : clip + 1] + steps,
+                pad(active, (0, K.shape[1] - T)),
+            )
+            solution = Solution(*(t.index_copy(0, place, s) for t, s in zip(solution, found, strict=True)))
+    return solution
+
+
+def _sign_search(K: Tensor, C: float, epsilon: float, tol: float, most: int, u: Tensor) -> tuple[Tensor, int]:
+    """u of one clip, from a first u, and how many systems of equations were solved."""
+    t = torch.arange(1, len(K) + 1, dtype=K.dtype, device=K.device)
+    H = K + torch.eye(len(K), dtype=K.dtype, device=K.device) / (2 * C)
+    signs = u.sign()
+    for step in range(most):
+        chosen = signs.nonzero()[:, 0]
+        if len(chosen):
+            factor = torch.linalg.cholesky_ex(H[chosen][:, chosen])[0]
+            target = torch.zeros_like(u)
+            target[chosen] = torch.cholesky_solve((t - epsilon * signs)[chosen, None], factor)[:, 0]
+            if not target.isfinite().all():
+                return u, step
+            way = target - u
+            crossing = (-u / way).where(target * u < 0, 1)  # how far until it is 0
+            stops = torch.cat([crossing, torch.ones_like(u[:1])]).unique()[:, None]
+            points = (u + stops * way).where(crossing != stops, target * (stops == 1))
+            values = (points @ H * points).sum(1) / 2 - points @ t + epsilon * points.abs().sum(1)
+            u = points[values.argmin()]
+            signs = u.sign()
+            if not torch.equal(u, target):
+                continue
+        left = ((t - H @ u).abs() - epsilon).where(signs == 0, 0)
+        primal, dual, _ = _svr_values(K[None], u[None], apply(K[None], u[None]), t[-1], C, epsilon)
+        if left.amax() <= 0 or primal - dual <= tol * primal:
+            return u, step + 1
+        new = left.argmax()
+        signs[new] = (t - H @ u)[new].sign()
+    return u, most
+
+
+def _svr_values(
+    K: Tensor, u: Tensor, s: Tensor, lengths: Tensor, C: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the problem and its dual are [B] of u with scores s [B, T], and which frames are outside the tube.
+
+    Dual problem: max Σ t u_t - ε|u_t| - u_t²/4C - ½ uᵀKu.
+    """
+    t = torch.arange(1, K.shape[1] + 1, dtype=K.dtype, device=K.device)
+    excess = t - s
+    loss = (excess.abs() - epsilon).clamp(min=0).where(t <= lengths[..., None], 0)
+    primal = (u * s).sum(1) / 2 + C * (loss * loss).sum(1)
+    dual = 0 * primal
+    for v in (u, 2 * C * loss * excess.sign()):  # the second is the dual point that these scores make
+        value = (t * v - epsilon * v.abs() - v * v / (4 * C)).sum(1) - (v * apply(K, v)).sum(1) / 2
+        dual = torch.maximum(dual, value)
+    return primal, dual, loss > 0

@@ -62,7 +62,15 @@ def loader(
         num_workers: processes that read videos, one thread each; 0 reads in this one.
         rank, world: this process of how many that share the videos.
         others: as `torch.utils.data.DataLoader`.
+
+    Raises:
+        TypeError: dataset is no VideoDataset, whose seed and epochs the batches depend on.
     """
+    if not isinstance(dataset, VideoDataset):
+        raise TypeError(
+            f"dataset must be a VideoDataset, got {type(dataset).__name__}; of others torch's DataLoader makes batches, "
+            "with collate_fn=dynpool.data.collate"
+        )
     sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed, rank=rank, world=world)
     return DataLoader(
         dataset,
