@@ -42,7 +42,7 @@ struct Colour {
 // that is interlaced and those of the odd ones, each is a picture of its own.
 DYNPOOL_HOST_DEVICE int64_t chroma_line(int64_t y, bool interlaced, int64_t lines) {
   const int64_t line = interlaced ? y / 4 * 2 + y % 2 : y / 2;
-  return line < lines ? line : lines - 1;
+  return line < lines ? line : line < 2 ? 0 : line - 2;
 }
 
 struct PlanesParams {

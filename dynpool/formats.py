@@ -85,7 +85,9 @@ class Format(NamedTuple):
         own colours.
         """
         colours = {}
-        if frame.interlaced_frame and self.name in YUV:  # by way of RGB, since swscale leaves the chroma of fields apart
+        if (
+            frame.interlaced_frame and self.name in YUV
+        ):  # by way of RGB, since swscale leaves the chroma of fields apart
             rgb = reformatted(frame, self.width, self.height, "rgb24")
             frame = type(frame).from_ndarray(rgb.to_ndarray(), format="rgb24")
         if self.name in YUV:
@@ -112,8 +114,8 @@ def has_fields(form: Format) -> bool:
 
 def field_lines(height: int) -> npt.NDArray[np.int64]:
     """The line of chroma that each line of luma has in an interlaced frame (csrc/planes.h)."""
-    line = np.arange(height)
-    return np.minimum(line // 4 * 2 + line % 2, (height + 1) // 2 - 1)
+    line = np.arange(height) // 4 * 2 + np.arange(height) % 2
+    return np.where(line < (height + 1) // 2, line, np.maximum(line - 2, 0))
 
 
 def colours_of(form: Format) -> binary.Colours:

@@ -63,8 +63,10 @@ def dynamic_image(
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
     in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that is nearly
-    all videos, the image equals that of its RGB frames within a level of 255, or two levels where hardly anything moves
-    and min-max blows up the rounding of roots. In other formats and odd sizes FFmpeg interpolates colour between its
+    all videos, interlaced ones among them, the image equals that of its RGB frames within a level of 255, or two levels
+    where hardly anything moves and min-max blows up the rounding of roots: a film in which nothing moves until its last
+    frames is decoded once more and pooled in float64 (within 5 levels if it is one frame of 1500; windows of more than
+    a thousand such frames may be grey). In other formats and odd sizes FFmpeg interpolates colour between its
     samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
     17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the
     first become like it: after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
@@ -90,7 +92,7 @@ def dynamic_image(
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
 
     Warns:
-        RuntimeWarning: parts of the file are damaged and were skipped, or missing.
+        RuntimeWarning: parts of the file are damaged, and were skipped or made up by the decoder, or are missing.
     """
     made = make_images(
         video,
@@ -242,8 +244,8 @@ def _while_decoding(decoder: Decoder, recipe: Recipe) -> Making:
 
 
 def _covering(feed: _Feed, step: int) -> Generator[Tensor, None, int]:
-    """Pictures of the windows that cover the video, and its number of frames. Where packets tell how many there will be,
-    no sums are kept for windows that would begin after the last.
+    """Pictures of the windows that cover the video, and its number of frames. Where packets tell how many there will
+    be, no sums are kept for windows that would begin after the last.
     """
     window, expected, made = feed.recipe.window, feed.decoder.expected, 0
     assert window is not None
@@ -452,9 +454,7 @@ def _folded(weights: Tensor, count: int) -> Tensor:
 
 def _streamed(frames: Iterable[Any], recipe: Recipe) -> Tensor:
     """Pooled in float64, as differences: 0 where nothing changes."""
-    stream = RankPoolStream(
-        nonlinearity=recipe.nonlinearity, time_average=recipe.time_average, normalize_weights=True
-    )
+    stream = RankPoolStream(nonlinearity=recipe.nonlinearity, time_average=recipe.time_average, normalize_weights=True)
     for frame in frames:
         stream.update(frame)
     return stream.result(torch.float64)

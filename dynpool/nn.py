@@ -37,8 +37,9 @@ class ApproxRankPool(nn.Module):
     """Approximate rank pooling of frames or feature maps: eq. (2) to (4) of Bilen et al., CVPR 2016.
 
     The arguments are those of `dynpool.approx_rank_pool`. A Tensor given as `mean` or `std` becomes a buffer, and an
-    `nn.Parameter` a parameter, which is learned; both move and are saved with the module. Numbers and sequences are
-    configuration and stay out of `state_dict()`.
+    `nn.Parameter` a parameter, which is learned; both move and are saved with the module. (A learned std must stay
+    positive, which compiled calls do not check: learn its logarithm, by torch.nn.utils.parametrize.) Numbers and
+    sequences are configuration and stay out of `state_dict()`.
 
     Shapes:
         x: [..., T, ...] with T at `dim`; uint8, float16, bfloat16, float32 or float64, of any layout.

@@ -144,8 +144,8 @@ def approx_rank_pool(
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
     to avoid that. Inside `torch.compile`, exported programs, vmap and captured CUDA graphs (which want `lengths` on the
     device) their values are not checked: `lengths` count as the nearest that there may be, 0 to T, and frames out of
-    the range of `offsets` are left out. What `offsets` give depends in shape on their values: `torch.export` and vmap take none, `torch.compile` none with
-    `window`.
+    the range of `offsets` are left out. What `offsets` give depends in shape on their values: `torch.export` and vmap
+    take none, `torch.compile` none with `window`.
     """
     # A call of the same layout and options that was made before is found and run by C++ (csrc/calls.h).
     plain = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()

@@ -139,7 +139,9 @@ class MovedColours(_MovedPlanes, ColourPlanes):
             wide = _repeated(chroma, 1 << shift_x, 2)[:, :, : self.form.width]
             lines = _repeated(wide, 1 << shift_y, 1)[:, : self.form.height]
             if interlaced:
-                fields = torch.tensor([interlaced >> t & 1 for t in range(len(rgb))], dtype=torch.bool, device=rgb.device)
+                fields = torch.tensor(
+                    [interlaced >> t & 1 for t in range(len(rgb))], dtype=torch.bool, device=rgb.device
+                )
                 lines = lines.contiguous()
                 lines[fields] = wide[fields][:, torch.from_numpy(field_lines(self.form.height)).to(rgb.device)]
             rgb[:, index] = (luma + lines).clamp_(0, 255)

@@ -364,7 +364,9 @@ class _DecodedStream:
         form = self._pool.form
         if (frame.width, frame.height) != (form.width, form.height):
             before = f"{form.width} x {form.height}"
-            raise ValueError(f"frame must have the size of the frames before, {before}, got {frame.width} x {frame.height}")
+            raise ValueError(
+                f"frame must have the size of the frames before, {before}, got {frame.width} x {frame.height}"
+            )
         try:
             self._waiting.append(self._pool.fitting(frame))
         except DecodingError as error:

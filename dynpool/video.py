@@ -57,7 +57,7 @@ class Clip(NamedTuple):
     """A video in memory."""
 
     frames: Tensor  # uint8 [T, 3, H, W], T ≥ 1
-    damaged: int  # packets that could not be read or decoded, or are missing, of the file; or images of the folder
+    damaged: int  # packets of the file that are unreadable or missing, frames partly made up; or images of the folder
 
 
 def read_clip(
@@ -88,7 +88,8 @@ def read_clip(
         Clip of uint8 frames [T, 3, H, W]. Of a file: its first video stream, in display order, rotated and mirrored
         as the file's display matrix says, converted to RGB by its own colour metadata; pixels that are not square
         stay so. Frames of another size than the first are scaled to it. What is damaged is skipped and counted:
-        the clip is what remains. Of a folder: its images in the order of the numbers in their names.
+        the clip is what remains. (Frames of which the decoder makes up parts are counted, and are in the clip.) Of a
+        folder: its images in the order of the numbers in their names.
 
     Example:
         >>> frames, damaged = read_clip("clip.mp4", every=5)  # doctest: +SKIP
@@ -96,8 +97,9 @@ def read_clip(
         torch.Size([3, 3, 60, 80])
 
     Raises:
-        VideoError: the file is no video, is empty, has no video stream, none of its frames can be decoded, they are
-            larger than 2^27 pixels, or it takes longer than `timeout`.
+        VideoError: the file is no video, or names others (playlists, but for segments beside a file), is empty, has no
+            video stream, none of its frames can be decoded, they are larger than 2^27 pixels, or it takes longer than
+            `timeout`.
         FileNotFoundError: there is no such file.
         ImportError: a URL is given and fsspec is missing.
         TypeError, ValueError: `video` is of no kind named above, or has no frames in [start:end]; or size, start, end,

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 av = pytest.importorskip("av", reason="needs PyAV, to write clips")
+from av.filter import Graph  # noqa: E402
 from av.stream import Disposition  # noqa: E402
 
 DATA = Path(os.environ.get("DYNPOOL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -68,6 +69,19 @@ def encoded(frames: Iterable[npt.NDArray[np.uint8]], **how: object) -> bytes:
     file = io.BytesIO()
     write(file, frames, **how)
     return file.getvalue()
+
+
+def interlaced(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame, as one of two fields."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or Fraction(1, 25)
+    )
+    graph.link_nodes(source, graph.add("setfield", "mode=tff"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    marked = graph.pull()
+    marked.colorspace, marked.color_range = frame.colorspace, frame.color_range
+    return marked
 
 
 def damaged(frames: npt.NDArray[np.uint8], *which: int) -> bytes:

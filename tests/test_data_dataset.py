@@ -391,6 +391,16 @@ def random_dataset(listing, **options):
     return VideoDataset(listing, sampling=sampling, size=16, resize=18, crop="random", flip=True, seed=5, **options)
 
 
+def test_loaders_are_of_video_datasets(listing):
+    part = torch.utils.data.Subset(random_dataset(listing), [0])
+    with pytest.raises(
+        TypeError, match=r"dataset must be a VideoDataset, got Subset; .* collate_fn=dynpool.data.collate"
+    ):
+        loader(part)
+    (batch,) = torch.utils.data.DataLoader(part, collate_fn=collate)
+    assert batch["index"].tolist() == [0]
+
+
 def all_batches(dataset, num_workers, numbers=(0, 1, 2)):
     batches = loader(dataset, 4, shuffle=True, num_workers=num_workers)
     made = []

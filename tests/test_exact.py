@@ -706,6 +706,32 @@ def test_the_gap_of_a_trend_among_noise(backend, num_frames, values, seed):
     assert (info.objective - info.duality_gap).item() <= best * (1 + 1e-4)
 
 
+@pytest.mark.parametrize(("scale", "C"), [(16383.0, 100.0), (65535.0, 1.0), (65535.0, 100.0), (1e7, 1.0)])
+@pytest.mark.parametrize("lengths", [None, [60, 37]])
+def test_regression_of_frames_of_16_bits(lengths, scale, C):
+    """So large that all scores are at the tube, and Newton's method does not find out on which side."""
+    wave = torch.arange(48)[:, None] * 10.0 + torch.arange(64) * 7.0
+    x = torch.stack([torch.sin(wave / 50 + t * 0.05) * 0.3 + 0.5 for t in range(60)])
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.stack([x, x.flip(0)]) + torch.rand(2, 60, 48, 64, generator=generator) * 0.02).double() * scale
+    d, info = rank_pool(x, objective="svr", C=C, lengths=lengths, return_info=True)
+    assert (info.duality_gap <= 1e-3 * info.objective).all()
+    for clip, length in enumerate(lengths or [60, 60]):
+        own = objective_of(d[clip : clip + 1], x[clip : clip + 1, :length], "svr", C, 0.1, True)
+        # Scores of 1 to 60 are sums of products as large as 1e7² and more.
+        assert own.item() == pytest.approx(info.objective[clip].item(), rel=2e-2)
+
+
+def test_regression_by_signs_is_newtons_where_that_ends(monkeypatch):
+    x = torch.rand(3, 31, 50, dtype=torch.float64)
+    expected, info = rank_pool(x, objective="svr", tol=1e-9, return_info=True)
+    monkeypatch.setattr("dynpool.solve._NEWTON_STEPS", 1)
+    found, by_signs = rank_pool(x, objective="svr", tol=1e-9, return_info=True)
+    assert (by_signs.duality_gap <= 1e-9 * by_signs.objective).all()
+    assert torch.allclose(by_signs.objective, info.objective, rtol=1e-8)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
 KINDS = {
     "noise": lambda T, D, scale, g: scale * torch.randn(T, D, generator=g),
     "walk": lambda T, D, scale, g: scale * torch.randn(T, D, generator=g).cumsum(0),

@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynpool import RankPoolStream, approx_rank_pool, binary, rank_pool
+from dynpool import RankPoolStream, approx_rank_pool, binary, rank_pool, rank_weights
 from dynpool.decoder import Decoder
 from dynpool.files import VideoError
 from dynpool.images import Pictures, covering_starts, dynamic_image, dynamic_images, make_images
 from dynpool.recipe import Recipe, to_image
+from dynpool.streaming import Windows
 from dynpool.video import read_clip
 
 # Four pixels over three frames. α(3) = (-4/3, 2/3, 2/3) by eq. (2), halves of ‖α‖₁ = 8/3 away from (-1, ½, ½);
@@ -166,6 +167,27 @@ def test_the_least_motion_is_seen():
     image = dynamic_image(video)
     assert image[:, 2, 3].tolist() == [255] * 3
     assert image.sum() == 3 * 255
+
+
+@pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
+@pytest.mark.parametrize(("num_frames", "moving"), [(1501, 1), (1600, 3)])
+@pytest.mark.parametrize("kind", ["file", "frames", "windows"])
+def test_what_appears_at_the_end_of_a_long_still_film(kind, num_frames, moving, nonlinearity):
+    """By so little is the sum another that float32 does not tell it from rounding."""
+    frames = clips.random_frames(1, 8, 8).repeat(num_frames, 0)
+    frames[-moving:, 2:5, 2:6] = 255
+    x = torch.from_numpy(frames).double()
+    alpha = rank_weights(num_frames, normalize_weights=True)
+    pooled = torch.einsum("t,thwc->chw", alpha, x.sqrt() if nonlinearity == "sqrt" else x)
+    expected = to_image(pooled.where((x != x[0]).any(0).permute(2, 0, 1), 0))
+    assert len(expected.unique()) > 5
+    if kind == "windows":  # which repeat the last frame: a still one, where but one is another
+        found = dynamic_images(frames[:-1], window=num_frames, nonlinearity=nonlinearity)[0]
+        expected = expected if moving > 1 else torch.full_like(expected, 128)
+    else:
+        found = dynamic_image(clips.encoded(frames) if kind == "file" else frames, nonlinearity=nonlinearity)
+    # Sums of 16 decoded frames are of float32: up to 5 levels where one frame differs.
+    assert (found.int() - expected.int()).abs().max() <= (5 if kind == "file" else 1)
 
 
 def test_a_still_video_is_its_own_mean_and_maximum():
@@ -430,6 +452,21 @@ def test_pictures_come_as_their_windows_end(tmp_path, monkeypatch):
     for index, _ in enumerate(Pictures(tmp_path / "clip.mkv", Recipe(window=10, stride=5))):
         assert len(decoded) < 5 * index + 10 + batch
     assert index == 38
+
+
+@pytest.mark.parametrize("expected", [None, 37, 40, 43, 90])
+@pytest.mark.parametrize(("window", "stride"), [(40, 1), (60, 1), (39, 1), (10, 6), (41, 7), (3, 5)])
+@pytest.mark.parametrize("method", ["approx", "max"])
+def test_no_sums_are_kept_for_windows_that_are_not_wanted(method, window, stride, expected, monkeypatch):
+    """Also where packets, of which there are 40, tell another number of frames."""
+    frames, begun = clips.random_frames(40), []
+    film, empty = clips.encoded(frames), Windows._empty
+    monkeypatch.setattr(Windows, "_empty", lambda windows: begun.append(1) or empty(windows))
+    monkeypatch.setattr(Decoder, "expected", expected)
+    found = dynamic_images(film, window=window, stride=stride, method=method)
+    assert (found.int() - dynamic_images(frames, window=window, stride=stride, method=method).int()).abs().max() <= 1
+    if expected == 40:
+        assert len(begun) <= len(found)
 
 
 def test_a_recipe_is_checked_before_anything_is_read():

@@ -111,6 +111,26 @@ def test_lengths_and_offsets_are_the_call_s(backend):
     assert torch.equal(windows, approx_rank_pool(x, window=2, lengths=[7, 2, 3]))
 
 
+@pytest.mark.parametrize("module", [ApproxRankPool(std=2.0), RankPool(objective="svr"), TemporalMaxPool()])
+def test_networks_can_be_traced_by_fx(module):
+    network, x = nn.Sequential(nn.Flatten(2), module), torch.rand(2, 5, 3, 4)
+    traced = torch.fx.symbolic_trace(network)
+    for how in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
+        assert torch.equal(how(x), network(x))
+    assert torch.equal(torch.fx.symbolic_trace(module, {"lengths": None})(x), module(x))
+
+
+@pytest.mark.parametrize("how", [{"lengths": lambda k: [k + 2, k + 3]}, {"offsets": lambda k: [0, k + 1, 20]}], ids=str)
+def test_lists_of_lengths_compile_once(how, backend):
+    (name, values), *_ = how.items()
+    x = frames((20, 5), device=backend.device) if name == "offsets" else frames((2, 20, 5), device=backend.device)
+    module = ApproxRankPool(dim=0 if name == "offsets" else 1, normalize_weights=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    for k in range(12):  # more than Dynamo compiles anew
+        assert torch.allclose(compiled(x, **{name: values(k)}), module(x, **{name: values(k)}), atol=1e-5)
+
+
 def test_numbers_are_configuration_tensors_are_state():
     assert ApproxRankPool(mean=0.5, std=[1.0, 2.0, 3.0]).state_dict() == {}
     module = ApproxRankPool(mean=torch.tensor([1.0, 2.0]), std=nn.Parameter(torch.tensor([3.0, 4.0])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import itertools
 import math
 import sys
@@ -102,7 +103,13 @@ def yuv_of(frame):
     found = [lines(plane, dtype).astype(np.float64) / 2 ** (bits - 8) for plane in frame.planes]
     if frame.format.name == "nv12":
         found = [found[0], found[1][:, 0::2], found[1][:, 1::2]]
-    chroma = [plane.repeat(across, 1).repeat(down, 0) for plane in found[1:]]
+    of_lines = np.arange(frame.height) // down
+    if frame.interlaced_frame and down == 2:  # lines 0, 2, … of either, and 1, 3, …
+        for parity in (0, 1):
+            own = np.arange(parity, -(-frame.height // 2), 2)
+            lines_of_field = of_lines[parity::2]  # of one line of chroma both are
+            of_lines[parity::2] = own[np.minimum(np.arange(len(lines_of_field)) // 2, len(own) - 1)] if len(own) else 0
+    chroma = [plane.repeat(across, 1)[of_lines] for plane in found[1:]]
     return np.stack([plane[: frame.height, : frame.width] for plane in [found[0], *chroma]])
 
 
@@ -173,12 +180,76 @@ def test_colours_are_ffmpegs_to_the_bit(format, colorspace, color_range, instruc
     np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
 
 
+@pytest.mark.parametrize(("width", "height"), [(2, 2), (17, 13), (130, 16), (1061, 7), (9, 6)])
+@pytest.mark.parametrize("format", ["yuv420p", "yuvj420p", "nv12", "yuv420p10le", "yuv422p"])
+def test_colours_of_interlaced_frames(format, width, height, instruction_set):
+    """Also beside others, as broadcasts have them: of each frame it is its own."""
+    frames = [random_frame(format, width, height, seed) for seed in range(6)]
+    frames = [frame if t % 3 == 1 else clips.interlaced(frame) for t, frame in enumerate(frames)]
+    assert [frame.interlaced_frame for frame in frames] == [True, False, True] * 2
+    for first in (0, 1):  # whichever comes first
+        pool = pool_for(frames[first], "identity", CPU, None, colours=True)
+        weights = torch.randn(2, 6, dtype=torch.float64).tolist()
+        expected = np.einsum("kt,tchw->kchw", weights, np.stack([rgb_of(frame) for frame in frames]))
+        found = pooled_by(pool, frames, weights).numpy()
+        assert np.abs(found - expected).max() <= 3.1 * np.abs(weights).sum(1).max()  # as above
+        largest = pool.zeros(torch.uint8)
+        pool.take_largest(frames, [largest], [slice(2, 6)])
+        assert np.abs(pool.image(largest, 0).numpy() - np.stack([rgb_of(f) for f in frames[2:]]).max(0)).max() <= 3.1
+
+
+def test_colours_of_interlaced_frames_are_ffmpegs_to_the_bit(instruction_set):
+    frame = clips.interlaced(random_frame("yuv420p", 134, 28))
+    pool = pool_for(frame, "sqrt", CPU, None, colours=True)
+    largest = pool.zeros(torch.uint8)
+    pool.take_largest([frame], [largest], [slice(None)])
+    np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
+
+
+@needs_kernels
+def test_interlaced_frames_that_join_sums_of_planes():
+    """Whose chroma, once for two lines, cannot be both frames' and fields'."""
+    plain, smooth = (av.VideoFrame(32, 24, "yuv420p") for _ in range(2))
+    for frame, slope in ((plain, 0), (smooth, 8)):
+        for index, plane in enumerate(frame.planes):
+            rows = 100 + slope * np.arange(plane.height)[:, None] // (1 if index else 2) + np.zeros(plane.line_size)
+            plane.update(rows.astype(np.uint8).tobytes())
+        frame.colorspace, frame.color_range = BT601, LIMITED
+    assert isinstance(pool_for(clips.interlaced(smooth), "identity", CPU, None, colours=False), ColourPlanes)
+    pool = pool_for(plain, "identity", CPU, None, colours=False)
+    field = clips.interlaced(smooth)
+    assert isinstance(pool, RawPlanes)
+    assert pool.takes(smooth)
+    assert not pool.takes(field)
+    fitting = pool.fitting(field)
+    assert not fitting.interlaced_frame
+    fitting.colorspace, fitting.color_range = BT601, LIMITED  # as it was told to be made
+    # Its colours, but for a line of chroma more or less, a step of 8 times 2.02.
+    assert np.abs(rgb_of(fitting) - rgb_of(field)).max() < 20
+
+
+@needs_kernels
+@pytest.mark.parametrize("options", [{}, {"method": "mean"}, {"method": "max"}, {"window": 4, "stride": 3}], ids=str)
+def test_interlaced_files_pool_as_their_frames(options):
+    pattern = np.tile(np.array([[[30, 160, 90]], [[200, 60, 70]]], np.uint8), (24, 64, 1))
+    frames = [np.roll(pattern, (t, 3 * t), (0, 1)) for t in range(11)]
+    video = clips.encoded(frames, codec="libx264", pix_fmt="yuv420p", **{"x264-params": "tff=1:qp=4"})
+    with av.open(io.BytesIO(video)) as container:
+        assert all(frame.interlaced_frame for frame in container.decode(video=0))
+    made, expected = (
+        (dynamic_images if "window" in options else dynamic_image)(source, **options)
+        for source in (video, read_clip(video).frames)
+    )
+    assert (made.int() - expected.int()).abs().max() <= 1
+
+
 @needs_kernels
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("format", YUV)
 def test_colours_are_the_same_on_every_device(format, width, height, backend):
     for colorspace, color_range in itertools.product(LUMA, (LIMITED, FULL)):
         frames = [random_frame(format, width, height, seed, colorspace, color_range) for seed in range(3)]
+        frames[1] = clips.interlaced(frames[1])
         pool = pool_for(frames[0], "sqrt", CPU, None, colours=True)
         there = moved_to(backend.device, pool)
         largest = [each.zeros(torch.uint8) for each in (pool, there)]

@@ -261,6 +261,15 @@ def test_frames_that_do_not_fit(second, message):
     assert torch.equal(stream.result(), torch.full((3, 4, 4), 0.5))
 
 
+def test_decoded_frames_of_another_size_do_not_fit():
+    av = pytest.importorskip("av")
+    stream = RankPoolStream()
+    stream.update(av.VideoFrame(32, 24, "yuv420p"))
+    with pytest.raises(ValueError, match="frame must have the size of the frames before, 32 x 24, got 30 x 24"):
+        stream.update(av.VideoFrame(30, 24, "yuv420p"))
+    assert len(stream) == 1
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="a stream must have had a frame"):
         RankPoolStream().result()

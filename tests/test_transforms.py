@@ -112,6 +112,15 @@ def test_vmap_with_lengths(backend):
     close(vmap(pool, 3)(x.movedim(0, 3)), torch.stack([pool(each) for each in x]))
 
 
+def test_vmap_over_lengths_that_are_none(backend):
+    """Which it cannot look at: they count as the nearest that there may be."""
+    x = frames((2, 5, 3), torch.float64, backend.device)
+    lengths = torch.tensor([[9, 3], [0, 5]], device=backend.device)
+    pooled = vmap(lambda n: approx_rank_pool(x, lengths=n))(lengths)
+    close(pooled[0], approx_rank_pool(x, lengths=[5, 3]))
+    close(pooled[1], torch.stack([torch.zeros_like(x[0, 0]), approx_rank_pool(x)[1]]))
+
+
 def test_vmap_with_offsets(backend):
     x = double(3, 7, 4, device=backend.device)
 

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 
 from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeLimit, VideoError
-from dynpool.images import Pictures, dynamic_image, dynamic_images
+from dynpool.images import Pictures, dynamic_image, dynamic_images, make_images
 from dynpool.recipe import Recipe
 from dynpool.streaming import RankPoolStream
 from dynpool.video import numbered_images, read_clip
@@ -196,6 +196,25 @@ class Counting(io.BytesIO):
         data = super().read(count)
         self.taken += len(data)
         return data
+
+
+def test_file_objects_that_say_too_much_or_too_little(mkv):
+    class Streamed(io.BytesIO):  # as fsspec's of a server that tells no size
+        def seek(self, offset, whence=0):
+            if (offset, whence) not in ((self.tell(), 0), (0, 1)):
+                raise ValueError("Cannot seek streaming HTTP file")
+            return self.tell()
+
+    class Mapped:  # as an mmap before Python 3.13: without `seekable`
+        def __init__(self, data):
+            file = io.BytesIO(data)
+            self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    assert Streamed(mkv).seekable()
+    np.testing.assert_array_equal(pixels(Streamed(mkv)), FRAMES)
+    mapped = Mapped(mkv)
+    for _ in range(2):
+        np.testing.assert_array_equal(pixels(mapped), FRAMES)
 
 
 def test_files_are_read_no_further_than_asked():
@@ -619,6 +638,25 @@ def test_what_a_file_promised_and_lacks_counts_as_damaged(codec, format, tmp_pat
         with pytest.warns(RuntimeWarning, match=rf"{clip.damaged} parts damaged or missing"):
             images(cut(whole))
     assert read_clip(cut(whole), max_frames=4).damaged == 0  # they are there
+    for end in (50, 60, 10_000):
+        assert read_clip(cut(whole), end=end).damaged == clip.damaged - max(60 - end, 0)
+
+
+@pytest.mark.parametrize("read", [read_clip, lambda video: make_images(video, Recipe())])
+def test_frames_of_which_parts_are_made_up_are_damaged(read):
+    file = bytearray(clips.encoded(clips.random_frames(30, 96, 128), codec="mpeg4", pix_fmt="yuv420p", format="avi"))
+    assert read(bytes(file)).damaged == 0
+    for place in np.random.default_rng(0).integers(len(file) // 4, len(file) * 3 // 4, 20):
+        file[place] ^= 255
+    corrupt = wrong = 0
+    with av.open(io.BytesIO(bytes(file))) as container:
+        for packet in container.demux(video=0):
+            try:
+                corrupt += sum(frame.is_corrupt for frame in packet.decode())
+            except av.FFmpegError:
+                wrong += 1
+    assert corrupt > 3
+    assert read(bytes(file)).damaged == corrupt + wrong
 
 
 def test_two_frames_that_an_encoder_counted_too_many_are_not_missing():
@@ -846,6 +884,31 @@ def test_what_is_no_video_is_named(content, suffix, tmp_path):
     assert caught.value.source == str(file)
     assert caught.value.reason
     assert "[Errno" not in str(caught.value)
+
+
+PLAYLISTS = {
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000",
+    "ffconcat": "ffconcat version 1.0\nfile private.mkv\n",
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("suffix", ["own", "mp4"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_files_that_name_others_or_ports_are_refused(kind, suffix, named, mkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("private.mkv").write_bytes(mkv)
+    path = Path(f"clip.{kind if suffix == 'own' else suffix}")
+    path.write_text(PLAYLISTS[kind])
+    with pytest.raises(VideoError):
+        read_clip(path if named else path.read_bytes(), timeout=30)
+
+
+def test_a_playlist_of_segments_beside_it(tmp_path):
+    clips.write(tmp_path / "part.ts", FRAMES, "mpeg2video", "yuv420p", "mpegts")
+    (tmp_path / "clip.m3u8").write_text(PLAYLISTS["m3u8"].replace("http://127.0.0.1:9/clip.ts", "part.ts"))
+    assert len(read_clip(tmp_path / "clip.m3u8").frames) == len(FRAMES)
 
 
 @pytest.mark.parametrize("content", UNREADABLE)

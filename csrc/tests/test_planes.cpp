@@ -209,7 +209,7 @@ void check_packed(const Frames& frames, const std::string& name, bool at_end) {
 
 void test_planes() {
   Random random(3);
-  constexpr int64_t kSizes[][2] = {{1, 1}, {2, 3}, {17, 13}, {130, 5}, {333, 4}, {1091, 3}};
+  constexpr int64_t kSizes[][2] = {{1, 1}, {2, 3}, {17, 13}, {130, 5}, {333, 4}, {9, 6}, {1091, 3}};
   for (const Format& format : kFormats)
     for (const auto& [width, height] : kSizes)
       for (int64_t count : {1, 4, 11, 32}) {

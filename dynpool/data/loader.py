@@ -68,8 +68,8 @@ def loader(
     """
     if not isinstance(dataset, VideoDataset):
         raise TypeError(
-            f"dataset must be a VideoDataset, got {type(dataset).__name__}; of others torch's DataLoader makes batches, "
-            "with collate_fn=dynpool.data.collate"
+            f"dataset must be a VideoDataset, got {type(dataset).__name__}; of others torch's DataLoader makes "
+            "batches, with collate_fn=dynpool.data.collate"
         )
     sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed, rank=rank, world=world)
     return DataLoader(
