@@ -2,10 +2,10 @@
 //
 // ψ of a tile's pixels, less their mean over the frames, is turned into panels [pixels, lanes] of as many frames as a
 // vector has lanes: a product of kRows × 3 vectors of frames then needs neither sums over lanes nor more than 11 loads
-// for 24 multiplications. The lower triangle only, up to panels; sums over kStep pixels are float, over more double.
+// for 24 multiplications. The lower triangle only, up to panels; sums over kStep pixels, and of up to four of these, are
+// float, over more double.
 #pragma once
 #include <memory>
-#include <utility>
 
 #include "kernels.h"
 
@@ -35,39 +35,6 @@ template <>
 struct Lanes<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
 };
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define DYNPOOL_SHUFFLE
-#endif
-#endif
-
-// Elements begin, begin + 1, … of a and of b in turn.
-template <int64_t begin, class Vector, size_t... i>
-Vector interleave(Vector a, Vector b, std::index_sequence<i...>) {
-  constexpr int64_t V = sizeof...(i);
-#ifdef DYNPOOL_SHUFFLE
-  return __builtin_shufflevector(a, b, (begin + i / 2 + i % 2 * V)...);
-#else
-  Vector result;
-  ((result[i] = i % 2 ? b[begin + i / 2] : a[begin + i / 2]), ...);
-  return result;
-#endif
-}
-
-template <class Vector>
-void transpose(Vector* rows) {
-  constexpr int64_t V = sizeof(Vector) / sizeof(rows[0][0]);
-  constexpr auto lanes = std::make_index_sequence<V>();
-  for (int64_t stage = 1; stage < V; stage *= 2) {
-    Vector shuffled[V];
-    for (int64_t i = 0; i < V / 2; ++i) {
-      shuffled[2 * i] = interleave<0>(rows[i], rows[i + V / 2], lanes);
-      shuffled[2 * i + 1] = interleave<V / 2>(rows[i], rows[i + V / 2], lanes);
-    }
-    for (int64_t i = 0; i < V; ++i) rows[i] = shuffled[i];
-  }
-}
 
 // ψ of pixels i … i + V of a frame that has n of them, and 0 past its end.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
@@ -110,7 +77,7 @@ void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t c
     } else {
       for (int64_t t = 0; t < count; ++t) rows[t] = load_pixels<psi, normalized>(x + t * stride, p, n, pixels) - less;
     }
-    transpose(rows);
+    transpose_rows(rows);
     for (int64_t i = 0; i < V; ++i) {
       *reinterpret_cast<Vector*>(panel + (p + i) * V) = rows[i];
       sums[i % kChains] += rows[i] * average[p + i];
@@ -120,9 +87,21 @@ void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t c
     for (int64_t t = 0; t < count; ++t) cross[t] += sums[chain][t];
 }
 
+template <class Sum, class Vector>
+inline __attribute__((always_inline)) void add_to(Sum* sums, Vector more) {
+  if constexpr (sizeof(Sum) == sizeof(more[0])) {
+    Vector old;
+    memcpy(&old, sums, sizeof(old));
+    old += more;
+    memcpy(sums, &old, sizeof(old));
+  } else {
+    for (size_t lane = 0; lane < sizeof(more) / sizeof(more[0]); ++lane) sums[lane] += more[lane];
+  }
+}
+
 // K[i, j] += Σ_p a[p, i] b[p, j] for R frames i of a panel and the frames j of C panels that follow one another.
-template <int64_t R, int64_t C, class Acc>
-void multiply_panels(double* K, int64_t pitch, const Acc* a, const Acc* b, int64_t panel_pixels) {
+template <int64_t R, int64_t C, class Sum, class Acc>
+void multiply_panels(Sum* K, int64_t pitch, const Acc* a, const Acc* b, int64_t panel_pixels) {
   using Vector = typename Lanes<Acc>::type;
   constexpr int64_t V = kLanes<Acc>;
   Vector sums[R][C] = {};
@@ -133,21 +112,20 @@ void multiply_panels(double* K, int64_t pitch, const Acc* a, const Acc* b, int64
       for (int64_t c = 0; c < C; ++c) sums[i][c] += a[p * V + i] * y[c];
   }
   for (int64_t i = 0; i < R; ++i)
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t lane = 0; lane < V; ++lane) K[i * pitch + c * V + lane] += sums[i][c][lane];
+    for (int64_t c = 0; c < C; ++c) add_to(K + i * pitch + c * V, sums[i][c]);
 }
 
 // Panels [panels, panel_pixels, V] of T frames with one another over kStep pixels: j of at most kColumns panels, i of
 // those and all later ones.
-template <class Acc>
-void multiply_step(double* K, int64_t pitch, const Acc* panels, int64_t panel_pixels, int64_t T) {
+template <class Sum, class Acc>
+void multiply_step(Sum* K, int64_t pitch, const Acc* panels, int64_t panel_pixels, int64_t T) {
   constexpr int64_t V = kLanes<Acc>, R = kRows < V ? kRows : V;
   for (int64_t first = 0; first * V < T; first += kColumns) {
     const Acc* b = panels + first * panel_pixels * V;
     for (int64_t i = first * V; i < T; i += R) {
       const int64_t panel = i / V;
       const Acc* a = panels + panel * panel_pixels * V + i % V;
-      double* sums = K + i * pitch + first * V;
+      Sum* sums = K + i * pitch + first * V;
       if (panel == first) {
         multiply_panels<R, 1>(sums, pitch, a, b, panel_pixels);
       } else if (panel == first + 1) {
@@ -243,6 +221,8 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
   const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
   const std::unique_ptr<Acc[]> ones(new Acc[p.T]);
   for (int64_t t = 0; t < p.T; ++t) ones[t] = 1;
+  const bool several = pitch > kStep;  // steps of a tile, whose sums are float until it is over
+  const std::unique_ptr<Acc[]> of_tile(several ? new Acc[rows * rows] : nullptr);
   const std::unique_ptr<Acc[]> storage(new Acc[(1 + rows) * pitch + V]);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(storage.get());
   Acc* average = reinterpret_cast<Acc*>((begin + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
@@ -273,10 +253,14 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
       make_panel<psi, normalized>(panels + first * padded, sums.cross + first, x, stride, count, average, *pixels, n,
                                   padded);
     }
+    for (int64_t i = 0; several && i < rows * rows; ++i) of_tile[i] = 0;
     for (int64_t step = 0; step < padded; step += kStep) {
       if (task + 1 < chunk.end) prefetch_frames(frames, tile.n, T, step, kStep);
-      multiply_step(sums.K, rows, panels + step * V, padded, T);
+      several ? multiply_step(of_tile.get(), rows, panels + step * V, padded, T)
+              : multiply_step(sums.K, rows, panels + step * V, padded, T);
     }
+    for (int64_t i = 0; several && i < T; ++i)
+      for (int64_t j = 0; j <= i; ++j) sums.K[i * rows + j] += of_tile[i * rows + j];
   }
 }
 
