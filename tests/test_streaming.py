@@ -192,6 +192,26 @@ def test_colours_that_move_later_than_all_of_the_luma():
     assert (red > green).all()  # of which U takes some
 
 
+def test_colours_of_a_field_that_move_alone():
+    """A line of chroma that lines 1 and 3 of an interlaced frame have."""
+    clips = pytest.importorskip("clips")
+    stream, of_rgb = (RankPoolStream(nonlinearity="sqrt") for _ in range(2))
+    for step in range(5):
+        frame = clips.av.VideoFrame(16, 12, "yuv420p")
+        for index, plane in enumerate(frame.planes):
+            values = np.full((plane.height, plane.line_size), 120, np.uint8)
+            if index == 1:
+                values[1] += 10 * step
+            plane.update(values.tobytes())
+        frame.colorspace, frame.color_range = 5, 1
+        frame = clips.interlaced(frame)
+        stream.update(frame)
+        of_rgb.update(frame.to_ndarray(format="rgb24"))
+    found, expected = stream.result(), of_rgb.result()
+    assert sorted({line for _, line, _ in expected.nonzero().tolist()}) == [1, 3]
+    assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
+
+
 def test_values_that_are_not_finite_stay_so():
     result = pooled([torch.tensor([math.nan, math.inf, 1.0])] * 3)
     assert result.isnan().tolist() == [True, True, False]

@@ -63,7 +63,7 @@ def assign(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{parent} of {path!r} is a value, and has no keys")
+            raise ConfigError(f"{parent} must be a mapping, of which {path!r} is a key, got {values!r}")
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
