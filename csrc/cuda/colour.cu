@@ -15,15 +15,16 @@ struct ColourShape {
   uint32_t interlaced;
 };
 
-template <class Sample>
+template <class Sample, bool fields>
 __global__ void __launch_bounds__(kThreads)
     colour_kernel(const Sample* planes, uint8_t* rgb, ColourShape shape, Factors factors) {
   const int64_t line = blockIdx.x / shape.spans, t = line / shape.height, y = line % shape.height;
   const int64_t first = blockIdx.x % shape.spans * kSpan, end = min(first + kSpan, shape.width);
   const int64_t size = shape.width * shape.height;
   const Sample* const Y = planes + t * shape.frame + y * shape.width;
-  const bool interlaced = shape.interlaced && shape.interlaced >> t & 1;
-  const int64_t row = shape.shift_y ? chroma_line(y, interlaced, (shape.height + 1) / 2) : y;
+  int64_t row = y >> shape.shift_y;
+  if constexpr (fields)
+    if (shape.interlaced >> t & 1) row = chroma_line(y, true, (shape.height + 1) / 2);
   const Sample* const U = planes + t * shape.frame + size + row * shape.chroma_pitch;
   const Sample* const V = U + (shape.step == 2 ? 1 : shape.chroma_size);
   uint8_t* const out = rgb + 3 * t * size + y * shape.width;
@@ -44,7 +45,7 @@ void make_rgb_of(const PackedPlanes& p, cudaStream_t stream) {
   const ColourShape shape{p.width,     p.height,  p.chroma_width() * c.chroma_step, p.chroma_width() * p.chroma_height(),
                           p.samples(), spans,     c.shift_x,                        c.shift_y,
                           c.chroma_step, p.interlaced};
-  launch(colour_kernel<Sample>, dim3(grid_size(p.count * p.height * spans)), dim3(kThreads), stream,
+  launch(p.interlaced ? colour_kernel<Sample, true> : colour_kernel<Sample, false>, dim3(grid_size(p.count * p.height * spans)), dim3(kThreads), stream,
          reinterpret_cast<const Sample*>(p.planes), p.rgb, shape, Factors(c));
 }
 
