@@ -163,7 +163,7 @@ def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     try:
         if isinstance(values, np.ndarray) and values.dtype.kind in "iu":  # in any order of bytes, and backwards
             values = torch.from_numpy(values.astype(np.int64))
-        if context.is_compiling() and isinstance(values, (list, tuple)) and all(isinstance(v, int) for v in values):
+        if context.is_compiling() and isinstance(values, (list, tuple)) and values and all(map(_is_int, values)):
             # for any numbers, of which as_tensor would make constants
             values = torch.stack([torch.full((), v, dtype=torch.int64, device="cpu") for v in values])
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
@@ -174,6 +174,10 @@ def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be integers, got {tensor.dtype}")
     return tensor.long()
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def canonical_normalization(

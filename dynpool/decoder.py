@@ -44,7 +44,7 @@ _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
-_NO_VIDEOS = ("tty", "concat", "sdp")  # formats of any text; of other files' names; of ports to listen at
+_NO_VIDEOS = ("tty", "concat", "sdp")  # any text; names of other files; ports to listen at
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
 SWSCALES_BT601 = 5
@@ -100,7 +100,7 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
 def _opened(file: Any, limit: TimeLimit) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
-    # What else a file names is not opened, but for the segments of a playlist that is a file itself.
+    # No network, nor, but for the segments of a playlist that is a file itself, other files.
     protocols = {"protocol_whitelist": "file,crypto,data" if isinstance(file, str) else "crypto,data"}
     try:
         container = av.open(file, timeout=limit.timeout, options=protocols, **TOLERANT)

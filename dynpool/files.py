@@ -18,6 +18,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 File: TypeAlias = PathLike | bytes | BinaryIO
 
 _FOREVER = 1e6  # seconds
+_CONCAT = b"ffconcat version 1.0"
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
 
@@ -100,7 +101,16 @@ def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             yield Borrowed(file, limit)
     else:
+        _check_alone(path)
         yield f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
+
+
+def _check_alone(path: str) -> None:
+    """FFmpeg would open what a file of this kind names."""
+    if stat.S_ISREG(os.stat(path).st_mode):
+        with open(path, "rb") as file:
+            if file.read(len(_CONCAT)) == _CONCAT:
+                raise VideoError(path, "names other files (format concat)")
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -132,16 +142,16 @@ def file_state(path: str | os.PathLike[str]) -> str:
 
 
 def _rewound(file: Any) -> bool:
-    """Whether the file stands at its start now, and can be sought in; some say so and cannot, such as fsspec's of a
+    """Whether the file can be sought in, and then stands at its start; some say so and cannot, such as fsspec's of a
     server that does not tell a size.
     """
     if not (hasattr(file, "seek") and hasattr(file, "tell")) or (hasattr(file, "seekable") and not file.seekable()):
         return False
     try:
         file.seek(1)  # where it stands some let one seek to
-        file.seek(0)
     except (OSError, ValueError, NotImplementedError):
         return False
+    file.seek(0)
     return True
 
 

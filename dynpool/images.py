@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .checks import Nonlinearity
-from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
+from .decoder import Decoder, DecodingError, RgbConverter, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
 from .planes import Pool
 from .pooling import temporal_pool
 from .pools import pool_for
 from .recipe import Method, Recipe
-from .streaming import Endless, RankPoolStream, Windows
+from .streaming import Endless, Windows
 from .video import Size, Video, read_clip
 from .weights import half_norm
 
@@ -62,11 +61,11 @@ def dynamic_image(
         device: pool on this device; by default where the frames are, the CPU for files.
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
-    in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that is nearly
-    all videos, interlaced ones among them, the image equals that of its RGB frames within a level of 255, or two levels
-    where hardly anything moves and min-max blows up the rounding of roots: a film in which nothing moves until its last
-    frames is decoded once more and pooled in float64 (within 5 levels if it is one frame of 1500; windows of more than
-    a thousand such frames may be grey). In other formats and odd sizes FFmpeg interpolates colour between its
+    in memory that does not depend on its length. With frames of even size (interlaced ones: a height divisible by 4) in
+    yuv420p, yuv422p or RGB, that is nearly all videos, the image equals that of its RGB frames within a level of 255,
+    or two levels where hardly anything moves and min-max blows up the rounding of roots; where nothing does until the
+    last frames, a film is decoded once more, and these become RGB (windows of a thousand such frames may be grey). In
+    other formats and odd sizes FFmpeg interpolates colour between its
     samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
     17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the
     first become like it: after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
@@ -294,6 +293,16 @@ class _Feed:
     def again(self) -> _Feed:
         return _Feed(self.decoder, self.recipe)
 
+    def rgb(self) -> Iterator[Tensor]:
+        """The frames once more, as uint8 [3, H, W]."""
+        convert = RgbConverter()
+        for number, frame in self.decoder.frames():
+            try:
+                pixels = convert(frame)
+            except (DecodingError, ValueError) as error:
+                raise VideoError(self.decoder.source, f"cannot be converted: {reason_of(error)}", number) from error
+            yield torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
     def __iter__(self) -> Iterator[list[Any]]:
         """Batches to be used before the next one is asked for, since frames that are held are memory that the decoder
         has to do without: fresh memory is slow.
@@ -376,8 +385,8 @@ def _endless(feed: _Feed) -> Tensor:
 
 def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
     """As `Recipe.picture`, of a sum or maximum. Pixels that never change pool to zero, but for rounding, which min-max
-    would blow up into a picture of noise: where hardly anything changes, the whole of a video is pooled once more, in
-    float64, and of windows what may be rounding is left out.
+    would blow up into a picture of noise: where hardly anything changes, the whole of a video is pooled once more, as
+    RGB in float64, and of windows what may be rounding is left out.
     """
     recipe, pool = feed.recipe, feed.pool
     ranked = recipe.method == "approx"
@@ -389,8 +398,7 @@ def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
     pooled = pooled.float() if pooled.is_floating_point() else pooled
     if ranked and not _moves(pooled, recipe):
         if recipe.window is None and not recipe.resize_first and feed.decoder.repeatable:
-            frames = itertools.chain.from_iterable(feed.again())
-            return recipe.picture(_streamed(frames, recipe).to(pooled.device))
+            return recipe.picture(_changes(feed.rgb(), feed.count, recipe).to(pooled.device))
         rounding = _ROUNDING[recipe.nonlinearity] * max(1, min(feed.count, recipe.window or feed.count) / _ROUNDED)
         pooled = pooled.where(pooled.abs() > rounding, 0)
     return recipe.picture(pooled)
@@ -443,7 +451,7 @@ def _image(frames: Tensor, count: int, recipe: Recipe) -> Tensor:
     weights = torch.tensor(recipe.weights(count), dtype=torch.float64, device=frames.device)
     pooled = temporal_pool(frames, _folded(weights, len(frames)), 0, nonlinearity=recipe.nonlinearity).contiguous()
     if recipe.method == "approx" and not _moves(pooled, recipe):
-        pooled = _streamed(itertools.chain(frames, itertools.repeat(frames[-1], count - len(frames))), recipe)
+        pooled = _changes(frames, count, recipe)
     return recipe.picture(pooled)
 
 
@@ -452,9 +460,23 @@ def _folded(weights: Tensor, count: int) -> Tensor:
     return torch.cat([weights[: count - 1], weights[count - 1 :].sum(0, keepdim=True)])
 
 
-def _streamed(frames: Iterable[Any], recipe: Recipe) -> Tensor:
-    """Pooled in float64, as differences: 0 where nothing changes."""
-    stream = RankPoolStream(nonlinearity=recipe.nonlinearity, time_average=recipe.time_average, normalize_weights=True)
-    for frame in frames:
-        stream.update(frame)
-    return stream.result(torch.float64)
+def _changes(frames: Iterable[Tensor], count: int, recipe: Recipe) -> Tensor:
+    """Σ_t α_t (ψ(I_t) - ψ(I_1)), float64 [3, H, W]: Σ_t α_t ψ(I_t), but without a rounding where nothing changes. The last
+    frame stands for those that lack of `count`.
+    """
+    alpha, frames = iter(recipe.weights(count)), iter(frames)
+    first = last = next(frames)
+    next(alpha)
+    levels = torch.arange(256, dtype=torch.float64, device=first.device)
+    levels = levels.sqrt() if recipe.nonlinearity == "sqrt" else levels
+    base = levels[first.long()]
+    total = torch.zeros_like(base)
+
+    def add(frame: Tensor, weight: float) -> None:
+        if not torch.equal(frame, first):
+            total.add_(levels[frame.long()] - base, alpha=weight)
+
+    for last, weight in zip(frames, alpha, strict=False):  # which takes no weight after the last frame
+        add(last, weight)
+    add(last, math.fsum(alpha))
+    return total

@@ -339,26 +339,26 @@ def _by_signs(
     """Newton's solution, of clips where it did not get there that of the dual problem, one frame after the other.
 
     Where ‖V‖² C is 1e14 and more, all frames that count are within a rounding of the tube's bounds, and Newton's method
-    does not find out on which of them. u is the minimum of ½ uᵀHu - tᵀu + ε|u|, H = K + I/2C, which is found like that
-    of every such sum: the frames with u ≠ 0 keep their signs until one would change (feature-sign search: Lee et al.,
-    "Efficient sparse coding algorithms", NIPS 2006).
+    does not find out on which of them; only their u ≠ 0 tells. u is the minimum of ½ uᵀHu - tᵀu + ε|u|, H = K + I/2C,
+    which is found like that of every such sum: the frames with u ≠ 0 keep their signs until one would change
+    (feature-sign search: Lee et al., "Efficient sparse coding algorithms", NIPS 2006).
     """
     solution = newton
     solved = newton.gap.abs() <= tol * newton.objective  # where rounding made NaN, it is not
     for clip in (~solved).nonzero()[:, 0].tolist():
         T = int(lengths[clip])
         own, left = K[clip, :T, :T], max_iter - int(newton.iterations[clip])
-        left = min(left, _SIGN_PRODUCTS // T**3)
+        left = min(left, 3 * T, _SIGN_PRODUCTS // T**3)
         u, steps = _sign_search(own, C, epsilon, tol, left, newton.u[clip, :T].nan_to_num(0, 0, 0))
-        primal, dual, active = _svr_values(own[None], u[None], apply(own[None], u[None]), lengths[clip], C, epsilon)
-        if bool((primal - dual).isfinite()) and not newton.gap[clip].abs() <= primal - dual:
+        primal, dual, _ = _svr_values(own[None], u[None], apply(own[None], u[None]), lengths[clip], C, epsilon)
+        if bool((primal - dual).isfinite()) and not newton.gap[clip].abs() <= (primal - dual).abs():
             place = torch.tensor([clip], device=K.device)
             found = Solution(
                 pad(u, (0, K.shape[1] - T))[None],
                 primal,
                 primal - dual,
                 newton.iterations[clip : clip + 1] + steps,
-                pad(active, (0, K.shape[1] - T)),
+                pad(u != 0, (0, K.shape[1] - T))[None],
             )
             solution = Solution(*(t.index_copy(0, place, s) for t, s in zip(solution, found, strict=True)))
     return solution
@@ -372,11 +372,11 @@ def _sign_search(K: Tensor, C: float, epsilon: float, tol: float, most: int, u: 
     for step in range(most):
         chosen = signs.nonzero()[:, 0]
         if len(chosen):
-            factor = torch.linalg.cholesky_ex(H[chosen][:, chosen])[0]
+            factor, wrong = torch.linalg.cholesky_ex(H[chosen][:, chosen])
+            if wrong:  # products that float32 rounded have no minimum: the best so far
+                return u, step
             target = torch.zeros_like(u)
             target[chosen] = torch.cholesky_solve((t - epsilon * signs)[chosen, None], factor)[:, 0]
-            if not target.isfinite().all():
-                return u, step
             way = target - u
             crossing = (-u / way).where(target * u < 0, 1)  # how far until it is 0
             stops = torch.cat([crossing, torch.ones_like(u[:1])]).unique()[:, None]

@@ -97,9 +97,9 @@ def read_clip(
         torch.Size([3, 3, 60, 80])
 
     Raises:
-        VideoError: the file is no video, or names others (playlists, but for segments beside a file), is empty, has no
-            video stream, none of its frames can be decoded, they are larger than 2^27 pixels, or it takes longer than
-            `timeout`.
+        VideoError: the file is no video, or names others (but for M3U8 files and their local segments), is empty,
+            has no video stream, none of its frames can be decoded, they are larger than 2^27 pixels, or it takes
+            longer than `timeout`.
         FileNotFoundError: there is no such file.
         ImportError: a URL is given and fsspec is missing.
         TypeError, ValueError: `video` is of no kind named above, or has no frames in [start:end]; or size, start, end,

@@ -722,6 +722,31 @@ def test_regression_of_frames_of_16_bits(lengths, scale, C):
         assert own.item() == pytest.approx(info.objective[clip].item(), rel=2e-2)
 
 
+def test_regression_of_smooth_clips():
+    """Whose products in float32 have a negative eigenvalue: the search for signs ends, and float64 has the word."""
+    x = torch.stack([torch.sin(torch.arange(1500) / 50.0 + t * 0.05) for t in range(60)])[None] * 255
+    d, info = rank_pool(x, objective="svr", return_info=True)
+    best = rank_pool(x.double(), objective="svr", tol=1e-8)
+    assert info.duality_gap <= 1e-3 * info.objective
+    assert (d - best).norm() < 0.05 * best.norm()  # √(2e-3) of its length, as the gap allows
+
+
+@pytest.mark.filterwarnings("ignore:rank_pool")  # of a gap of 1e-9, which roundings keep it from
+@pytest.mark.parametrize(("scale", "C"), [(16383.0, 100.0), (65535.0, 100.0), (1e7, 1.0)])
+def test_gradient_of_regression_by_signs(scale, C):
+    """At the tube's bounds it is u that tells which frames count."""
+    wave = torch.arange(48)[:, None] * 10.0 + torch.arange(64) * 7.0
+    x = torch.stack([torch.sin(wave / 50 + t * 0.05) * 0.3 + 0.5 for t in range(60)])
+    generator = torch.Generator().manual_seed(0)
+    x = ((x + torch.rand(60, 48, 64, generator=generator) * 0.02).double() * scale)[None].requires_grad_()
+    g, way = (torch.randn(size, dtype=torch.float64, generator=generator) for size in ((48, 64), x.shape))
+    options = {"objective": "svr", "C": C, "tol": 1e-9}
+    (rank_pool(x, **options)[0] * g).sum().backward()
+    step = 1e-6 * scale
+    ahead, behind = ((rank_pool(x.detach() + sign * step * way, **options)[0] * g).sum().item() for sign in (1, -1))
+    assert (x.grad * way).sum().item() == pytest.approx((ahead - behind) / (2 * step), rel=2e-3)
+
+
 def test_regression_by_signs_is_newtons_where_that_ends(monkeypatch):
     x = torch.rand(3, 31, 50, dtype=torch.float64)
     expected, info = rank_pool(x, objective="svr", tol=1e-9, return_info=True)

@@ -133,6 +133,10 @@ def test_lists_of_lengths_compile_for_all_numbers(name, dim, values, backend):
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     for numbers in values:
         assert torch.allclose(compiled(x, **{name: numbers}), module(x, **{name: numbers}), atol=1e-5)
+    if name == "lengths":
+        assert torch.compile(module, fullgraph=True, backend="eager")(x[:0], lengths=[]).shape == (0, 5)
+        with pytest.raises(Exception, match=r"lengths must be integers, got torch\.bool"):
+            compiled(x, lengths=[True, True])
 
 
 def test_numbers_are_configuration_tensors_are_state():

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dynpool.decoder import TOLERANT, Decoder, open_video
-from dynpool.files import TimeLimit, VideoError
+from dynpool.files import TimeExceeded, TimeLimit, VideoError
 from dynpool.images import Pictures, dynamic_image, dynamic_images, make_images
 from dynpool.recipe import Recipe
 from dynpool.streaming import RankPoolStream
@@ -210,6 +210,14 @@ def test_file_objects_that_say_too_much_or_too_little(mkv):
             file = io.BytesIO(data)
             self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
+    class Forward(io.BytesIO):  # which would lose its first byte
+        def seek(self, offset, whence=0):
+            if offset < self.tell():
+                raise OSError("forward only")
+            return super().seek(offset, whence)
+
+    with pytest.raises(OSError, match="forward only"):
+        read_clip(Forward(mkv))
     assert Streamed(mkv).seekable()
     np.testing.assert_array_equal(pixels(Streamed(mkv)), FRAMES)
     mapped = Mapped(mkv)
@@ -889,7 +897,6 @@ def test_what_is_no_video_is_named(content, suffix, tmp_path):
 PLAYLISTS = {
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000",
     "ffconcat": "ffconcat version 1.0\nfile private.mkv\n",
-    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n",
 }
 
 
@@ -901,13 +908,23 @@ def test_files_that_name_others_or_ports_are_refused(kind, suffix, named, mkv, t
     Path("private.mkv").write_bytes(mkv)
     path = Path(f"clip.{kind if suffix == 'own' else suffix}")
     path.write_text(PLAYLISTS[kind])
-    with pytest.raises(VideoError):
-        read_clip(path if named else path.read_bytes(), timeout=30)
+    with pytest.raises(VideoError) as caught:
+        read_clip(path if named else path.read_bytes(), timeout=5)
+    assert not isinstance(caught.value, TimeExceeded)  # of who listens
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_a_file_names_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mkv")  # it would be waited for
+    (tmp_path / "clip.mkv").write_text(PLAYLISTS["ffconcat"].replace("private", "pipe"))
+    with pytest.raises(VideoError, match=r"clip.mkv: names other files \(format concat\)"):
+        read_clip(tmp_path / "clip.mkv")
 
 
 def test_a_playlist_of_segments_beside_it(tmp_path):
     clips.write(tmp_path / "part.ts", FRAMES, "mpeg2video", "yuv420p", "mpegts")
-    (tmp_path / "clip.m3u8").write_text(PLAYLISTS["m3u8"].replace("http://127.0.0.1:9/clip.ts", "part.ts"))
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\npart.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "clip.m3u8").write_text(playlist)
     assert len(read_clip(tmp_path / "clip.m3u8").frames) == len(FRAMES)
 
 
