@@ -461,8 +461,8 @@ def _folded(weights: Tensor, count: int) -> Tensor:
 
 
 def _changes(frames: Iterable[Tensor], count: int, recipe: Recipe) -> Tensor:
-    """Σ_t α_t (ψ(I_t) - ψ(I_1)), float64 [3, H, W]: Σ_t α_t ψ(I_t), but without a rounding where nothing changes. The last
-    frame stands for those that lack of `count`.
+    """Σ_t α_t (ψ(I_t) - ψ(I_1)), float64 [3, H, W]: Σ_t α_t ψ(I_t), but without a rounding where nothing changes. The
+    last frame stands for those that lack of `count`.
     """
     alpha, frames = iter(recipe.weights(count)), iter(frames)
     first = last = next(frames)
