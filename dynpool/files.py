@@ -107,10 +107,15 @@ def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
 
 def _check_alone(path: str) -> None:
     """FFmpeg would open what a file of this kind names."""
-    if stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return
+    try:
         with open(path, "rb") as file:
-            if file.read(len(_CONCAT)) == _CONCAT:
-                raise VideoError(path, "names other files (format concat)")
+            start = file.read(len(_CONCAT))
+    except OSError as error:
+        raise VideoError(path, error.strerror or str(error)) from error
+    if start == _CONCAT:
+        raise VideoError(path, "names other files (format concat)")
 
 
 def _open_at_once(path: str, flags: int) -> int:

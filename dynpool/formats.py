@@ -85,9 +85,7 @@ class Format(NamedTuple):
         own colours.
         """
         colours = {}
-        if (
-            frame.interlaced_frame and self.name in YUV
-        ):  # by way of RGB, since swscale leaves the chroma of fields apart
+        if frame.interlaced_frame and self.name in YUV:  # by RGB: swscale leaves the chroma of fields apart
             rgb = reformatted(frame, self.width, self.height, "rgb24")
             frame = type(frame).from_ndarray(rgb.to_ndarray(), format="rgb24")
         if self.name in YUV:

@@ -913,6 +913,15 @@ def test_files_that_name_others_or_ports_are_refused(kind, suffix, named, mkv, t
     assert not isinstance(caught.value, TimeExceeded)  # of who listens
 
 
+def test_a_file_that_may_not_be_read(mkv, tmp_path, monkeypatch):
+    (tmp_path / "clip.mkv").write_bytes(mkv)
+    monkeypatch.setattr(
+        "builtins.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(VideoError, match=r"clip\.mkv: Permission denied"):
+        read_clip(tmp_path / "clip.mkv")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_what_a_file_names_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.mkv")  # it would be waited for
