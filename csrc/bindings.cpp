@@ -146,8 +146,9 @@ dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vecto
 
 // Adds frames to `sums`, or, where that is not null, to `largest`.
 void pool_planes(const PlanesLayout& layout, const std::vector<Address>& planes, const Sizes& strides,
-                 uint32_t interlaced, int nonlinearity, const std::vector<float>& weights, const std::vector<double>& mix, const std::vector<Address>& sums,
-                 const std::vector<int>& fresh, Address largest, int num_threads) {
+                 uint32_t interlaced, int nonlinearity, const std::vector<float>& weights,
+                 const std::vector<double>& mix, const std::vector<Address>& sums, const std::vector<int>& fresh,
+                 Address largest, int num_threads) {
   dynpool::PlanesParams p = planes_params(layout, planes, strides, interlaced);
   const size_t K = weights.size() / p.count, R = sums.size();
   require(largest || (K > 0 && R > 0 && weights.size() == K * p.count && (mix.empty() ? K == R : mix.size() == K * R)),

@@ -249,7 +249,7 @@ void backward_chunk(const TemporalPoolParams& p, const Chunk& chunk, const Parti
           if (shared && partial.dweights && (t - first) % kTogether == 0) {
             const int64_t left = first + count - t;
             shared->template add_to_weights<psi, normalized>(partial.dweights + t, p, g, Strided<X>{x, stride},
-                                                       left < kTogether ? left : kTogether, s->pixels, n);
+                                                             left < kTogether ? left : kTogether, s->pixels, n);
           }
         }
         for (int64_t w = open.begin; !shared && partial.dweights && w < open.end; ++w) {
