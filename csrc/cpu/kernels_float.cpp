@@ -1,5 +1,6 @@
 // Kernels of floating frames.
 #include "backward.h"
+#include "forward.h"
 #include "gram.h"
 
 namespace dynpool {

@@ -1,5 +1,6 @@
 // Kernels of uint8 frames, compiled with the fast arithmetic that CMakeLists.txt explains.
 #include "backward.h"
+#include "forward.h"
 #include "gram.h"
 #include "planes.h"
 
