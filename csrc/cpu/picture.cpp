@@ -163,7 +163,7 @@ void write_levels(const float* __restrict x, int64_t n, float low, float span, u
   }
 }
 
-bool divides(float span) {
+bool divides([[maybe_unused]] float span) {
 #ifdef __FMA__
   return span < 1e-30f || span > 1e30f;  // where a reciprocal or what is left might not be normal
 #else
