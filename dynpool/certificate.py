@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,7 +120,8 @@ def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:
     clips = x[None].movedim(dim + 1, 1) if dim == 0 else x.movedim(dim, 1)  # [B, T, …]
     clips = clips[..., None] if clips.dim() == 2 else clips
     values = clips.shape[2:].numel()
-    frames, *places = _sampled(clips.shape[1], clips.shape[2:], x.device)
+    sampled, where = _sampled(clips.shape[1], clips.shape[2:])
+    frames, places = sampled.to(x.device), where.to(x.device).unbind()
     sample = clips[(slice(None), frames, *places)].double().where(frames < lengths[:, None, None], 0)
 
     mixed, sizes = (sample * (frames * _GOLDEN).cos()).sum(1), sample.square().sum(1)  # [B, places]
@@ -131,10 +132,12 @@ def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _sampled(num_frames: int, shape: torch.Size, device: torch.device) -> tuple[Any, ...]:
-    """Frames [frames, 1], the first two of which short clips have, too; and indices of values in them."""
+def _sampled(num_frames: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Frames [frames, 1], the first two of which short clips have, too; and indices [dimension, value] of values in
+    them. On the CPU: memory of a GPU would belong to the stream that asked first.
+    """
     frames = sorted({0, min(1, num_frames - 1), num_frames // 2, num_frames - 1})
     values = shape.numel()
     places = [index * max(values, _SAMPLE) // _SAMPLE for index in range(min(values, _SAMPLE))]
-    where = torch.unravel_index(torch.tensor(places, device=device, dtype=torch.int64), shape)
-    return torch.tensor(frames, device=device)[:, None], *where
+    where = torch.unravel_index(torch.tensor(places, device="cpu", dtype=torch.int64), shape)
+    return torch.tensor(frames, device="cpu")[:, None], torch.stack(where)

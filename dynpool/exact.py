@@ -366,23 +366,27 @@ class _Frames:
         """Of what frames have, [..., T], what the V_t have."""
         if not self.time_average:
             return values
-        return values.cumsum(-1) / _steps(values) if values.is_cpu else values @ _averages(values).T
+        return _sums_so_far(values) / _steps(values)
 
     def shares(self, u: Tensor) -> Tensor:
         """Of coefficients of the V_t, [..., T], those of the frames."""
         if not self.time_average:
             return u
-        return (u / _steps(u)).flip(-1).cumsum(-1).flip(-1) if u.is_cpu else u @ _averages(u)
+        return _sums_so_far((u / _steps(u)).flip(-1)).flip(-1)
 
 
 def _steps(values: Tensor) -> Tensor:
     return torch.arange(1, values.shape[-1] + 1, dtype=values.dtype, device=values.device)
 
 
-def _averages(values: Tensor) -> Tensor:
-    """M with V = M ψ, for a GPU, where torch knows no cumsum that gives the same bits each time."""
-    steps = _steps(values)
-    return steps.new_ones(len(steps), len(steps)).tril() / steps[:, None]
+def _sums_so_far(values: Tensor) -> Tensor:
+    """Along the last dimension; of whole numbers without a rounding. For GPUs torch knows no cumsum that gives the same
+    bits each time.
+    """
+    if values.is_cpu:
+        return values.cumsum(-1)
+    num_frames = values.shape[-1]
+    return values @ values.new_ones(num_frames, num_frames).triu()
 
 
 class _RankPool(torch.autograd.Function):
