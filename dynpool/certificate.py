@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -121,8 +121,9 @@ def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:
     clips = clips[..., None] if clips.dim() == 2 else clips
     values = clips.shape[2:].numel()
     sampled, where = _sampled(clips.shape[1], clips.shape[2:])
-    frames, places = sampled.to(x.device), where.to(x.device).unbind()
-    sample = clips[(slice(None), frames, *places)].double().where(frames < lengths[:, None, None], 0)
+    frames = sampled.to(x.device)
+    index: tuple[Any, ...] = (slice(None), frames, *where.to(x.device))
+    sample = clips[index].double().where(frames < lengths[:, None, None], 0)
 
     mixed, sizes = (sample * (frames * _GOLDEN).cos()).sum(1), sample.square().sum(1)  # [B, places]
     alike = (mixed[:, :, None] == mixed[:, None]).double()
