@@ -1,11 +1,14 @@
 #!/bin/sh
 # Everything that a machine with a GPU can tell, in under ten minutes and without a network: build, tests, sanitizers,
-# benchmarks. Run by `make gpu`. Goes on after a failure; the exit code is the number of steps that failed.
+# benchmarks. Run by `make gpu`. Goes on after a failure, but for one of the build; the exit code is the number of steps
+# that failed.
 #
-#   RESULTS   folder for log.txt, ops-cuda.json, speed.json and video.json (default: build/gpu)
-#   PYTHON    interpreter with a CUDA torch, pybind11, ninja, cmake, setuptools, pytest and hypothesis
+#   RESULTS   folder for log.txt, what tests and sanitizers beside others say, ops-cuda.json, speed.json and video.json
+#             (default: build/gpu)
+#   PYTHON    interpreter with a CUDA torch, NumPy, Pillow, setuptools, pybind11, ninja, cmake, pytest and hypothesis
 #   WHEELS    folder of wheels to use besides, from the root of this tree: with av's, files are decoded and pooled, too,
 #             which takes a minute more; with those of pytest-xdist and execnet, tests run eight at a time
+#   SECONDS_ALLOWED   for all of it (default: 570)
 set -u
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
@@ -24,8 +27,28 @@ done
 failed=0
 began=$(date +%s)
 
+missing=$("$PYTHON" - <<'PY'
+import importlib.util, shutil, sysconfig
+scripts = sysconfig.get_path("scripts")
+modules = ("torch", "numpy", "PIL", "setuptools", "pybind11", "pytest", "hypothesis")
+tools = ("cmake", "ninja")
+print(*(m for m in modules if importlib.util.find_spec(m) is None),
+      *(t for t in tools if not (shutil.which(t, path=scripts) or shutil.which(t))))
+PY
+) || exit 1
+if [ -n "$missing" ]; then
+  echo "$PYTHON lacks what this needs: $missing" >&2
+  exit 1
+fi
+
+seconds_left() {  # of so many, as far as all of it has so many
+  left=$((${SECONDS_ALLOWED:-570} - $(date +%s) + began))
+  if [ "$left" -lt 1 ]; then left=1; fi
+  if [ "$1" -lt "$left" ]; then echo "$1"; else echo "$left"; fi
+}
+
 step() {  # name, seconds allowed, command…
-  name=$1 limit=$2
+  name=$1 limit=$(seconds_left "$2")
   shift 2
   printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
   timeout -k 5 "$limit" "$@" > "$logs/step" 2>&1
@@ -53,16 +76,17 @@ else
   echo "no nvidia-smi"
 fi
 
-# The limits add up to ten minutes.
-step build 60 "$PYTHON" setup.py build_ext --inplace
+step build 150 "$PYTHON" setup.py build_ext --inplace
+if [ $failed -ne 0 ]; then exit 1; fi  # plain torch would be tested and timed
 # What needs no GPU is tested beside what does, and sanitizers look on; all is over before anything is timed.
-printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 timeout 240 xargs -P 6 -n 4 \
+printf '%s\n' tests/test_*.py | PYTHONPATH=$bare CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=2 \
+  timeout "$(seconds_left 240)" xargs -P 6 -n 4 \
   sh -c '"$@" || [ $? -eq 5 ]' sh "$PYTHON" -m pytest -q -p no:cacheprovider -k "not (cuda or gpu)" \
-  > "$logs/tests-cpu" 2>&1 &  # 5: files that are skipped as a whole, for want of packages
+  > "$RESULTS/tests-cpu.txt" 2>&1 &  # 5: files that are skipped as a whole, for want of packages
 cpu_tests=$!
 sanitize() {
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 235 compute-sanitizer --tool "$1" --kernel-regex kns=dynpool \
-    --error-exitcode 1 "$PYTHON" tests/sanitize.py > "$logs/$1" 2>&1
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout -k 5 "$(seconds_left 235)" compute-sanitizer --tool "$1" \
+    --kernel-regex kns=dynpool --error-exitcode 1 "$PYTHON" tests/sanitize.py > "$RESULTS/$1.txt" 2>&1
 }
 if command -v compute-sanitizer >/dev/null; then
   sanitize memcheck &
@@ -81,7 +105,7 @@ for name in ${memcheck:+memcheck} ${racecheck:+racecheck} tests-cpu; do
   case $name in memcheck) wait "$memcheck" ;; racecheck) wait "$racecheck" ;; *) wait $cpu_tests ;; esac
   code=$?
   printf '\n=== %s (since the tests began, at %d s) ===\n' $name $(($(date +%s) - began))
-  report $name $code "$logs/$name"
+  report $name $code "$RESULTS/$name.txt"
 done
 if "$PYTHON" -c "import av" 2>/dev/null; then
   LINES_SHOWN=50 step video 60 "$PYTHON" benchmarks/video.py --quick --json "$RESULTS/video.json"

@@ -120,17 +120,25 @@ class Bench:
         for name, run in ways.items():
             try:
                 error = _checked_error(run(), expected, part)
+                times = self.time(run)
             except Exception as reason:  # a peer that cannot do it at all, or is wrong
-                said = f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:90]}"
-                print(f"  {name}: left out, {said}")
+                print(f"  {name}: left out, {_said(reason)}")
                 if name == "dynpool":
-                    self.failures.append(f"{title}: {said}")
+                    self.failures.append(f"{title}: {_said(reason)}")
                 continue
-            times = self.time(run)
             case.measurements.append(Measurement(name, times[0], times[len(times) // 2], len(times), error))
         if case.measurements:
             self.cases.append(case)
             self.show(case)
+
+    def attempt(self, what: str, run: Run) -> None:
+        """Goes on after what fails, which is said at the end."""
+        try:
+            run()
+        except Exception as reason:
+            said = f"{what}: {_said(reason)}"
+            print(f"  {said}")
+            self.failures.append(said)
 
     def measure_copy(self, num_bytes: int) -> None:
         source = make_frames((num_bytes,), torch.uint8, self.device)
@@ -145,6 +153,10 @@ class Bench:
             rate = case.num_bytes / m.median
             share = f"{rate / self.copy:>7.0%} of copy" if self.copy else ""
             print(f"  {m.name:<26}{m.median * 1e6:>12,.1f} µs{rate / 1e9:>10,.0f} GB/s{share}{m.median / ours:>8.2f} x")
+
+
+def _said(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:90]}"
 
 
 def _checked_error(result: object, expected: Tensor | None, part: Callable[[Tensor], Tensor]) -> float | None:
@@ -239,10 +251,14 @@ def backward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: boo
     g = torch.rand_like(y)
     ways: dict[str, Run] = {"dynpool": lambda: torch.autograd.grad(y, x, g, retain_graph=True)[0]}
     if not bench.alone:
-        z = torch.compile(lambda x, a: ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype), dynamic=False)(
-            x, a
-        )
+
+        def eager(x: Tensor, a: Tensor) -> Tensor:
+            return ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype)
+
+        z = torch.compile(eager, dynamic=False)(x, a)
         ways["torch.compile"] = lambda: torch.autograd.grad(z, x, g, retain_graph=True)[0]
+        e = eager(x, a)
+        ways["eager torch"] = lambda: torch.autograd.grad(e, x, g, retain_graph=True)[0]
     size = x.element_size()
     num_bytes = x.numel() * size * (2 if root else 1) + y.numel() * size
     name = str(dtype).removeprefix("torch.")
@@ -277,14 +293,14 @@ def layouts(bench: Bench, size: int) -> None:
 
 
 def odd_gradients(bench: Bench, size: int) -> None:
-    """∂L/∂x of whole frames whose sides are primes, of crops, and of features [C, T], beside aligned ones."""
+    """∂L/∂x of aligned frames, of such whose sides are primes, of features [C, T], and of crops."""
     shapes = {
         "240×320": (16, 3, 240, 320),
         "239×317": (16, 3, 239, 317),
-        "crop [..., 3:, 5:]": (16, 3, 240, 320),
         "features [C, T]": (225 * 1024, 16),
+        "crop [..., 3:, 5:]": (16, 3, 240, 320),
     }
-    for dtype, (title, shape) in itertools.product((torch.bfloat16, torch.float32), shapes.items()):
+    for (title, shape), dtype in itertools.product(shapes.items(), (torch.bfloat16, torch.float32)):
         clips, name = max(1, size // (math.prod(shape) * dtype.itemsize)), str(dtype).removeprefix("torch.")
         x = make_frames((clips, *shape), dtype, bench.device).add_(0.1)
         x = x.permute(0, 2, 1) if x.dim() == 3 else x[..., 3:, 5:] if title.startswith("crop") else x
@@ -297,11 +313,11 @@ def odd_gradients(bench: Bench, size: int) -> None:
         bench.case(f"layout gradient {name} sqrt: {title}", num_bytes, clips * 16, ways, expected)
 
 
-def rows(bench: Bench, clips: int) -> None:
+def rows(bench: Bench, clips: int, dtype: torch.dtype, root: bool) -> None:
     """Windows, ragged and packed clips, weights of each clip; bytes of the frames that some row weighs, and of y."""
     T = 256
-    x = make_frames((clips, T, 3, 112, 112), torch.uint8, bench.device)
-    pixels = x[0, 0].numel()
+    x = make_frames((clips, T, 3, 112, 112), dtype, bench.device)
+    pixels, size, psi = x[0, 0].numel(), _result_dtype(x).itemsize, "sqrt" if root else "identity"
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(T // 4, T + 1, (clips,), generator=generator)
     ends = torch.tensor([30, 61, 101, 160, T])
@@ -312,7 +328,7 @@ def rows(bench: Bench, clips: int) -> None:
     def part(result: Tensor) -> Tensor:
         return result[..., ::37, ::29]
 
-    few = part(x).double()
+    few = part(x).double().sqrt() if root else part(x).double()
 
     def of_windows(window: int, stride: int) -> Tensor:
         alpha = dynpool.rank_weights(window).to(x.device)
@@ -324,37 +340,37 @@ def rows(bench: Bench, clips: int) -> None:
     bounds = itertools.pairwise(offsets.tolist())
     kinds: dict[str, tuple[Run, int, int, Tensor]] = {
         "windows of 10, stride 1 (W = 247)": (
-            lambda: dynpool.approx_rank_pool(x, window=10, stride=1),
+            lambda: dynpool.approx_rank_pool(x, window=10, stride=1, nonlinearity=psi),
             clips * T,
             clips * 247,
             of_windows(10, 1),
         ),
         "windows of 16, stride 4 (W = 61)": (
-            lambda: dynpool.approx_rank_pool(x, window=16, stride=4),
+            lambda: dynpool.approx_rank_pool(x, window=16, stride=4, nonlinearity=psi),
             clips * T,
             clips * 61,
             of_windows(16, 4),
         ),
         "windows of 10, stride 6": (
-            lambda: dynpool.approx_rank_pool(x, window=10, stride=6),
+            lambda: dynpool.approx_rank_pool(x, window=10, stride=6, nonlinearity=psi),
             clips * T,
             clips * 42,
             of_windows(10, 6),
         ),
         "lengths": (
-            lambda: dynpool.approx_rank_pool(x, lengths=lengths),
+            lambda: dynpool.approx_rank_pool(x, lengths=lengths, nonlinearity=psi),
             int(lengths.sum()),
             clips,
             of_clips([clip[:length] for clip, length in zip(few, lengths.tolist(), strict=True)]),
         ),
         "offsets": (
-            lambda: dynpool.approx_rank_pool(packed, 0, offsets=offsets),
+            lambda: dynpool.approx_rank_pool(packed, 0, offsets=offsets, nonlinearity=psi),
             clips * T,
             5 * clips,
             of_clips([few.flatten(0, 1)[begin:end] for begin, end in bounds]),
         ),
         "weights of each clip": (
-            lambda: dynpool.temporal_pool(x, A, per_clip=True),
+            lambda: dynpool.temporal_pool(x, A, per_clip=True, nonlinearity=psi),
             clips * T,
             clips,
             (few * A.double()[:, :, None, None, None]).sum(1),
@@ -362,7 +378,9 @@ def rows(bench: Bench, clips: int) -> None:
     }
     for name, (run, frames, outputs, expected) in kinds.items():
         ways: dict[str, Run] = {"dynpool": run}
-        bench.case(f"rows: {name}, uint8", pixels * (frames + 4 * outputs), frames, ways, expected, part)
+        num_bytes = pixels * (frames * dtype.itemsize + outputs * size)
+        title = f"rows: {name}, {str(dtype).removeprefix('torch.')} {psi}"
+        bench.case(title, num_bytes, frames, ways, expected, part)
 
 
 def launch_cost(bench: Bench) -> dict[str, float]:
@@ -411,21 +429,20 @@ def targets(bench: Bench, launch: dict[str, float], big: int) -> dict[str, tuple
 
 
 def run_all(bench: Bench, big: int, quick: bool) -> dict[str, float]:
-    """All cases, those without peers, which compile nothing, first; and what a launch costs."""
+    """All cases, those without peers, which compile nothing, first, but gradients of crops, which no card has seen: an
+    error of the device ends all that follows it. And what a launch costs.
+    """
 
     def clips_of(size: int, frame_bytes: int, frames: int = 64) -> int:
         return max(1, size // (frame_bytes * frames))
 
     bench.measure_copy(big)
     launch = launch_cost(bench)
-    layouts(bench, big // 2)
-    odd_gradients(bench, big // 2)
-    rows(bench, clips_of(big, 3 * 112 * 112, 256))
+    bench.attempt("layouts", lambda: layouts(bench, big // 2))
+    for dtype, root in [(torch.uint8, False), (torch.uint8, True), (torch.bfloat16, False)]:
+        clips = clips_of(big, 3 * 112 * 112 * dtype.itemsize, 256)
+        bench.attempt("rows", lambda clips=clips, dtype=dtype, root=root: rows(bench, clips, dtype, root))
     pixels = 3 * 224 * 224
-    for dtype in (torch.bfloat16, torch.float32):
-        for root in (False, True):
-            clips = clips_of(big // 2, pixels * dtype.itemsize, 16)
-            backward(bench, (clips, 16, 3, 224, 224), dtype, root)
     for dtype, root in [
         (torch.uint8, True),
         (torch.uint8, False),
@@ -434,15 +451,30 @@ def run_all(bench: Bench, big: int, quick: bool) -> dict[str, float]:
         (torch.bfloat16, False),
         (torch.bfloat16, True),
         (torch.float16, False),
+        (torch.float16, True),
     ]:
-        clips = clips_of(big, pixels * dtype.itemsize)
-        forward(bench, (clips, 64, 3, 224, 224), dtype, root, thorough=root)
-    for side in [13, 240] if quick else [13, 64, 240, 1080]:  # one clip: 32 KB to 0.8 GB of bytes
-        forward(bench, (1, 64, 3, side, max(16, side * 4 // 3 // 16 * 16)), torch.uint8, True)
-        forward(bench, (1, 16, 3, side, max(16, side * 4 // 3 // 16 * 16)), torch.float32, False)
+        shape = (clips_of(big, pixels * dtype.itemsize), 64, 3, 224, 224)
+        thorough = root and dtype != torch.float16
+        bench.attempt(
+            "forward", lambda shape=shape, dtype=dtype, root=root, t=thorough: forward(bench, shape, dtype, root, t)
+        )
+    for dtype, root in itertools.product((torch.bfloat16, torch.float32), (False, True)):
+        shape = (clips_of(big // 2, pixels * dtype.itemsize, 16), 16, 3, 224, 224)
+        bench.attempt("backward", lambda shape=shape, dtype=dtype, root=root: backward(bench, shape, dtype, root))
+    shapes = [
+        (1, 64, 3, side, max(16, side * 4 // 3 // 16 * 16)) for side in ([13, 240] if quick else [13, 64, 240, 1080])
+    ]
     if not quick:
-        forward(bench, (clips_of(4 * big, pixels), 64, 3, 224, 224), torch.uint8, True)
-        forward(bench, (clips_of(4 * big, pixels * 4), 64, 3, 224, 224), torch.float32, False)
+        shapes += [(1, 64, 1, 16, 16), (1, 256, 3, 112, 112)]  # 16 KB; slices of T
+    for shape in shapes:  # one clip, up to 0.3 GB
+        bench.attempt("one clip", lambda shape=shape: forward(bench, shape, torch.uint8, True))
+        few = (1, shape[1] // 4, *shape[2:])
+        bench.attempt("one clip", lambda shape=few: forward(bench, shape, torch.float32, False))
+    bench.attempt("gradients", lambda: odd_gradients(bench, big // 2))
+    if not quick:
+        for dtype, root in [(torch.uint8, True), (torch.float32, False)]:
+            shape = (clips_of(4 * big, pixels * dtype.itemsize), 64, 3, 224, 224)
+            bench.attempt("forward", lambda shape=shape, dtype=dtype, root=root: forward(bench, shape, dtype, root))
     return launch
 
 
@@ -469,6 +501,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "ops-cuda.json")
     options = parser.parse_args()
     bench = Bench(torch.device(options.device), 5 if options.quick else 25, options.alone)
+    if bench.cuda and not dynpool.build_info()["cuda_architectures"]:
+        parser.error("dynpool was built without CUDA kernels: plain torch would be timed")
     if bench.cuda:
         torch.cuda.set_device(bench.device.index or 0)  # of events and of Triton
         print(torch.cuda.get_device_name(bench.device), "| torch", torch.__version__, "| CUDA", torch.version.cuda)

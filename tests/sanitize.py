@@ -31,6 +31,16 @@ layouts = {
 }
 rows = ({}, {"window": 5, "stride": 2}, {"lengths": [11, 4]})
 launches = 0
+
+
+def done() -> None:
+    """Says how far it has come: tools take minutes, and may be ended."""
+    global launches
+    launches += 1
+    if launches % 20 == 0:
+        print(f"{launches} cases", flush=True)
+
+
 for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.items(), rows, ("identity", "sqrt")):
     x = view((torch.rand(2, 11, 3, 16, 32) * 200 + 1).to(dtype).to(device))
     options = {**options, "nonlinearity": psi, "normalize_weights": True}
@@ -49,7 +59,7 @@ for dtype, (layout, view), options, psi in itertools.product(dtypes, layouts.ite
     expected = reference.temporal_pool(x, A, None, None, None, 1, None, psi, torch.float64)
     torch.testing.assert_close(pooled.detach().cpu().double(), expected, rtol=1e-4, atol=1e-2)
     assert all(t.cpu().isfinite().all() for t in (y, *grads)), (dtype, layout, options)
-    launches += 1
+    done()
 rows = ({}, {"window": 10, "stride": 1}, {"lengths": [40, 13]})
 for dtype, (layout, view), options in itertools.product(dtypes, layouts.items(), rows):
     x = view((torch.rand(2, 40, 3, 16, 64) * 200 + 1).to(dtype).to(device))
@@ -63,20 +73,20 @@ for dtype, (layout, view), options in itertools.product(dtypes, layouts.items(),
     tolerance = 1e-3 if y.dtype in (torch.float32, torch.float64) else 0.3  # of values up to some 14
     torch.testing.assert_close(y.detach().cpu().double(), expected, rtol=0, atol=tolerance)
     assert all(t.cpu().isfinite().all() for t in grads), (dtype, layout, options)
-    launches += 1
+    done()
 if device.type == "cuda":  # enough bytes for a table of their roots
     x = torch.randint(0, 256, (3, 17, 3, 640, 720), dtype=torch.uint8).to(device)
     for many in (x, x[..., :713].contiguous()):
         results = [dynpool.approx_rank_pool(v, nonlinearity="sqrt").cpu() for v in (many, many[:, :, :1])]
         torch.testing.assert_close(results[0][:, :1], results[1], rtol=1e-5, atol=1e-3)
-        launches += 1
+        done()
 for dtype in dtypes[1:4]:  # gradients of crops, enough elements for words
     x = (torch.rand(2, 5, 3, 41, 61) * 200 + 1).to(dtype).to(device)[..., 2:, 3:].requires_grad_()
     y = dynpool.approx_rank_pool(x, nonlinearity="sqrt", normalize_weights=True)
     (dx,) = torch.autograd.grad(y, x, torch.ones(y.shape).to(y))
     alpha = dynpool.rank_weights(5, normalize_weights=True)[:, None, None, None]
     torch.testing.assert_close(dx.cpu().double(), alpha / 2 / x.detach().cpu().double().sqrt(), rtol=1e-2, atol=0)
-    launches += 1
+    done()
 for (dtype, view), objective in itertools.product(
     zip(dtypes, itertools.cycle(layouts.values())), ("ranksvm", "ranksvm_squared", "svr")
 ):
@@ -89,7 +99,7 @@ for (dtype, view), objective in itertools.product(
     assert (value >= expected * (1 - 1e-3)).all(), (dtype, objective)
     assert (value - gap <= expected * (1 + 1e-3)).all(), (dtype, objective)  # 1e-3: of products of float32
     assert (gap <= 1e-3 * value).all(), (dtype, objective)
-    launches += 1
+    done()
 for name, (width, height) in itertools.product(YUV, ((1, 1), (13, 7), (1061, 3))):
     pool = MovedColours(Format(name, width, height, 1, 1), "sqrt", Turn(False, False, False), device)
     samples = torch.randint(0, 256, (3, sum(h * w for h, w in plane_sizes(pool.form))), dtype=torch.uint8)
@@ -99,5 +109,5 @@ for name, (width, height) in itertools.product(YUV, ((1, 1), (13, 7), (1061, 3))
     fields = 0b101 if has_fields(pool.form) else 0
     pool._make_rgb(samples, fields, expected)
     assert torch.equal(pool._rgb_of(samples.to(device), fields).cpu(), expected), (name, width, height)
-    launches += 1
+    done()
 print(f"{launches} cases on {device}, all right")

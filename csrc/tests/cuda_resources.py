@@ -1,10 +1,11 @@
-"""Registers and spills of every CUDA kernel on every architecture, as ptxas reports them.
+"""Registers, stack frames and spills of every CUDA kernel on every architecture, as ptxas reports them.
 
     python csrc/tests/cuda_resources.py [--update] [LOG]
 
-Fails where a kernel spills, or where, under the compiler that cuda_resources.json was written with, fewer blocks of it
-fit a multiprocessor than that file says. --update writes the file anew. LOG is the output of a build of the package
-with DYNPOOL_CMAKE_ARGS=-DCMAKE_CUDA_FLAGS=-Xptxas=-v; without it, the kernels are compiled here.
+Fails where a kernel spills, or where cuda_resources.json does not name the same kernels; and, under the compiler that
+this was written with, where fewer blocks of a kernel fit a multiprocessor than it says (counted as of 128 threads,
+whatever the kernel has), or a stack frame has grown. --update writes the file anew. LOG is the output of a build of
+the package with DYNPOOL_CMAKE_ARGS=-DCMAKE_CUDA_FLAGS=-Xptxas=-v; without it, the kernels are compiled here.
 """
 
 import argparse
@@ -56,16 +57,19 @@ def compile_all() -> str:
 
 
 def resources(output: str) -> dict[str, dict[str, dict[str, int]]]:
-    """kernel -> architecture -> registers, spilled bytes."""
+    """kernel -> architecture -> registers, bytes of stack frame, spilled bytes."""
     found = re.findall(
         r"entry function '(\w+)' for 'sm_(\d+)'.*?"
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
         output,
         re.DOTALL,
     )
     table: dict[str, dict[str, dict[str, int]]] = {}
-    for name, (_, arch, stores, loads, registers) in zip(demangle([row[0] for row in found]), found, strict=True):
-        table.setdefault(name, {})[arch] = {"registers": int(registers), "spilled": int(stores) + int(loads)}
+    for name, (_, arch, stack, stores, loads, registers) in zip(
+        demangle([row[0] for row in found]), found, strict=True
+    ):
+        spilled = int(stores) + int(loads)
+        table.setdefault(name, {})[arch] = {"registers": int(registers), "stack": int(stack), "spilled": spilled}
     return table
 
 
@@ -73,6 +77,10 @@ def blocks(registers: int) -> int:
     """Blocks of a multiprocessor; a warp takes registers in multiples of 256."""
     warps = REGISTERS // (-(-registers * 32 // 256) * 256)
     return warps // (THREADS // 32)
+
+
+def _frames_of(archs: dict[str, dict[str, int]]) -> dict[str, int]:
+    return {arch: row["stack"] for arch, row in archs.items() if row["stack"]}
 
 
 def main() -> None:
@@ -98,18 +106,29 @@ def main() -> None:
         for arch, row in archs.items()
         if row["spilled"]
     ]
+    stacks = {name: framed for name, archs in sorted(table.items()) if (framed := _frames_of(archs))}
     if arguments.update:
-        EXPECTED.write_text(json.dumps({"compiler": compiler, "registers": registers}, indent=1) + "\n")
+        content = {"compiler": compiler, "registers": registers, "stack": stacks}
+        EXPECTED.write_text(json.dumps(content, indent=1) + "\n")
     else:
         expected = json.loads(EXPECTED.read_text())
+        names = expected["registers"].keys()
+        failures += [f"{name} is not in {EXPECTED.name}: --update" for name in registers.keys() - names]
+        failures += [f"{name} of {EXPECTED.name} is not compiled: --update" for name in names - registers.keys()]
         if expected["compiler"] != compiler:
-            print(f"{EXPECTED.name} is of nvcc {expected['compiler']}: blocks not compared")
+            print(f"{EXPECTED.name} is of nvcc {expected['compiler']}: blocks and stack frames not compared")
         else:
             failures += [
                 f"{name} on sm_{arch}: {count} registers, {blocks(count)} blocks; were {before}, {blocks(before)}"
                 for name, archs in registers.items()
                 for arch, count in archs.items()
                 if (before := expected["registers"].get(name, {}).get(arch)) and blocks(count) < blocks(before)
+            ]
+            failures += [
+                f"{name} on sm_{arch}: a stack frame of {size} bytes; was {before}"
+                for name, archs in stacks.items()
+                for arch, size in archs.items()
+                if size > (before := expected["stack"].get(name, {}).get(arch, 0))
             ]
     if failures:
         sys.exit("\n".join(failures))
