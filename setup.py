@@ -1,7 +1,7 @@
 """Builds dynpool/_C by CMake; everything else stands in pyproject.toml.
 
 Environment:
-    DYNPOOL_CUDA=0|1        leave the CUDA kernels out | fail without them (default: built where nvcc is found)
+    DYNPOOL_CUDA=0|1        leave the CUDA kernels out | fail without them (default: built where nvcc is found and can)
     CUDA_HOME               toolkit whose bin/nvcc to use
     DYNPOOL_CUDA_ARCHS      compute capabilities, "80;90"; else TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; else common ones
     DYNPOOL_REQUIRE_EXT=1   fail where the extension cannot be built, instead of installing the plain-torch path
@@ -23,6 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST = 75  # compute capability that the CUDA kernels are written for
 
 
 def flag(name):
@@ -39,7 +40,10 @@ def cuda_architectures():
         raise SystemExit(
             f"DYNPOOL_CUDA_ARCHS / TORCH_CUDA_ARCH_LIST must look like '8.0;9.0' or '80;90', got {given!r}"
         )
-    return ";".join(map(str, sorted({int(name[1] + name[2]) for name in names})))
+    numbers = sorted({int(name[1] + name[2]) for name in names})
+    if too_old := [number for number in numbers if number < OLDEST]:
+        print(f"dynpool: no CUDA kernels for compute capability {too_old}: below {OLDEST}", file=sys.stderr)
+    return ";".join(str(number) for number in numbers if number >= OLDEST) or None
 
 
 def tool(name):
@@ -51,15 +55,25 @@ def tool(name):
 class CMakeBuild(build_ext):
     def run(self):
         required = flag("DYNPOOL_REQUIRE_EXT") or flag("DYNPOOL_REQUIRE_CUDA")
+        cuda = "1" if flag("DYNPOOL_REQUIRE_CUDA") else os.environ.get("DYNPOOL_CUDA", "auto")
         try:
-            self.build_by_cmake()
+            self.build_by_cmake(cuda)
         except (OSError, subprocess.CalledProcessError, ImportError) as error:
             if required:
                 raise
             self.extensions = []
             print(f"dynpool: built WITHOUT its kernels, on the plain-torch path ({error})", file=sys.stderr)
 
-    def build_by_cmake(self):
+    def build_by_cmake(self, cuda):
+        try:
+            self.build_with(cuda)
+        except subprocess.CalledProcessError as error:
+            if cuda != "auto":
+                raise
+            print(f"dynpool: again without CUDA kernels, if they are why it does not build ({error})", file=sys.stderr)
+            self.build_with("0")
+
+    def build_with(self, cuda):
         import pybind11
 
         cmake, ninja = tool("cmake"), tool("ninja")
@@ -74,7 +88,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DDYNPOOL_CUDA={'1' if flag('DYNPOOL_REQUIRE_CUDA') else os.environ.get('DYNPOOL_CUDA', 'auto')}",
+            f"-DDYNPOOL_CUDA={cuda}",
             *shlex.split(os.environ.get("DYNPOOL_CMAKE_ARGS", "")),
         ]
         if architectures := cuda_architectures():

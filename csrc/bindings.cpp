@@ -60,6 +60,7 @@ TemporalPoolParams with_inputs(const TemporalPoolParams& layout, Address x, Addr
   return p;
 }
 
+constexpr char kNotInterlaced[] = "only lines that share chroma are interlaced";
 constexpr char kNull[] = "null pointer: a fake or meta tensor has no data";
 
 TemporalPoolParams forward_params(const TemporalPoolParams& layout, Address x, Address weights, Address bands,
@@ -140,7 +141,7 @@ dynpool::PlanesParams planes_params(const PlanesLayout& layout, const std::vecto
   for (int i = 0; i < dynpool::kMaxPlanes; ++i) p.plane[i] = layout.plane[i];
   p.colour = layout.colour ? &*layout.colour : nullptr;
   p.interlaced = interlaced;
-  require(!interlaced || (p.colour && p.colour->shift_y == 1), "only lines that share chroma are interlaced");
+  require(!interlaced || (p.colour && p.colour->shift_y == 1), kNotInterlaced);
   return p;
 }
 
@@ -340,10 +341,12 @@ PYBIND11_MODULE(DYNPOOL_MODULE, m) {
                           int device, const py::object&, Address stream) {
     require(layout.colour && count >= 0 && planes && rgb, "the planes have no colours, or nowhere to go");
     require(!interlaced || count <= dynpool::kMaxFrames, "too many frames at once");
+    require(!interlaced || layout.colour->shift_y == 1, kNotInterlaced);
     dynpool::cuda::make_rgb({*layout.colour, count, layout.plane[0].width, layout.plane[0].height, interlaced,
                              static_cast<const uint8_t*>(pointer(planes)), static_cast<uint8_t*>(pointer(rgb))},
                             device, pointer(stream));
   });
   cuda.def("architectures", &dynpool::cuda::architectures);
+  cuda.def("trouble_on", &dynpool::cuda::trouble_on);  // None for null
 #endif
 }

@@ -123,7 +123,25 @@ _KERNELS = {
 
 def kernels_for(device: torch.device) -> Kernels | None:
     """The kernels of a device, or None where reference.py has to serve."""
+    if device.type == "cuda" and not _run_on_gpu(device.index or 0):
+        return None
     return _KERNELS.get(device.type)
+
+
+@functools.cache
+def _run_on_gpu(index: int) -> bool:
+    """Whether kernels can; else says why not, once."""
+    if _KERNELS["cuda"] is None:
+        return False
+    assert extension is not None
+    if trouble := extension.cuda.trouble_on(index):
+        warnings.warn(
+            f"dynpool's CUDA kernels, built for {extension.cuda.architectures()}, do not run on GPU {index} "
+            f"({trouble}): plain torch works there, slower. They need sm_75 or newer, the driver that their CUDA "
+            "asks for, and DYNPOOL_CUDA_ARCHS, if it is set when they are built, to name the card",
+            stacklevel=2,
+        )
+    return not trouble
 
 
 # --- what they take --------------------------------------------------------------------------------------------------

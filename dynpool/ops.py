@@ -82,8 +82,16 @@ def finish_launches() -> None:
     """Before what is kept is dropped: its memory goes back to the stream that made it, and others may still read it."""
     if torch.cuda.is_initialized():
         for index in range(torch.cuda.device_count()):
-            if torch.cuda.memory_reserved(index):
+            if _in_use(index):
                 torch.cuda.synchronize(index)
+
+
+def _in_use(index: int) -> bool:
+    """Whether a GPU may be: what another allocator than torch's has taken nobody tells."""
+    try:
+        return torch.cuda.memory_reserved(index) > 0
+    except RuntimeError:
+        return True
 
 
 class _PythonCalls:

@@ -1,6 +1,9 @@
 """The value of temporal_pool and approx_rank_pool on every backend: literals, the oracle, equivalences."""
 
+import functools
 import threading
+import warnings
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dynpool
-from dynpool import approx_rank_pool, kept, ops, pooling, reference, temporal_pool
+from dynpool import approx_rank_pool, binary, kept, ops, pooling, reference, temporal_pool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -831,6 +834,36 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
     assert waited == [1, 2] * (1 + (len(calls) > 0))  # without kernels only weights are kept
     assert len(kept._row_cache) == 1
     assert len(calls) <= 1
+
+
+def test_another_allocator_than_torchs_tells_nothing(monkeypatch):
+    """As RMM's, by torch.cuda.memory.change_current_allocator: then all devices are waited for."""
+
+    def refuse(index):
+        raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats")
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    ops.finish_launches()
+    assert waited == [0, 1]
+
+
+def test_a_card_that_kernels_were_not_built_for(monkeypatch):
+    """Plain torch works there, and one warning says so."""
+    card = SimpleNamespace(trouble_on=lambda index: "no kernel image" if index else None, architectures=lambda: "90")
+    monkeypatch.setattr(binary, "extension", SimpleNamespace(cuda=card))
+    monkeypatch.setattr(binary, "_run_on_gpu", functools.cache(binary._run_on_gpu.__wrapped__))
+    monkeypatch.setitem(binary._KERNELS, "cuda", "kernels")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert [binary.kernels_for(torch.device("cuda", index)) for index in (0, 1, 1)] == ["kernels", None, None]
+    assert ["built for 90, do not run on GPU 1 (no kernel image)" in str(w.message) for w in said] == [True]
+    monkeypatch.setitem(binary._KERNELS, "cuda", None)
+    monkeypatch.setattr(binary, "_run_on_gpu", functools.cache(binary._run_on_gpu.__wrapped__))
+    assert binary.kernels_for(torch.device("cuda", 0)) is None
 
 
 @pytest.mark.parametrize("options", [{"dim": 1.0}, {"window": 1.0}, {"window": 1, "stride": True}], ids=str)

@@ -1,4 +1,4 @@
-// Which devices there are, and which this binary was compiled for.
+// Which devices there are, and whether what this binary was compiled for runs there.
 #include "../temporal_pool.h"
 #include "launch.cuh"
 
@@ -7,6 +7,11 @@
 #endif
 
 namespace dynpool::cuda {
+#ifndef DYNPOOL_EMULATE_CUDA
+namespace {
+__global__ void any_kernel() {}
+}  // namespace
+#endif
 
 int device_count() {
 #ifdef DYNPOOL_EMULATE_CUDA
@@ -20,5 +25,23 @@ int device_count() {
 }
 
 const char* architectures() { return DYNPOOL_CUDA_ARCHS; }
+
+const char* trouble_on(int device) {
+#ifdef DYNPOOL_EMULATE_CUDA
+  return device == 0 ? nullptr : "no such card";
+#else
+  int former = 0;
+  cudaError_t error = cudaGetDevice(&former);
+  if (error == cudaSuccess && device != former) error = cudaSetDevice(device);
+  if (error == cudaSuccess) {
+    cudaFuncAttributes attributes;  // of code for this card, if there is any
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&any_kernel));
+    if (device != former) cudaSetDevice(former);
+  }
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+#endif
+}
 
 }  // namespace dynpool::cuda

@@ -489,7 +489,7 @@ Choice choose_words(const TemporalPoolParams& p, int device) {
     if constexpr (access == Access::aligned) {
       const Choice choice = choice_of<X, Mode::known_root, access, 1>();
       const bool roots = p.nonlinearity != Nonlinearity::identity && !normalizes_inside<Nonlinearity::sqrt>(p);
-      if (roots && readings < 2 * p.T && shared_memory_of(device) > choice.blocks * (choice.shared_memory + (1 << 10)))
+      if (roots && readings < 2 * p.T && shared_memory_of(device) >= choice.blocks * (choice.shared_memory + (1 << 10)))
         return choice;
     }
   }

@@ -657,6 +657,7 @@ void test_errors() {
   }
   CHECK(refused, "uint8 frames were given a gradient");
   CHECK(cuda::device_count() == 1, "the emulated card is missing");
+  CHECK(!cuda::trouble_on(0) && cuda::trouble_on(1), "kernels run on the emulated card alone");
 }
 
 // Products of frames, over numbers of frames and pixels around the blocks, of unit and other strides, with a short clip.
