@@ -116,7 +116,7 @@ __global__ void __launch_bounds__((PlainShape<X, mode, access, bytes>::threads),
   // Elements of a piece to y, the first of them to `column`.
   const auto write = [&](int64_t row, uint32_t column, const auto& value) {
     Y* y = static_cast<Y*>(p.y) + row;
-    constexpr int count = sizeof(value) / sizeof(float);
+    [[maybe_unused]] constexpr int count = sizeof(value) / sizeof(float);
     if constexpr (access == Access::aligned) {
       store_packs<0>(y + column, value);
     } else {
