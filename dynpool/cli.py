@@ -164,6 +164,8 @@ def _plan(videos: list[str], out: str, windows: bool) -> list[Job]:
     suffix = "" if place.is_dir() else place.suffix.lower()
     if suffix in _NOT_WRITTEN:
         raise options.UsageError(f"--out {out} must be a folder, or an image's name with .png: PNG is what is written")
+    if out == "-":
+        raise options.UsageError("--out - would be a folder of that name: images are not written to standard output")
     if is_url(out):
         raise options.UsageError(f"--out {out} must be a folder or file on this machine")
     if suffix == ".png":

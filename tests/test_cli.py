@@ -221,6 +221,7 @@ def test_a_file_that_cannot_be_finished_leaves_nothing(clip, here, monkeypatch):
         (["--window", 10**11], f"--window must be at most 16777216, got {10**11}"),
         (["--device", "abacus"], "--device must be one that torch can use here, got 'abacus'"),
         (["--window", "4", "-o", "one.png"], "--out one.png names one image"),
+        (["-o", "-"], "--out - would be a folder of that name"),
         (["other.mkv", "-o", "one.png"], "--out one.png names one image"),
         (["-o", "s3://bucket/images"], "--out s3://bucket/images must be a folder or file on this machine"),
         (["-o", "clip.mkv"], "--out clip.mkv cannot be made a folder"),

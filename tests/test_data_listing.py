@@ -120,6 +120,21 @@ def test_missing_videos_are_counted_and_named(ucf_lists, tmp_path):
     )
 
 
+def test_what_is_listed_twice_counts_once(ucf_lists, tmp_path):
+    touch(tmp_path, "Archery/v_Archery_g01_c01.avi", "Biking/v_Biking_g01_c01.avi")
+    with (ucf_lists / "testlist01.txt").open("a") as lines:
+        lines.write("Biking/v_BIKING_g01_c01.avi\nArchery/v_Archery_g01_c01.avi\n")
+    with pytest.warns(RuntimeWarning, match=r"ucf101 split 1 test lists videos twice.*: Biking/v_BIKING_g01_c01 is"):
+        listing = ucf101(tmp_path, 1, "test", ucf_lists)
+    assert [video.name for video in listing] == ["Archery/v_Archery_g01_c01", "Biking/v_Biking_g01_c01"]
+
+
+def test_a_list_that_is_no_text_is_named(ucf_lists):
+    (ucf_lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"testlist01\.txt must be UTF-8 text"):
+        ucf101_entries(ucf_lists, 1, "test")
+
+
 def test_none_of_the_videos_is_an_error(ucf_lists, tmp_path):
     touch(tmp_path / "videos", "Biking/other.avi")
     with pytest.raises(FileNotFoundError, match="has none of the 4 videos of ucf101 split 1 train"):
@@ -234,6 +249,26 @@ def test_folders_keep_groups_together(tmp_path):
         class_folders(tmp_path, "77", "test", group=r"_g(\d+)_")
 
 
+@pytest.mark.parametrize("split", range(1, 6))
+def test_groups_are_kept_together_over_all_classes(tmp_path, split):
+    """Of nine, five and three people in a class."""
+    people = {"run": range(9), "jump": range(5), "wave": range(3, 6)}
+    touch(tmp_path, *(f"{folder}/p{person}_{folder}.avi" for folder, some in people.items() for person in some))
+    train, test = (
+        {video.name.split("/")[1][:2] for video in class_folders(tmp_path, split, subset, group=r"^(p\d)_")}
+        for subset in ("train", "test")
+    )
+    assert train | test == {f"p{person}" for person in range(9)}
+    assert not train & test
+    assert test
+
+
+def test_one_group_cannot_be_divided(tmp_path):
+    touch(tmp_path, "run/p1_a.avi", "run/p1_b.avi", "jump/p1_a.avi")
+    with pytest.raises(ValueError, match="test_fraction needs at least two groups to divide, got 1"):
+        class_folders(tmp_path, 1, "test", group=r"^(p\d)_")
+
+
 def test_folders_named_train_and_test(tmp_path):
     touch(tmp_path, "train/run/a.avi", "train/jump/b.avi", "test/run/c.avi")
     assert [(v.name, v.label) for v in class_folders(tmp_path, 1, "train")] == [("jump/b", 0), ("run/a", 1)]
@@ -243,7 +278,7 @@ def test_folders_named_train_and_test(tmp_path):
 
 def test_a_class_of_one_video_is_for_training(tmp_path):
     touch(tmp_path, "run/a.avi", "jump/b.avi", "jump/c.avi")
-    with pytest.warns(RuntimeWarning, match="class run has one group only"):
+    with pytest.warns(RuntimeWarning, match="class run has one video only"):
         assert len(class_folders(tmp_path, 1, "test")) == 1
 
 

@@ -144,7 +144,7 @@ def test_windows_and_other_options_are_those_of_dynamic_images(dataset, out):
         torch.testing.assert_close(pixels(out / f"run/b_{index:04d}.png"), image)
 
 
-@pytest.mark.filterwarnings("ignore:class walk has one group only")
+@pytest.mark.filterwarnings("ignore:class walk has one video only")
 def test_a_loader_takes_them(dataset, out):
     extract(dataset, out, **WINDOWS)
     listing = class_folders(out, test_fraction=0.5)
@@ -657,7 +657,7 @@ def pictures(listing) -> dict[str, torch.Tensor]:
     return {video.name: dataset[index]["video"] for index, video in enumerate(listing)}
 
 
-@pytest.mark.filterwarnings("ignore:class .* has one group only")
+@pytest.mark.filterwarnings("ignore:class .* has one video only")
 @pytest.mark.parametrize("options", [{}, WINDOWS, {**WINDOWS, "jpeg": 95}], ids=str)
 def test_a_network_trains_on_shards_as_on_folders(options, tmp_path, monkeypatch):
     names = "Run/a.mkv", "Run/b.c%.mkv", "Run/d_0001x.mkv", "walk/" + "long" * 30 + ".mkv", "walk/e.mkv", "walk/f.mkv"
@@ -674,7 +674,7 @@ def test_a_network_trains_on_shards_as_on_folders(options, tmp_path, monkeypatch
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.filterwarnings("ignore:class .* has one group only")
+@pytest.mark.filterwarnings("ignore:class .* has one video only")
 def test_another_manifest_is_none_of_ours(dataset):
     (dataset / NAME).write_text('{"some": "thing"}\n')
     assert len(class_folders(dataset)) == 2
@@ -705,7 +705,7 @@ def test_a_folder_that_is_called_like_a_shard(dataset, out):
     assert pictures_of(out / "000000.tar/run/a.png") == [out / "000000.tar/run/a.png"]
 
 
-@pytest.mark.filterwarnings("ignore:class .* has one group only")
+@pytest.mark.filterwarnings("ignore:class .* has one video only")
 def test_of_a_video_that_was_made_again_a_network_sees_the_last(dataset, out):
     extract(dataset, out, shard_size=1)
     assert len(class_folders(out, subset="train")) == 2  # the manifest has been read
@@ -718,7 +718,7 @@ def test_of_a_video_that_was_made_again_a_network_sees_the_last(dataset, out):
     assert torch.equal(found["run/a"][0], dynpool.dynamic_image(dataset / "run/a.mkv"))
 
 
-@pytest.mark.filterwarnings("ignore:class .* has one group only")
+@pytest.mark.filterwarnings("ignore:class .* has one video only")
 def test_samples_that_are_not_where_the_manifest_says(dataset, out):
     extract(dataset, out, shard_size=1)
     listing = class_folders(out, test_fraction=0.01)

@@ -368,5 +368,8 @@ def test_features_of_a_model():
     assert model.training
     first = next(iter(batches()))
     torch.testing.assert_close(found.values[:2], model.eval().features(first["video"], first["lengths"]))
-    with pytest.raises(ValueError, match="batches must not be empty"):
-        extract_features(model, [])
+    unread = {"video": torch.zeros(0, 1, 3, 1, 1, dtype=torch.uint8), "lengths": torch.zeros(0, dtype=torch.int64)}
+    assert torch.equal(extract_features(model, [unread, *batches(), unread]).values, found.values)
+    for none in ([], [unread]):
+        with pytest.raises(ValueError, match="batches must hold a video"):
+            extract_features(model, none)

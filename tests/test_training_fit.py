@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -660,11 +661,20 @@ def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
         torch.save(content, stream)
         return stream.getvalue()
 
+    def altered(part):
+        """With a byte of a weight changed."""
+        with zipfile.ZipFile(checkpoint) as parts:
+            info = next(info for info in parts.infolist() if part in info.filename)
+            at = whole.index(parts.read(info), info.header_offset)
+        return whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :], info.filename
+
     unreadable = "is damaged, or no checkpoint of a run: torch cannot read it"
     lacking = "is no checkpoint of a run: it has no {}optimizer_states, lr_schedulers, loops, callbacks"
+    changed, part = altered("/data/0")
     for content, told in (
         (b"", unreadable),
         (b"some text\n", unreadable),
+        (changed, f"is damaged: {part} is not what was written"),
         (whole[: len(whole) // 2], unreadable),
         (pickled(Path("code")), unreadable),  # of a class that torch does not unpickle
         (pickled({"a": 1}), lacking.format("state_dict, ")),

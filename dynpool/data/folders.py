@@ -30,10 +30,11 @@ def class_folders(
     """Any folder of <class>/<video>: a file, a folder of numbered frames, or pictures of dynamic images.
 
     Where root holds folders `train` and `test`, these are the subsets, and the rule below has no say. Otherwise
-    videos are divided class by class, and depend on nothing but their names:
+    videos are divided by nothing but their names:
 
-        split an int    a share `test_fraction` of each class's groups, at least one, is for testing: those that come
-                        first in the order of a hash of split and group. Another split is another draw.
+        split an int    a share `test_fraction` of each class, at least one video, is for testing: those that come first
+                        in the order of a hash of split and name. With `group` about that share, in whole groups, each
+                        of which is taken for all classes at once. Another split is another draw.
         split a str     the group of that name is for testing, all others for training ("leave one out").
 
     Args:
@@ -49,7 +50,8 @@ def class_folders(
 
     Raises:
         FileNotFoundError: root, or a video in it, is not there.
-        ValueError: split, subset, test_fraction or group makes no sense.
+        ValueError: split, subset, test_fraction or group makes no sense; or there is one group only, or each has all
+            videos of some class.
     """
     check_subset(subset)
     if not 0 < test_fraction < 1:
@@ -58,9 +60,10 @@ def class_folders(
     if is_given(root):
         return _given(Tree(tree.root / subset), tree, dataset, subset)
     entries = _all_entries(tree)
-    chosen = (
-        _held_out(entries, split, group) if isinstance(split, str) else _drawn(entries, split, group, test_fraction)
-    )
+    if isinstance(split, str):
+        chosen = _held_out(entries, split, group)
+    else:
+        chosen = _share(entries, split, group, test_fraction, "test_fraction")
     kept = [entry for entry in entries if (entry in chosen) == (subset == "test")]
     return find_all(kept, tree, _classes(tree), dataset=dataset, split=str(split), subset=subset)
 
@@ -121,7 +124,7 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
     """
     entries = [Listed(*os.path.split(video.name), video.label) for video in listing]
     group = group or GROUPS.get(listing.dataset)
-    chosen = _drawn(entries, draw, group, fraction) if group is None else _taken(entries, draw, group, fraction)
+    chosen = _share(entries, draw, group, fraction, "fraction")
     held = [index for index, entry in enumerate(entries) if entry in chosen]
     kept = sorted(set(range(len(entries))) - set(held))
     return listing.subset_of(kept), listing.subset_of(held)
@@ -172,21 +175,24 @@ def _held_out(entries: list[Listed], split: str, group: str | None) -> set[Liste
     return chosen
 
 
-def _drawn(entries: list[Listed], split: int, group: str | None, test_fraction: float) -> set[Listed]:
+def _share(entries: list[Listed], draw: int, group: str | None, fraction: float, name: str) -> set[Listed]:
+    """Of each class about a fraction, which is the argument of that name."""
+    return _drawn(entries, draw, fraction) if group is None else _taken(entries, draw, group, fraction, name)
+
+
+def _drawn(entries: list[Listed], draw: int, fraction: float) -> set[Listed]:
     chosen: set[Listed] = set()
     for label in sorted({entry.label for entry in entries}):
-        own = [entry for entry in entries if entry.label == label]
-        names = sorted({_group(entry, group) for entry in own}, key=lambda name: _draw(split, name))
-        if len(names) == 1:
-            message = f"class {own[0].folder} has one group only: it is all for training"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        own = sorted((entry for entry in entries if entry.label == label), key=lambda entry: _draw(draw, entry.stem))
+        if len(own) == 1:
+            message = f"class {own[0].folder} has one video only: it is for training"
+            warnings.warn(message, RuntimeWarning, stacklevel=5)
             continue
-        count = min(max(1, round(test_fraction * len(names))), len(names) - 1)
-        chosen |= {entry for entry in own if _group(entry, group) in names[:count]}
+        chosen |= set(own[: min(max(1, round(fraction * len(own))), len(own) - 1)])
     return chosen
 
 
-def _taken(entries: list[Listed], draw: int, group: str, fraction: float) -> set[Listed]:
+def _taken(entries: list[Listed], draw: int, group: str, fraction: float, name: str) -> set[Listed]:
     """Whole groups, in the order of the draw, of which each brings the classes nearer to their share: groups may be as
     unequal as HMDB51's films: one is more than half of a class. Of every class, videos stay.
     """
@@ -194,24 +200,24 @@ def _taken(entries: list[Listed], draw: int, group: str, fraction: float) -> set
     for entry in entries:
         members.setdefault(_group(entry, group), []).append(entry)
     if len(members) < 2:
-        raise ValueError(f"fraction needs at least two groups to divide, got {len(members)}")
-    names = sorted(members, key=lambda name: _draw(draw, name))
+        raise ValueError(f"{name} needs at least two groups to divide, got {len(members)}")
+    names = sorted(members, key=lambda group: _draw(draw, group))
     left = Counter(entry.label for entry in entries)
     wanted = {label: fraction * count for label, count in left.items()}
     taken: list[str] = []
     possible: list[str] = []
-    for name in names:
-        counts = Counter(entry.label for entry in members[name])
+    for one in names:
+        counts = Counter(entry.label for entry in members[one])
         if any(left[label] == count for label, count in counts.items()):
             continue
-        possible.append(name)
+        possible.append(one)
         if sum(abs(wanted[label]) - abs(wanted[label] - count) for label, count in counts.items()) >= 0:
-            taken.append(name)
+            taken.append(one)
             left -= counts
             wanted.update({label: wanted[label] - count for label, count in counts.items()})
     if not possible:
-        raise ValueError("fraction needs groups to set aside, got such alone as have all videos of a class")
-    return {entry for name in taken or possible[:1] for entry in members[name]}
+        raise ValueError(f"{name} needs groups to set aside, got such alone as have all videos of a class")
+    return {entry for one in taken or possible[:1] for entry in members[one]}
 
 
 def _draw(split: int, name: str) -> bytes:

@@ -188,11 +188,16 @@ def find_all(
         FileNotFoundError: none is.
 
     Warns:
-        RuntimeWarning: some are missing: how many, and the first.
+        RuntimeWarning: some are missing: how many, and the first; or listed twice.
     """
     found: list[Video] = []
     missing: list[str] = []
-    for entry in entries:
+    once: dict[str, Listed] = {}
+    again = [entry.name for entry in entries if once.setdefault(entry.name.casefold(), entry) is not entry]
+    if again:
+        message = f"{dataset} split {split} {subset} lists videos twice, which count once: {again[0]} is the first"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    for entry in once.values():
         path = tree.find(entry)
         if path is None:
             missing.append(entry.name)

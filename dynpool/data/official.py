@@ -131,7 +131,10 @@ def _hmdb51_class(path: Path, folder: str, label: int, subset: Subset) -> list[L
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
     """Numbered lines that are not empty, without their ends (\\r\\n, \\r or \\n), spaces, or a byte order mark."""
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text: {error}") from error
     return [(number, line.strip()) for number, line in enumerate(re.split("\r\n|\r|\n", text), 1) if line.strip()]
 
 

@@ -43,7 +43,7 @@ def extract_features(
         device: where to compute; None: where the model is. The model is moved there.
 
     Raises:
-        ValueError: there is no such layer, it puts out no maps, or there are no batches, or some of them have label or
+        ValueError: there is no such layer, it puts out no maps, there are no videos, or some batches have label or
             name and others have not.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
@@ -53,13 +53,15 @@ def extract_features(
     values, labels, names = [], [], []
     with evaluating(network), torch.no_grad():
         for batch in batches:
+            if not len(batch["video"]):  # none could be read
+                continue
             seen = network.features(batch["video"].to(device, non_blocking=True), batch.get("lengths"), layer)
             values.append(seen.float().cpu())
             names += list(batch.get("name", ()))
             if batch.get("label") is not None:
                 labels.append(torch.as_tensor(batch["label"]).cpu())
     if not values:
-        raise ValueError("batches must not be empty")
+        raise ValueError("batches must hold a video, and not be empty")
     found = Features(torch.cat(values), torch.cat(labels) if labels else None, names)
     for what, count in (("label", sum(map(len, labels))), ("name", len(names))):
         if count not in (0, len(found.values)):

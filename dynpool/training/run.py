@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,10 +217,18 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ConfigError(f"{path} is damaged, or no checkpoint of a run: torch cannot read it") from error
+    if (altered := _altered(path)) is not None:
+        raise ConfigError(f"{path} is damaged: {altered} is not what was written")
     lacking = [name for name in _CHECKPOINT_KEYS if not isinstance(content, dict) or name not in content]
     if lacking:
         raise ConfigError(f"{path} is no checkpoint of a run: it has no {', '.join(lacking)}")
     return cast("dict[str, Any]", content)
+
+
+def _altered(path: Path) -> str | None:
+    """Which part of the file has another checksum than when it was written: torch looks at none."""
+    with zipfile.ZipFile(path) as parts:
+        return parts.testzip()
 
 
 def is_main() -> bool:
