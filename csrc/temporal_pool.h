@@ -161,9 +161,9 @@ void temporal_pool_backward(const TemporalPoolParams& p, int device, void* strea
 void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, int device, void* stream,
           Allocate allocate, void* allocator);
 void solve(const SolverParams& p, int device, void* stream);
-int device_count();                   // 0 where there is no driver
-const char* architectures();          // as compiled, "75;80;…"
-const char* trouble_on(int device);  // why no kernel can run there; null if they can
+int device_count();                  // 0 where there is no driver
+const char* architectures();         // as compiled, "75,80,…"
+const char* trouble_on(int device);  // why no kernel can ever run there; null if one may
 }  // namespace cuda
 
 }  // namespace dynpool

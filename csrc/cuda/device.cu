@@ -9,7 +9,26 @@
 namespace dynpool::cuda {
 #ifndef DYNPOOL_EMULATE_CUDA
 namespace {
+
 __global__ void any_kernel() {}
+
+// Of the driver, or of code that is not for its card; any other may pass, and is the launch's to report.
+bool is_lasting(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidKernelImage:
+    case cudaErrorInvalidPtx:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 #endif
 
@@ -38,9 +57,8 @@ const char* trouble_on(int device) {
     error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(&any_kernel));
     if (device != former) cudaSetDevice(former);
   }
-  if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();
-  return cudaGetErrorString(error);
+  if (error != cudaSuccess) cudaGetLastError();
+  return is_lasting(error) ? cudaGetErrorString(error) : nullptr;
 #endif
 }
 
