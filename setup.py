@@ -31,7 +31,7 @@ def flag(name):
 
 
 def cuda_architectures():
-    """Compute capabilities as CMake wants them, "80;90", or None for the default of CMakeLists.txt."""
+    """Compute capabilities as CMake wants them, "80;90"; "" if all that are named are too old, None if none is."""
     given = os.environ.get("DYNPOOL_CUDA_ARCHS") or os.environ.get("TORCH_CUDA_ARCH_LIST")
     if not given:
         return None
@@ -43,7 +43,7 @@ def cuda_architectures():
     numbers = sorted({int(name[1] + name[2]) for name in names})
     if too_old := [number for number in numbers if number < OLDEST]:
         print(f"dynpool: no CUDA kernels for compute capability {too_old}: below {OLDEST}", file=sys.stderr)
-    return ";".join(str(number) for number in numbers if number >= OLDEST) or None
+    return ";".join(str(number) for number in numbers if number >= OLDEST)
 
 
 def tool(name):
@@ -54,8 +54,12 @@ def tool(name):
 
 class CMakeBuild(build_ext):
     def run(self):
-        required = flag("DYNPOOL_REQUIRE_EXT") or flag("DYNPOOL_REQUIRE_CUDA")
-        cuda = "1" if flag("DYNPOOL_REQUIRE_CUDA") else os.environ.get("DYNPOOL_CUDA", "auto")
+        cuda = "1" if flag("DYNPOOL_REQUIRE_CUDA") else os.environ.get("DYNPOOL_CUDA") or "auto"
+        if cuda_architectures() == "":
+            if cuda == "1":
+                raise SystemExit(f"DYNPOOL_CUDA=1, but the CUDA kernels need a compute capability of {OLDEST} or more")
+            cuda = "0"
+        required = flag("DYNPOOL_REQUIRE_EXT") or cuda == "1"
         try:
             self.build_by_cmake(cuda)
         except (OSError, subprocess.CalledProcessError, ImportError) as error:

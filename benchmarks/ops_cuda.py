@@ -27,6 +27,7 @@ from harness import RESULTS, Case, Measurement, write_json
 from torch import Tensor
 
 import dynpool
+from dynpool.binary import kernels_for
 
 try:
     import triton
@@ -255,10 +256,17 @@ def backward(bench: Bench, shape: tuple[int, ...], dtype: torch.dtype, root: boo
         def eager(x: Tensor, a: Tensor) -> Tensor:
             return ((x.float().sqrt() if root else x.float()) * a).sum(1).to(dtype)
 
-        z = torch.compile(eager, dynamic=False)(x, a)
-        ways["torch.compile"] = lambda: torch.autograd.grad(z, x, g, retain_graph=True)[0]
-        e = eager(x, a)
-        ways["eager torch"] = lambda: torch.autograd.grad(e, x, g, retain_graph=True)[0]
+        def gradient_of(pool: Callable[..., Tensor]) -> Run:
+            made: list[Tensor] = []  # when it is first asked for, and may fail
+
+            def run() -> Tensor:
+                made.extend([] if made else [pool(x, a)])
+                return torch.autograd.grad(made[0], x, g, retain_graph=True)[0]
+
+            return run
+
+        ways["torch.compile"] = gradient_of(torch.compile(eager, dynamic=False))
+        ways["eager torch"] = gradient_of(eager)
     size = x.element_size()
     num_bytes = x.numel() * size * (2 if root else 1) + y.numel() * size
     name = str(dtype).removeprefix("torch.")
@@ -501,8 +509,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS / "ops-cuda.json")
     options = parser.parse_args()
     bench = Bench(torch.device(options.device), 5 if options.quick else 25, options.alone)
-    if bench.cuda and not dynpool.build_info()["cuda_architectures"]:
-        parser.error("dynpool was built without CUDA kernels: plain torch would be timed")
+    if bench.cuda and kernels_for(bench.device) is None:
+        parser.error("dynpool has no kernels for this card: plain torch would be timed")
     if bench.cuda:
         torch.cuda.set_device(bench.device.index or 0)  # of events and of Triton
         print(torch.cuda.get_device_name(bench.device), "| torch", torch.__version__, "| CUDA", torch.version.cuda)

@@ -91,7 +91,7 @@ def _in_use(index: int) -> bool:
     try:
         return torch.cuda.memory_reserved(index) > 0
     except RuntimeError:
-        return True
+        return bool(torch._C._cuda_hasPrimaryContext(index))  # type: ignore[attr-defined]  # torch declares it nowhere
 
 
 class _PythonCalls:

@@ -14,7 +14,7 @@ import sys
 import torch
 
 import dynpool
-from dynpool import reference
+from dynpool import binary, reference
 from dynpool.decoder import Turn
 from dynpool.formats import YUV, Format, has_fields, plane_sizes
 from dynpool.pools import MovedColours
@@ -31,6 +31,7 @@ layouts = {
 }
 rows = ({}, {"window": 5, "stride": 2}, {"lengths": [11, 4]})
 launches = 0
+assert binary.kernels_for(device) is not None, f"no kernels for {device}"
 
 
 def done() -> None:

@@ -263,6 +263,17 @@ def test_groups_are_kept_together_over_all_classes(tmp_path, split):
     assert test
 
 
+def test_every_class_gets_a_group_to_test(tmp_path):
+    """Of ten classes with groups of their own; and of one that has none to spare, which is said."""
+    touch(tmp_path, *(f"c{c}/c{c}g{g}_.avi" for c in range(10) for g in range(4)))
+    assert class_counts(class_folders(tmp_path, 1, "test", test_fraction=0.1, group="^(.*)_")) == {
+        f"c{c}": 1 for c in range(10)
+    }
+    touch(tmp_path, "d/all_1.avi", "d/all_2.avi")
+    with pytest.warns(RuntimeWarning, match="no group can be taken from d: all videos of it are for training"):
+        assert class_counts(class_folders(tmp_path, 1, "test", group="^(.*)_"))["d"] == 0
+
+
 def test_one_group_cannot_be_divided(tmp_path):
     touch(tmp_path, "run/p1_a.avi", "run/p1_b.avi", "jump/p1_a.avi")
     with pytest.raises(ValueError, match="test_fraction needs at least two groups to divide, got 1"):

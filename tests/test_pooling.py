@@ -837,15 +837,16 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
 
 
 def test_another_allocator_than_torchs_tells_nothing(monkeypatch):
-    """As RMM's, by torch.cuda.memory.change_current_allocator: then all devices are waited for."""
+    """As RMM's, by torch.cuda.memory.change_current_allocator: then all devices that have a context are waited for."""
 
     def refuse(index):
         raise RuntimeError("CUDAPluggableAllocator does not yet support getDeviceStats")
 
     waited = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "memory_reserved", refuse)
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index < 2, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     ops.finish_launches()
     assert waited == [0, 1]

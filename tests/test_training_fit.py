@@ -671,10 +671,12 @@ def test_a_checkpoint_that_is_none_is_named(root, fit_tiny, tmp_path):
     unreadable = "is damaged, or no checkpoint of a run: torch cannot read it"
     lacking = "is no checkpoint of a run: it has no {}optimizer_states, lr_schedulers, loops, callbacks"
     changed, part = altered("/data/0")
+    directory = whole.rindex(b"PK\x01\x02")
     for content, told in (
         (b"", unreadable),
         (b"some text\n", unreadable),
-        (changed, f"is damaged: {part} is not what was written"),
+        (changed, f"is damaged: {part} is not what was written, or was written without checksums"),
+        (whole[: directory + 6] + b"\xff" + whole[directory + 7 :], unreadable),  # the version that it wants
         (whole[: len(whole) // 2], unreadable),
         (pickled(Path("code")), unreadable),  # of a class that torch does not unpickle
         (pickled({"a": 1}), lacking.format("state_dict, ")),

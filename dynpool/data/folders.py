@@ -63,7 +63,7 @@ def class_folders(
     if isinstance(split, str):
         chosen = _held_out(entries, split, group)
     else:
-        chosen = _share(entries, split, group, test_fraction, "test_fraction")
+        chosen = _share(entries, split, group, test_fraction, to_test=True)
     kept = [entry for entry in entries if (entry in chosen) == (subset == "test")]
     return find_all(kept, tree, _classes(tree), dataset=dataset, split=str(split), subset=subset)
 
@@ -124,7 +124,7 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
     """
     entries = [Listed(*os.path.split(video.name), video.label) for video in listing]
     group = group or GROUPS.get(listing.dataset)
-    chosen = _share(entries, draw, group, fraction, "fraction")
+    chosen = _share(entries, draw, group, fraction, to_test=False)
     held = [index for index, entry in enumerate(entries) if entry in chosen]
     kept = sorted(set(range(len(entries))) - set(held))
     return listing.subset_of(kept), listing.subset_of(held)
@@ -175,9 +175,9 @@ def _held_out(entries: list[Listed], split: str, group: str | None) -> set[Liste
     return chosen
 
 
-def _share(entries: list[Listed], draw: int, group: str | None, fraction: float, name: str) -> set[Listed]:
-    """Of each class about a fraction, which is the argument of that name."""
-    return _drawn(entries, draw, fraction) if group is None else _taken(entries, draw, group, fraction, name)
+def _share(entries: list[Listed], draw: int, group: str | None, fraction: float, to_test: bool) -> set[Listed]:
+    """Of each class about a fraction; to test, of each class some."""
+    return _drawn(entries, draw, fraction) if group is None else _taken(entries, draw, group, fraction, to_test)
 
 
 def _drawn(entries: list[Listed], draw: int, fraction: float) -> set[Listed]:
@@ -186,21 +186,22 @@ def _drawn(entries: list[Listed], draw: int, fraction: float) -> set[Listed]:
         own = sorted((entry for entry in entries if entry.label == label), key=lambda entry: _draw(draw, entry.stem))
         if len(own) == 1:
             message = f"class {own[0].folder} has one video only: it is for training"
-            warnings.warn(message, RuntimeWarning, stacklevel=5)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
             continue
         chosen |= set(own[: min(max(1, round(fraction * len(own))), len(own) - 1)])
     return chosen
 
 
-def _taken(entries: list[Listed], draw: int, group: str, fraction: float, name: str) -> set[Listed]:
+def _taken(entries: list[Listed], draw: int, group: str, fraction: float, to_test: bool) -> set[Listed]:
     """Whole groups, in the order of the draw, of which each brings the classes nearer to their share: groups may be as
     unequal as HMDB51's films: one is more than half of a class. Of every class, videos stay.
     """
+    argument = "test_fraction" if to_test else "fraction"
     members: dict[str, list[Listed]] = {}
     for entry in entries:
         members.setdefault(_group(entry, group), []).append(entry)
     if len(members) < 2:
-        raise ValueError(f"{name} needs at least two groups to divide, got {len(members)}")
+        raise ValueError(f"{argument} needs at least two groups to divide, got {len(members)}")
     names = sorted(members, key=lambda group: _draw(draw, group))
     left = Counter(entry.label for entry in entries)
     wanted = {label: fraction * count for label, count in left.items()}
@@ -216,8 +217,22 @@ def _taken(entries: list[Listed], draw: int, group: str, fraction: float, name: 
             left -= counts
             wanted.update({label: wanted[label] - count for label, count in counts.items()})
     if not possible:
-        raise ValueError(f"{name} needs groups to set aside, got such alone as have all videos of a class")
-    return {entry for one in taken or possible[:1] for entry in members[one]}
+        raise ValueError(f"{argument} needs groups to set aside, got such alone as have all videos of a class")
+    if not taken:
+        taken = possible[:1]
+        left -= Counter(entry.label for entry in members[taken[0]])
+    for one in possible if to_test else ():  # for classes that have none yet
+        counts = Counter(entry.label for entry in members[one])
+        there = {entry.label for other in taken for entry in members[other]}
+        if one not in taken and counts.keys() - there and all(left[label] > count for label, count in counts.items()):
+            taken.append(one)
+            left -= counts
+    chosen = {entry for one in taken for entry in members[one]}
+    without = {entry.folder for entry in entries} - {entry.folder for entry in chosen}
+    if without and to_test:
+        message = f"no group can be taken from {', '.join(sorted(without))}: all videos of it are for training"
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    return chosen
 
 
 def _draw(split: int, name: str) -> bytes:

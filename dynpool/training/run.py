@@ -213,12 +213,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     """What a run wrote. Raises ConfigError where that is damaged, or something else stands there."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        altered = _altered(path)
     except Exception as error:  # of many kinds, and some advise to unpickle whatever it is
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ConfigError(f"{path} is damaged, or no checkpoint of a run: torch cannot read it") from error
-    if (altered := _altered(path)) is not None:
-        raise ConfigError(f"{path} is damaged: {altered} is not what was written")
+    if altered is not None:
+        raise ConfigError(f"{path} is damaged: {altered} is not what was written, or was written without checksums")
     lacking = [name for name in _CHECKPOINT_KEYS if not isinstance(content, dict) or name not in content]
     if lacking:
         raise ConfigError(f"{path} is no checkpoint of a run: it has no {', '.join(lacking)}")
