@@ -128,10 +128,22 @@ def kernels_for(device: torch.device) -> Kernels | None:
     return _KERNELS.get(device.type)
 
 
+_HOW_TO_BUILD_CUDA = (
+    "To build them, install nvcc, set CUDA_HOME to where it is, and run: DYNPOOL_CUDA=1 pip install --force-reinstall "
+    "--no-deps --no-cache-dir dynpool (in a source tree: pip install -e .)"
+)
+
+
 @functools.cache
 def _run_on_gpu(index: int) -> bool:
     """Whether kernels can; else says why not, once."""
     if _KERNELS["cuda"] is None:
+        if extension is not None:  # whose absence was told when dynpool was imported
+            warnings.warn(
+                "dynpool was built without CUDA kernels: plain torch works on tensors of a GPU, slower. "
+                + ("They need CUDA: ROCm has none" if torch.version.hip else _HOW_TO_BUILD_CUDA),
+                stacklevel=2,
+            )
         return False
     assert extension is not None
     if trouble := extension.cuda.trouble_on(index):

@@ -864,7 +864,10 @@ def test_a_card_that_kernels_were_not_built_for(monkeypatch):
     assert ["built for 90, do not run on GPU 1 (no kernel image)" in str(w.message) for w in said] == [True]
     monkeypatch.setitem(binary._KERNELS, "cuda", None)
     monkeypatch.setattr(binary, "_run_on_gpu", functools.cache(binary._run_on_gpu.__wrapped__))
-    assert binary.kernels_for(torch.device("cuda", 0)) is None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert [binary.kernels_for(torch.device("cuda", 0)) for _ in range(2)] == [None, None]
+    assert ["without CUDA kernels" in str(w.message) and "DYNPOOL_CUDA=1" in str(w.message) for w in said] == [True]
 
 
 @pytest.mark.parametrize("options", [{"dim": 1.0}, {"window": 1.0}, {"window": 1, "stride": True}], ids=str)
