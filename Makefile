@@ -7,7 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-CMAKE_TEST := build/cmake-tests
+# setup.py's, so that what the tests need of the package is compiled once
+BUILD = build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .PHONY: demo test lint bench gpu clean cpp-tests
@@ -18,7 +19,7 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.dev cpp-tests
 	DYNPOOL_REQUIRE_EXT=1 DYNPOOL_REQUIRE_EMULATED=1 \
-	DYNPOOL_EMULATED=$$(ls $(CURDIR)/$(CMAKE_TEST)/_C_emulated*.so) \
+	DYNPOOL_EMULATED=$$(ls $(CURDIR)/$(BUILD)/_C_emulated*.so) \
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 lint: $(VENV)/.dev
@@ -39,11 +40,10 @@ gpu:
 
 # The kernels' C++ tests under sanitizers, and the CUDA kernels compiled as C++ for the Python tests.
 cpp-tests: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CMAKE_TEST) -G Ninja -DDYNPOOL_CUDA=0 -DDYNPOOL_EMULATION=ON \
-	  -DDYNPOOL_TESTS=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > $(VENV)/cmake-tests.log || (cat $(VENV)/cmake-tests.log; exit 1)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CMAKE_TEST) --parallel $(JOBS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir $(CMAKE_TEST) --output-on-failure
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(BUILD) -DDYNPOOL_TESTS=ON > $(VENV)/cmake-tests.log \
+	  || (cat $(VENV)/cmake-tests.log; exit 1)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(BUILD) --parallel $(JOBS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir $(BUILD) --output-on-failure
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ def _on_device(device: torch.device) -> tuple[int, Callable[[int], Tensor]]:
 
 
 def emulated_kernels(path: str) -> Kernels:
-    """The CUDA kernels compiled as C++ (CMake option DYNPOOL_EMULATION), for tests on CPU tensors."""
+    """The CUDA kernels compiled as C++ (CMake option DYNPOOL_TESTS), for tests on CPU tensors."""
     spec = importlib.util.spec_from_file_location("_C_emulated", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"no extension module at {path}")
