@@ -61,7 +61,7 @@ TemporalPoolParams with_inputs(const TemporalPoolParams& layout, Address x, Addr
 }
 
 constexpr char kNotInterlaced[] = "only lines that share chroma are interlaced";
-constexpr char kNull[] = "null pointer: a fake or meta tensor has no data";
+constexpr char kNull[] = "null pointer: a tensor has no data, as fake and meta ones, or its storage was freed";
 
 TemporalPoolParams forward_params(const TemporalPoolParams& layout, Address x, Address weights, Address bands,
                                   Address mean, Address std, Address y) {

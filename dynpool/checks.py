@@ -59,8 +59,6 @@ def check_frames(x: Tensor, dim: int) -> int:
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"x must have one of the dtypes {INPUT_DTYPES}, got {x.dtype}")
     check_dense("x", x)
-    if not context.is_compiling() and context.is_tracing():
-        raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     dim = checked_int("dim", dim)
     dims = x.dim()
     if dims == 0:
@@ -94,6 +92,8 @@ def batch_size(x: Tensor, dim: int, what: str) -> int:
 
 
 def check_pooling(nonlinearity: str, out_dtype: torch.dtype | None) -> None:
+    if not context.is_compiling() and context.is_tracing():
+        raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if out_dtype is not None and out_dtype not in OUTPUT_DTYPES:
         raise TypeError(f"out_dtype must be one of {OUTPUT_DTYPES}, got {out_dtype}")
@@ -161,8 +161,8 @@ def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: in
 
 def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
     try:
-        if isinstance(values, np.ndarray) and values.dtype.kind in "iu":  # in any order of bytes, and backwards
-            values = torch.from_numpy(values.astype(np.int64))
+        if isinstance(values, np.ndarray) and not context.is_compiling() and values.dtype.kind in "iu":
+            values = torch.from_numpy(values.astype(np.int64))  # from any order of bytes, and backwards
         if context.is_compiling() and isinstance(values, (list, tuple)) and values and all(map(_is_int, values)):
             # for any numbers, of which as_tensor would make constants
             values = torch.stack([torch.full((), v, dtype=torch.int64, device="cpu") for v in values])
@@ -217,6 +217,8 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
     """mean or std as a one-dimensional tensor in the accumulate dtype on x's device; None where it does nothing."""
     if value is None:
         return None
+    if context.is_compiling() and isinstance(value, (np.ndarray, np.generic)):  # for Dynamo they are tensors
+        value = torch.as_tensor(value).to(x.device)
     if isinstance(value, Tensor):
         if value.dtype.is_complex or value.dtype == torch.bool:
             raise TypeError(f"{name} must be real numbers, got {value.dtype}")
@@ -233,10 +235,9 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
     numbers: Any = [value] if _is_number(value) else value
     if not isinstance(numbers, Sequence) or not numbers or not all(map(_is_number, numbers)):
         raise TypeError(f"{name} must be a number, a sequence of numbers or a Tensor, got {described(value)}")
-    if not context.is_compiling():
-        _check_statistic(name, numbers, x)
-        if name == "mean" and len(numbers) == 1 and not numbers[0]:
-            return None
+    _check_statistic(name, numbers, x)
+    if not context.is_compiling() and name == "mean" and len(numbers) == 1 and not numbers[0]:
+        return None
     return kept_numbers(tuple(numbers), x)
 
 

@@ -87,7 +87,8 @@ def kept_numbers(numbers: tuple[float, ...], x: Tensor) -> Tensor:
     if ordinary and (kept := _recall(_number_cache, key, x)) is not None:
         return kept
     if not ordinary or context.is_captured(x):
-        return torch.stack([torch.full((), number, dtype=key[1], device=x.device) for number in numbers])
+        one = torch.ones((), dtype=key[1], device=x.device)  # times any number: torch.full would be compiled for each
+        return torch.stack([one * number for number in numbers])
     with torch.inference_mode(False):
         tensor = torch.tensor(numbers, dtype=key[1], device=x.device)
     _keep(_number_cache, key, tensor)

@@ -188,9 +188,10 @@ class Call:
     weights [B or 1, W, K], mean, std [C] and the plan's bands are contiguous.
     """
 
-    def __init__(self, x: Tensor, rows_shape: Sequence[int], plan: Plan):
+    def __init__(self, x: Tensor, rows_shape: Sequence[int], plan: Plan, device: torch.device | None = None):
+        """x may be a meta tensor that stands for frames on `device`."""
         self.plan = plan
-        self.shape, self.strides, self.dtype, self.device = x.shape, x.stride(), x.dtype, x.device
+        self.shape, self.strides, self.dtype, self.device = x.shape, x.stride(), x.dtype, device or x.device
         self.contiguous = x.is_contiguous()
         self.dx_strides = self.strides if self.contiguous else tuple(_dense_strides(self.shape, self.strides))
         self.y_sizes, self.y_strides = _output_layout(x, plan.dim, rows_shape[1])
@@ -206,7 +207,7 @@ class Call:
         self.reads_pixels = plan.nonlinearity != "identity"  # to find ∂L/∂x
 
         y_strides = self.y_strides or _dense_strides(self.y_sizes, range(len(self.y_sizes), 0, -1))
-        self.kernels = binary.kernels_for(x.device)
+        self.kernels = binary.kernels_for(self.device)
         self.forward_layout = self.layout(self.kernels, self.strides, y_strides, ())
 
     def layout(
@@ -356,15 +357,20 @@ def _call_for(x: Tensor, rows_shape: Sequence[int], plan: Plan) -> Call:
 
 def _forward(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     """Arguments as `reference` and the library ops have them."""
-    x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
+    x, weights, mean, std = _readable(x), contiguous(weights), contiguous(mean), contiguous(std)
     plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False, overlap)
     return Call(x, weights.shape, plan).forward(x, weights, mean, std)
 
 
 def _backward(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, needs):  # type: ignore[no-untyped-def]
-    x, weights, mean, std = x.resolve_neg(), contiguous(weights), contiguous(mean), contiguous(std)
+    x, weights, mean, std = _readable(x), contiguous(weights), contiguous(mean), contiguous(std)
     plan = Plan(contiguous(bands), dim, channel_dim, nonlinearity, out_dtype, False)
     return Call(x, weights.shape, plan).backward(grad, x, weights, mean, std, needs)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """x as kernels can take it: one that vmap gave a further dimension may have too many."""
+    return (x.contiguous() if x.dim() > MAX_DIMS else x).resolve_neg()
 
 
 # --- autograd ------------------------------------------------------------------------------------------------------
@@ -441,7 +447,7 @@ def weights_gradient(
         with torch.inference_mode(False):
             grad, x, weights, bands, mean, std = map(_for_autograd, (grad, x, weights, plan.bands, mean, std))
             return reference.temporal_pool_backward(grad, x, weights, bands, mean, std, *plan[1:5], needs)[0]
-    x = x.contiguous() if x.dim() > MAX_DIMS else x.resolve_neg()
+    x = _readable(x)
     call = _call_for(x, weights.shape, plan)
     return call.backward(grad, x, weights, contiguous(mean), contiguous(std), needs)[0]
 
@@ -475,7 +481,7 @@ class _PoolBackward(torch.autograd.Function):
 
 
 def _second_backward(
-    grads: Sequence[Tensor], saved: Sequence[Tensor], rest: tuple[Any, ...], needs: Sequence[bool]
+    grads: Sequence[Tensor], saved: Sequence[Any], rest: tuple[Any, ...], needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `_backward` for those of (grad, x, weights, bands, mean, std) that `needs` marks."""
     grad, _, weights, bands, _, std = saved
@@ -522,7 +528,7 @@ class _TransformablePool(torch.autograd.Function):
         one_call = _pool_of_batch(in_dims, inputs)
         if one_call is not None:
             return _TransformablePool.apply(*one_call), 0
-        return torch.vmap(_by_reference, in_dims)(*inputs), 0
+        return torch.stack([_TransformablePool.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]), 0
 
 
 class _TransformableBackward(torch.autograd.Function):
@@ -547,7 +553,8 @@ class _TransformableBackward(torch.autograd.Function):
         one_call = _backward_of_batch(info, in_dims, inputs)
         if one_call is not None:
             return _TransformableBackward.apply(*one_call), (0,)
-        return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(inputs[-1])
+        grads = [_TransformableBackward.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]
+        return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0,) * sum(inputs[-1])
 
 
 def _pool_of_batch(in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -618,6 +625,25 @@ def _temporal_pool_backward_op(
     return _backward(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, needs)
 
 
+@torch.library.custom_op("dynpool::temporal_pool_transposed", mutates_args=())
+def _temporal_pool_transposed_op(
+    grad: Tensor,
+    weights: Tensor,
+    bands: Tensor | None,
+    std: Tensor | None,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    dim: int,
+    channel_dim: int | None,
+) -> Tensor:
+    """∂L/∂x for ψ = identity, whatever x is, of these sizes and (dense) strides: Σ_w A[b, w, t] ∂L/∂y[b, w] / std."""
+    weights, std, bands = weights.contiguous(), contiguous(std), contiguous(bands)
+    x = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
+    call = Call(x, weights.shape, Plan(bands, dim, channel_dim, "identity", grad.dtype, False), grad.device)
+    return call.backward(grad, None, weights, None, std, (True, False, False, False))[0]
+
+
 @_temporal_pool_op.register_fake
 def _(x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dtype, overlap=0):  # type: ignore[no-untyped-def]
     return _new(x, *_output_layout(x, dim, weights.shape[1]), out_dtype)
@@ -630,15 +656,44 @@ def _(grad, x, weights, bands, mean, std, dim, channel_dim, nonlinearity, out_dt
     return [t for t, need in zip(given, needs, strict=True) if need]
 
 
+@_temporal_pool_transposed_op.register_fake
+def _(grad, weights, bands, std, sizes, strides, dtype, dim, channel_dim):  # type: ignore[no-untyped-def]
+    return grad.new_empty_strided(sizes, strides, dtype=dtype)
+
+
 def _op_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:-1]  # not overlap
+    x, weights, bands, _, std, dim, channel_dim, nonlinearity, *_ = inputs
+    ctx.frames = None
+    if nonlinearity == "identity" and True not in ctx.needs_input_grad[1:]:  # a compiler keeps what backward is given
+        ctx.save_for_backward(weights, bands, std)
+        ctx.frames = (list(x.shape), _dense_strides(x.shape, x.stride()), x.dtype, dim, channel_dim)
+    else:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.rest = inputs[5:-1]  # not overlap
 
 
 def _op_backward(ctx, grad):  # type: ignore[no-untyped-def]
     needs = ctx.needs_input_grad
-    grads = _temporal_pool_backward_op(grad, *ctx.saved_tensors, *ctx.rest, list(_without_bands(needs)))
+    if ctx.frames is not None:
+        grads = [_temporal_pool_transposed_op(grad, *ctx.saved_tensors, *ctx.frames)]
+    else:
+        grads = _temporal_pool_backward_op(grad, *ctx.saved_tensors, *ctx.rest, list(_without_bands(needs)))
     return _spread(grads, needs)
+
+
+def _op_transposed_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    grad, weights, bands, std, *_, dim, channel_dim = inputs
+    ctx.save_for_backward(grad, weights, bands, std)
+    ctx.rest = (dim, channel_dim, "identity", grad.dtype)
+
+
+def _op_transposed_backward(ctx, of_dx):  # type: ignore[no-untyped-def]
+    needs = ctx.needs_input_grad
+    grad, weights, bands, std = ctx.saved_tensors
+    saved, outputs = (grad, of_dx, weights, bands, None, std), (True, False, False, False)
+    wanted = (needs[0], False, *needs[1:3], False, needs[3])
+    found = _spread(_second_backward((of_dx,), saved, (*ctx.rest, outputs), wanted), wanted)
+    return found[0], *found[2:4], found[5], *[None] * (len(needs) - 4)
 
 
 def _op_backward_setup(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -666,6 +721,11 @@ def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
     return [torch.stack(each) for each in zip(*grads, strict=True)], [0] * sum(inputs[-1])
 
 
+def _op_transposed_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+    calls = _calls_of_batch(info, in_dims, inputs)
+    return torch.stack([_temporal_pool_transposed_op(*call) for call in calls]), 0
+
+
 def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> list[list[Any]]:
     """One by one, since torch knows no vmap within such a rule."""
     batched = [isinstance(d, int) for d in in_dims]
@@ -677,5 +737,7 @@ def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) 
 
 _temporal_pool_op.register_autograd(_op_backward, setup_context=_op_setup)
 _temporal_pool_backward_op.register_autograd(_op_second_backward, setup_context=_op_backward_setup)
+_temporal_pool_transposed_op.register_autograd(_op_transposed_backward, setup_context=_op_transposed_setup)
 _temporal_pool_op.register_vmap(_op_vmap)
 _temporal_pool_backward_op.register_vmap(_op_backward_vmap)
+_temporal_pool_transposed_op.register_vmap(_op_transposed_vmap)

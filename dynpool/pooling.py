@@ -69,6 +69,9 @@ def temporal_pool(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, value or device does not fit; the message names argument, value and what is allowed.
+
+    Values of weights, and of mean and std that are tensors, are checked on the CPU alone, and not where calls are
+    compiled, exported or mapped by vmap.
     """
     dim = check_frames(x, dim)
     num_frames = x.shape[dim]
@@ -145,7 +148,8 @@ def approx_rank_pool(
     to avoid that. Inside `torch.compile`, exported programs, vmap and captured CUDA graphs (which want `lengths` on the
     device) their values are not checked: `lengths` count as the nearest that there may be, 0 to T, and frames out of
     the range of `offsets` are left out. What `offsets` give depends in shape on their values: `torch.export` and vmap
-    take none, `torch.compile` none with `window`.
+    take none, `torch.compile` none with `window`. A program that was exported with `window` and an open T is for two
+    windows and more.
     """
     # A call of the same layout and options that was made before is found and run by C++ (csrc/calls.h).
     plain = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()

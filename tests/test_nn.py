@@ -221,6 +221,11 @@ def test_the_maximum_compiles_for_any_shape(backend):
         assert torch.equal(pool(last, [3, 2]), TemporalMaxPool()(last, [3, 2]))
 
 
+def test_the_maximum_can_be_traced():
+    x = torch.rand(2, 5, 3)
+    assert torch.equal(torch.jit.trace(TemporalMaxPool(), (x,))(x), x.amax(1))
+
+
 def test_rank_pool_with_info(backend):
     x = torch.rand(2, 5, 3, device=backend.device)
     d, info = RankPool(return_info=True)(x, [5, 4])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -196,6 +197,15 @@ def test_vmap_of_grad_over_frames(backend):
     close(vmap(grad(loss))(x), torch.stack(each))
 
 
+def test_vmap_of_grad_over_more_dimensions_than_kernels_walk(backend):
+    x = double(*[2] * 10, device=backend.device).permute(*reversed(range(10)))
+
+    def loss(x):
+        return approx_rank_pool(x, nonlinearity="sqrt").pow(3).sum()
+
+    close(vmap(grad(loss), in_dims=9)(x), torch.stack([grad(loss)(each) for each in x.unbind(9)]))
+
+
 @pytest.mark.parametrize("order", ["jacfwd of jacrev", "jacrev of jacrev", "jacfwd of jacfwd", "jacrev of jacfwd"])
 def test_hessian(backend, order):
     """For y = Σ a √x: ∂²/∂x_t² = -a_t/(4 x^1.5), ∂²/∂a∂x = 1/(2√x)."""
@@ -382,6 +392,63 @@ def test_compile_offsets_is_right_or_refused(device):
     except torch._dynamo.exc.TorchDynamoException:
         return
     assert torch.equal(y, expected)
+
+
+ARRAYS = {
+    "mean": np.array([0.01, 0.0, -0.01]),
+    "std": np.float32(2.0),
+    "lengths": np.array([7, 3]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("constant", [True, False])
+def test_compile_takes_arrays(device, name, constant):
+    x, value = frames((2, 7, 3, 5, 4), device=device), ARRAYS[name]
+    want = approx_rank_pool(x, nonlinearity="sqrt", **{name: value})
+    if constant:
+        found = compiled(lambda x: approx_rank_pool(x, nonlinearity="sqrt", **{name: value}))(x)
+    else:
+        found = compiled(lambda x, v: approx_rank_pool(x, nonlinearity="sqrt", **{name: v}))(x, value)
+    assert torch.allclose(found, want, rtol=1e-6, atol=1e-6 * want.abs().max().item())
+
+
+def test_compile_once_for_all_numbers(device):
+    counter = CompileCounterWithBackend("aot_eager")
+    x = frames((2, 5, 3, 7), device=device)
+
+    def pool(x, m, s):
+        return approx_rank_pool(x, mean=[m, 0.0, m], std=s, channel_dim=2, nonlinearity="sqrt")
+
+    function = torch.compile(pool, fullgraph=True, dynamic=True, backend=counter)
+    for i in range(10):
+        m, s = 0.25 * i + 0.5, i + 2.5
+        assert torch.equal(function(x, m, s), pool(x, m, s))
+    assert counter.frame_count <= 1
+
+
+@pytest.mark.parametrize("options", [{"std": 0.0}, {"std": [1.0, -1.0, 1.0]}, {"mean": float("nan")}], ids=str)
+def test_compiled_calls_check_numbers(device, options):
+    x = frames((2, 5, 3, 7), device=device)
+    with pytest.raises(Exception, match="must be finite"):  # torch's, around the ValueError
+        compiled(lambda x: approx_rank_pool(x, channel_dim=2, **options))(x)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_compiled_graphs_keep_no_frames_that_nothing_reads(backend, learned):
+    """The gradient for frames of ψ = identity needs their sizes alone; that for weights reads them."""
+    x = frames((2, 7, 3, 64), device=backend.device).requires_grad_()
+    a = torch.randn(7).to(backend.device).requires_grad_(learned)
+
+    def kept(pool):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            y = pool(x + 1)
+        y.sum().backward()
+        return max(sizes, default=0)
+
+    for pool in (lambda x: temporal_pool(x, a, std=2.0), lambda x: temporal_pool(x, a)):
+        assert (kept(torch.compile(pool, fullgraph=True, backend="aot_eager")) >= x.numel()) == learned
 
 
 @pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
@@ -740,6 +807,42 @@ def test_opcheck_backward(device, case):
     if binary.kernels_for(device) is None:  # its derivative is functorch's, whose tensors have no storage to look into
         checks = ("test_autograd_registration",)
     torch.library.opcheck(operator, (*arguments, dim, *rest, needs), test_utils=checks)
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_opcheck_transposed(device, case):
+    """The gradient for frames that are not read is what the other operator gives."""
+    x, a, bands, mean, std, dim, channel_dim, _, out_dtype = list(op_arguments(device))[case][:9]
+    if not x.is_floating_point():
+        x = x.half()
+    y = torch.ops.dynpool.temporal_pool(x, a, bands, mean, std, dim, channel_dim, "identity", out_dtype)
+    g, rest = torch.randn_like(y), (dim, channel_dim)
+    backward, transposed = torch.ops.dynpool.temporal_pool_backward, torch.ops.dynpool.temporal_pool_transposed.default
+    (want,) = backward(g, x, a, bands, mean, std, *rest, "identity", out_dtype, [True, False, False, False])
+    frames = (list(x.shape), list(want.stride()), x.dtype)
+    found = transposed(g, a, bands, std, *frames, *rest)
+    assert torch.equal(found, want)
+    assert found.stride() == want.stride()
+    gs = torch.stack([g, 2 * g], -1)
+    batch = vmap(lambda g: transposed(g, a, bands, std, *frames, *rest), -1)(gs)
+    assert torch.equal(batch, torch.stack([found, transposed(2 * g, a, bands, std, *frames, *rest)]))
+    leaves = [t if t is None or not t.is_floating_point() else t.clone().requires_grad_() for t in (g, a, bands, std)]
+    checks = CHECKS
+    if binary.kernels_for(device) is None:  # as above
+        checks = ("test_autograd_registration",)
+    torch.library.opcheck(transposed, (*leaves, *frames, *rest), test_utils=checks)
+
+
+def test_derivatives_of_the_transposed_operator(device):
+    grad_y, a, std = double(2, 2, 3, 4, device=device), torch.randn(1, 2, 5, dtype=torch.float64), torch.rand(3) + 0.5
+    inputs = [t.to(device, torch.float64).requires_grad_() for t in (grad_y, a, std)]
+
+    def pull(g, a, std):
+        frames = ([2, 5, 3, 4], [60, 12, 4, 1], torch.float64)
+        return torch.ops.dynpool.temporal_pool_transposed(g, a, None, std, *frames, 1, 2)
+
+    assert torch.autograd.gradcheck(pull, inputs, atol=1e-4)  # of values about 100
+    assert torch.autograd.gradcheck(lambda g: pull(g, *map(torch.Tensor.detach, inputs[1:])), inputs[:1], atol=1e-4)
 
 
 @pytest.mark.parametrize("batched", [(0,), (1,), (0, 1)], ids=["frames", "weights", "both"])
