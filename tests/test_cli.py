@@ -29,7 +29,7 @@ from command import run
 from dynpool import cli
 
 FRAMES = clips.random_frames(7, 16, 24)
-PROGRAM = [sys.executable, "-c", "from dynpool.cli import main; main()", "image"]
+PROGRAM = [sys.executable, "-m", "dynpool", "image"]
 
 DIES_AT_THE_THIRD = """
 import os

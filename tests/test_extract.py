@@ -42,7 +42,7 @@ pytest.importorskip("typer", reason="needs typer")
 
 import command
 
-PROGRAM = [sys.executable, "-c", "from dynpool.cli import main; main()", "extract"]
+PROGRAM = [sys.executable, "-m", "dynpool", "extract"]
 WINDOWS = {"window": 3, "stride": 2}
 MADE = {"window": 3}
 
