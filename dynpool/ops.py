@@ -528,6 +528,8 @@ class _TransformablePool(torch.autograd.Function):
         one_call = _pool_of_batch(in_dims, inputs)
         if one_call is not None:
             return _TransformablePool.apply(*one_call), 0
+        if not info.batch_size:
+            return torch.vmap(_by_reference, in_dims)(*inputs), 0
         return torch.stack([_TransformablePool.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]), 0
 
 
@@ -553,6 +555,8 @@ class _TransformableBackward(torch.autograd.Function):
         one_call = _backward_of_batch(info, in_dims, inputs)
         if one_call is not None:
             return _TransformableBackward.apply(*one_call), (0,)
+        if not info.batch_size:
+            return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(inputs[-1])
         grads = [_TransformableBackward.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]
         return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0,) * sum(inputs[-1])
 

@@ -90,8 +90,8 @@ def temporal_pool(
     check_same_device("weights", weights, x)
     check_finite("weights", weights.to(accumulate_dtype(x.dtype)))
     keep_rows = weights.dim() == 3 or (weights.dim() == 2 and not per_clip)
-    if weights.dim() < 3:
-        weights = weights[:, None] if per_clip else weights.reshape(1, -1, num_frames)
+    while weights.dim() < 3:
+        weights = weights.unsqueeze(1 if per_clip else 0)
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     return pool_as(x, weights, mean, std, plan_of(x, None, dim, channel_dim, nonlinearity, out_dtype, keep_rows))
 

@@ -138,6 +138,18 @@ def test_vmap_of_vmap(backend):
     close(nested, torch.stack([torch.stack(row) for row in each]))
 
 
+def test_vmap_over_an_empty_batch(backend):
+    x = double(5, 3, device=backend.device)
+    none = torch.empty(0, 5, dtype=torch.float64, device=backend.device)
+    for nonlinearity in ("identity", "sqrt"):
+
+        def pool(x, a, nonlinearity=nonlinearity):
+            return temporal_pool(x, a, 0, nonlinearity=nonlinearity)
+
+        assert vmap(pool, (None, 0))(x, none).shape == (0, 3)
+        assert vmap(grad(lambda a, x, pool=pool: pool(x, a).sum()), (0, None))(none, x).shape == (0, 5)
+
+
 def test_vmap_with_uint8_frames(backend):
     x = frames((3, 2, 5, 7), torch.uint8, backend.device)
     mapped = vmap(lambda x: approx_rank_pool(x, nonlinearity="sqrt", time_average=False))(x)
