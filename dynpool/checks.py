@@ -52,13 +52,15 @@ def as_float(value: Any) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def check_frames(x: Tensor, dim: int) -> int:
+def check_frames(x: Tensor, dim: int, *, by_kernels: bool = True) -> int:
     """The frames' dimension, counted from the front."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, got {described(x)}")
     if x.dtype not in INPUT_DTYPES:
         raise TypeError(f"x must have one of the dtypes {INPUT_DTYPES}, got {x.dtype}")
     check_dense("x", x)
+    if by_kernels and not context.is_compiling() and context.is_tracing():
+        raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     dim = checked_int("dim", dim)
     dims = x.dim()
     if dims == 0:
@@ -92,8 +94,6 @@ def batch_size(x: Tensor, dim: int, what: str) -> int:
 
 
 def check_pooling(nonlinearity: str, out_dtype: torch.dtype | None) -> None:
-    if not context.is_compiling() and context.is_tracing():
-        raise RuntimeError("x is traced by torch.jit.trace, which does not see kernels: use torch.export instead")
     choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if out_dtype is not None and out_dtype not in OUTPUT_DTYPES:
         raise TypeError(f"out_dtype must be one of {OUTPUT_DTYPES}, got {out_dtype}")

@@ -222,7 +222,7 @@ class TemporalMaxPool(nn.Module):
 
 def temporal_max_pool(x: Tensor, dim: int, lengths: Tensor | Sequence[int] | None) -> Tensor:
     """What `TemporalMaxPool` does."""
-    dim = check_frames(x, dim)
+    dim = check_frames(x, dim, by_kernels=False)
     own = x if lengths is None else _without_padding(x, dim, lengths)
     if context.is_direct(x) and not (x.requires_grad and torch.is_grad_enabled()):
         largest = own.amax(dim, keepdim=True)  # several times as fast as with the index that a derivative needs
