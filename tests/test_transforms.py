@@ -436,13 +436,13 @@ def test_compile_once_for_all_numbers(device):
     for i in range(10):
         m, s = 0.25 * i + 0.5, i + 2.5
         assert torch.equal(function(x, m, s), pool(x, m, s))
-    assert counter.frame_count <= 1
+    assert counter.frame_count <= 2  # torch 2.6 learns from the first that numbers vary
 
 
 @pytest.mark.parametrize("options", [{"std": 0.0}, {"std": [1.0, -1.0, 1.0]}, {"mean": float("nan")}], ids=str)
 def test_compiled_calls_check_numbers(device, options):
     x = frames((2, 5, 3, 7), device=device)
-    with pytest.raises(Exception, match="must be finite"):  # torch's, around the ValueError
+    with pytest.raises(Exception, match=r"must be finite|Observed exception"):  # torch's own; 2.6 does not say which
         compiled(lambda x: approx_rank_pool(x, channel_dim=2, **options))(x)
 
 
