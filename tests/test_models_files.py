@@ -18,9 +18,11 @@ from dynpool.models import (
     export_onnx,
     export_pt2,
     load,
+    plain_operators,
     read_config,
     save,
 )
+from dynpool.nn import ApproxRankPool
 
 EXPORTED = {
     "dynamic image": {},
@@ -321,6 +323,23 @@ def test_onnx_runtime_gives_the_same_scores(tmp_path, name, lengths):
     want = model(video, lengths)
     assert want.abs().max() > 0.1
     torch.testing.assert_close(torch.from_numpy(scores), want, rtol=1e-4, atol=1e-4)
+
+
+def test_other_networks_become_onnx_files(tmp_path):
+    """Those with layers of dynpool.nn, for other batches and numbers of frames than that of the example."""
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    network = nn.Sequential(nn.ReLU(), ApproxRankPool(nonlinearity="sqrt", normalize_weights=True), nn.Flatten(1))
+    dims = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("frames", min=2, max=512)
+    program = torch.export.export(network, (torch.randn(2, 5, 3, 4, 6),), dynamic_shapes=(dict(enumerate(dims)),))
+    torch.onnx.export(program.run_decompositions(plain_operators()), dynamo=True).save(tmp_path / "network.onnx")
+    session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    for shape in ((2, 5), (3, 11), (1, 100)):
+        x = torch.randn(*shape, 3, 4, 6)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(
+            torch.from_numpy(found), network(x), rtol=1e-4, atol=1e-5
+        )  # float32, summed otherwise
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 1000, 1 << 20])

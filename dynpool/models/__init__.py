@@ -10,7 +10,7 @@ from .backbones import Backbone, backbones, load_backbone
 from .building import VideoModel, build
 from .caffenet import CaffeNet
 from .config import ModelConfig
-from .exporting import export, export_onnx, export_pt2
+from .exporting import export, export_onnx, export_pt2, plain_operators
 from .extraction import Features, extract_features
 from .network import TwoNetworks, VideoNetwork
 from .storage import load, read_config, save
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "load_backbone",
     "optical_flow",
+    "plain_operators",
     "read_config",
     "save",
 ]

@@ -93,12 +93,25 @@ def export_onnx(
     for library in ("onnx", "onnxscript"):
         _import(library)
     program = export(model, num_frames=num_frames, size=size, lengths=lengths, dynamic=dynamic)
-    plain = program.run_decompositions(_plain_operators())
+    plain = program.run_decompositions(plain_operators())
     onnx = torch.onnx.export(plain, dynamo=True, output_names=["scores"], verbose=False)
     assert onnx is not None
     onnx.model.metadata_props[METADATA_KEY] = _config_of(model)
     with whole_file(path) as temporary:
         onnx.save(temporary)
+
+
+def plain_operators() -> dict[Any, Any]:
+    """Decompositions that leave no operator of dynpool, nor digamma, which ONNX does not have either: for programs with
+    layers of `dynpool.nn` that no `build` made.
+
+        program = torch.export.export(network, (video,)).run_decompositions(dynpool.models.plain_operators())
+        torch.onnx.export(program, dynamo=True).save("network.onnx")
+    """
+    table: dict[Any, Any] = dict(torch.export.default_decompositions())
+    table[torch.ops.dynpool.temporal_pool.default] = lambda *inputs: reference.temporal_pool(*inputs[:9])  # no overlap
+    table[torch.ops.aten.digamma.default] = _digamma
+    return table
 
 
 def _config_of(model: VideoModel) -> str:
@@ -129,14 +142,6 @@ def _least_frames(model: VideoModel) -> int:
     """For two windows, and two frames of a static stream: of one, a program would be traced that holds for just one."""
     config = model.config
     return 1 + max(1, config.window or 1, config.stride or 1, config.every)
-
-
-def _plain_operators() -> dict[Any, Any]:
-    """What runs everywhere: dynpool's operation in plain torch, and digamma, which ONNX does not have."""
-    table: dict[Any, Any] = dict(torch.export.default_decompositions())
-    table[torch.ops.dynpool.temporal_pool.default] = lambda *inputs: reference.temporal_pool(*inputs[:9])  # no overlap
-    table[torch.ops.aten.digamma.default] = _digamma
-    return table
 
 
 def _digamma(x: Tensor) -> Tensor:
