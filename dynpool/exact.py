@@ -151,7 +151,7 @@ def rank_pool(
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
 
-    `torch.compile` runs it as it is, between two graphs.
+    `torch.compile` runs it as it is, between two graphs, so not with `fullgraph=True`.
 
     Example:
         >>> x = torch.tensor([[3.0, 0.0], [2.0, 1.0], [1.0, 4.0]])  # three frames of two values
@@ -255,6 +255,7 @@ def _solved_again(
     return d, info
 
 
+@_around_dynamo
 def ranking_accuracy(
     d: Tensor,
     x: Tensor,

@@ -439,6 +439,12 @@ def test_a_compiled_program_goes_around_it():
         assert torch.equal(*results)
         assert torch.equal(*(torch.autograd.grad(d.square().sum(), x)[0] for d, x in zip(results, inputs, strict=True)))
 
+    def accuracy(x):
+        return 2 * ranking_accuracy(x[:, -1] * 1.0, x)
+
+    x = clip(7, 5)[None]
+    assert torch.equal(torch.compile(accuracy, backend="eager")(x), accuracy(x))
+
 
 def test_what_has_no_values_is_refused():
     x = clip(7, 5)[None]
