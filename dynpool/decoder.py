@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .files import Borrowed, File, TimeLimit, VideoError, readable, source_name
+from .files import Borrowed, File, TimeLimit, VideoError, anew, readable, source_name
 
 try:
     import av
@@ -181,6 +181,23 @@ class Decoder:
         `damage`. Once, or as often as one likes if `repeatable`.
         """
         return itertools.islice(enumerate(self._decode()), self._chosen.start, self._chosen.stop, self._chosen.step)
+
+    def frames_again(self) -> Iterator[tuple[int, Any]] | None:
+        """`frames` once more, of a file that is opened anew if its packets were too many to keep; None where that
+        cannot be, as of a pipe.
+        """
+        if self.repeatable:
+            return self.frames()
+        file = anew(self._file, self._limit)
+        return None if file is None else self._frames_of(file)
+
+    def _frames_of(self, file: Any) -> Iterator[tuple[int, Any]]:
+        with _opened(file, self._limit) as container:
+            decoder = Decoder(container, file, self._chosen, self._limit)
+            try:
+                yield from decoder.frames()
+            finally:
+                decoder.close()
 
     def close(self) -> None:
         """Let go of the packets, which would refer to this and be referred to."""

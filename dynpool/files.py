@@ -105,6 +105,14 @@ def readable(video: File, limit: TimeLimit) -> Iterator[Any]:
         yield f"file:{path}"  # the prefix keeps FFmpeg from reading a colon in a file's name as a protocol
 
 
+def anew(file: Any, limit: TimeLimit) -> Any:
+    """What `readable` gave, to be opened once more; None where what was read is gone."""
+    if isinstance(file, str):
+        return file if os.path.isfile(file.removeprefix("file:")) else None
+    borrowed = Borrowed(file._file if isinstance(file, Borrowed) else file, limit)
+    return borrowed if borrowed.seekable() else None
+
+
 def _check_alone(path: str) -> None:
     """FFmpeg would open what a file of this kind names."""
     if not stat.S_ISREG(os.stat(path).st_mode):

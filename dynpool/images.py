@@ -19,7 +19,7 @@ from .pooling import temporal_pool
 from .pools import pool_for
 from .recipe import Method, Recipe
 from .streaming import Endless, Windows
-from .video import Size, Video, read_clip
+from .video import Size, Video, read_clip, resized_clip
 from .weights import half_norm
 
 # The largest float32 rounding that pixels which never change leave, up to 1600 frames; of more in proportion.
@@ -64,15 +64,15 @@ def dynamic_image(
     in memory that does not depend on its length. With frames of even size (interlaced ones: a height divisible by 4) in
     yuv420p, yuv422p or RGB, that is nearly all videos, the image equals that of its RGB frames within a level of 255,
     or two levels where hardly anything moves and min-max blows up the rounding of roots; where nothing does until the
-    last frames, a film is decoded once more, and these become RGB (windows of a thousand such frames may be grey). In
-    other formats and odd sizes FFmpeg interpolates colour between its
-    samples where dynpool takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to
-    17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the
-    first become like it: after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their
-    sum becomes RGB, so that colours outside of RGB's cube, which a frame would clip, count with what they are: on
-    average pixels differ by half a level, the one that does most by 12 levels in the median of 21 clips of UCF101,
-    HMDB51 and Kinetics (36 in one), and by 17 in windows of ten frames (50 in one), where such a colour may be the
-    minimum or maximum of the picture. Of `read_clip(video).frames` it is that of RGB frames.
+    last frames, a film is decoded once more, and these become RGB (windows of a thousand such frames may be grey, and
+    what a pipe brings, if it is more than 32 MB, which are not kept). In other formats and odd sizes FFmpeg
+    interpolates colour between its samples where dynpool takes the nearest one: single pixels at edges of colours
+    differ by more (of one clip by up to 17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of
+    another size or pixel format than the first become like it: after a grey one all are grey. Under ψ = identity rank
+    pooling takes the planes, and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would
+    clip, count with what they are: on average pixels differ by half a level, the one that does most by 12 levels in the
+    median of 21 clips of UCF101, HMDB51 and Kinetics (36 in one), and by 17 in windows of ten frames (50 in one), where
+    such a colour may be the minimum or maximum of the picture. Of `read_clip(video).frames` it is that of RGB frames.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
@@ -293,15 +293,15 @@ class _Feed:
     def again(self) -> _Feed:
         return _Feed(self.decoder, self.recipe)
 
-    def rgb(self) -> Iterator[Tensor]:
-        """The frames once more, as uint8 [3, H, W]."""
-        convert = RgbConverter()
-        for number, frame in self.decoder.frames():
+    def rgb(self, frames: Iterable[tuple[int, Any]]) -> Iterator[Tensor]:
+        """Decoded frames as uint8 [3, H, W], scaled if frames are."""
+        convert, size = RgbConverter(), self.recipe.size if self.recipe.resize_first else None
+        for number, frame in frames:
             try:
                 pixels = convert(frame)
             except (DecodingError, ValueError) as error:
                 raise VideoError(self.decoder.source, f"cannot be converted: {reason_of(error)}", number) from error
-            yield torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+            yield resized_clip(torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2), size)[0]
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Batches to be used before the next one is asked for, since frames that are held are memory that the decoder
@@ -397,8 +397,9 @@ def _picture(feed: _Feed, row: Tensor, total: float) -> Tensor:
     pooled = pool.image(row, total)
     pooled = pooled.float() if pooled.is_floating_point() else pooled
     if ranked and not _moves(pooled, recipe):
-        if recipe.window is None and not recipe.resize_first and feed.decoder.repeatable:
-            return recipe.picture(_changes(feed.rgb(), feed.count, recipe).to(pooled.device))
+        frames = feed.decoder.frames_again() if recipe.window is None else None
+        if frames is not None:
+            return recipe.picture(_changes(feed.rgb(frames), feed.count, recipe).to(pooled.device))
         rounding = _ROUNDING[recipe.nonlinearity] * max(1, min(feed.count, recipe.window or feed.count) / _ROUNDED)
         pooled = pooled.where(pooled.abs() > rounding, 0)
     return recipe.picture(pooled)

@@ -171,8 +171,8 @@ def test_the_least_motion_is_seen():
 
 @pytest.mark.parametrize("nonlinearity", ["sqrt", "identity"])
 @pytest.mark.parametrize(("num_frames", "moving"), [(1501, 1), (1600, 3)])
-@pytest.mark.parametrize("kind", ["file", "frames", "windows"])
-def test_what_appears_at_the_end_of_a_long_still_film(kind, num_frames, moving, nonlinearity):
+@pytest.mark.parametrize("kind", ["bytes", "large bytes", "large file", "scaled", "frames", "windows"])
+def test_what_appears_at_the_end_of_a_long_still_film(kind, num_frames, moving, nonlinearity, tmp_path, monkeypatch):
     """By so little is the sum another that float32 does not tell it from rounding."""
     frames = clips.random_frames(1, 8, 8).repeat(num_frames, 0)
     frames[-moving:, 2:5, 2:6] = 255
@@ -184,8 +184,18 @@ def test_what_appears_at_the_end_of_a_long_still_film(kind, num_frames, moving, 
     if kind == "windows":  # which repeat the last frame: a still one, where but one is another
         found = dynamic_images(frames[:-1], window=num_frames, nonlinearity=nonlinearity)[0]
         expected = expected if moving > 1 else torch.full_like(expected, 128)
+    elif kind == "scaled":
+        expected = dynamic_image(frames, nonlinearity=nonlinearity, size=16, resize_first=True)
+        assert len(expected.unique()) > 5
+        found = dynamic_image(clips.encoded(frames), nonlinearity=nonlinearity, size=16, resize_first=True)
     else:
-        found = dynamic_image(clips.encoded(frames) if kind == "file" else frames, nonlinearity=nonlinearity)
+        if kind.startswith("large"):  # of more packets than are kept
+            monkeypatch.setattr("dynpool.decoder._KEPT_BYTES", 100)
+        video = frames if kind == "frames" else clips.encoded(frames)
+        if kind == "large file":
+            video = tmp_path / "film.mkv"
+            clips.write(video, frames)
+        found = dynamic_image(video, nonlinearity=nonlinearity)
     assert (found.int() - expected.int()).abs().max() <= 1  # of a rounding
 
 
