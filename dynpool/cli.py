@@ -154,8 +154,8 @@ def _readable_videos_in(folder: str) -> list[str]:
 
 
 def _videos_in(folder: str) -> list[str]:
-    """In order of name."""
-    return sorted(str(p) for p in Path(folder).iterdir() if is_video(p.name) and p.is_file())
+    """In order of name; also links that lead nowhere, which will fail."""
+    return sorted(str(p) for p in Path(folder).iterdir() if is_video(p.name) and (p.is_file() or not p.exists()))
 
 
 def _plan(videos: list[str], out: str, windows: bool) -> list[Job]:

@@ -100,10 +100,11 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
 def _opened(file: Any, limit: TimeLimit) -> Any:
     if missing_av is not None:
         raise ImportError(f"reading video files needs PyAV ({missing_av}); to install it: pip install av")
-    # No network, nor, but for the segments of a playlist that is a file itself, other files.
-    protocols = {"protocol_whitelist": "file,crypto,data" if isinstance(file, str) else "crypto,data"}
+    # No network, nor, but for the segments of a playlist that is a file itself, other files; %d is no pattern.
+    protocols = "file,crypto,data" if isinstance(file, str) else "crypto,data"
+    options = {"protocol_whitelist": protocols, "pattern_type": "none"}
     try:
-        container = av.open(file, timeout=limit.timeout, options=protocols, **TOLERANT)
+        container = av.open(file, timeout=limit.timeout, options=options, **TOLERANT)
     except FFmpegError as error:
         if isinstance(file, Borrowed):
             file.check()

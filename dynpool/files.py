@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import math
@@ -149,7 +150,10 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def file_state(path: str | os.PathLike[str]) -> str:
-    """Size and time of change: of a file that changed they are others."""
+    """Sizes and time of change: of a file, or a folder in which one did, they are others than before it changed."""
+    with contextlib.suppress(NotADirectoryError), os.scandir(path) as entries:
+        states = [entry.stat(follow_symlinks=entry.is_file()) for entry in entries]  # of broken links their own
+        return f"{len(states)}|{sum(s.st_size for s in states)}|{max((s.st_mtime_ns for s in states), default=0)}"
     state = os.stat(path)
     return f"{state.st_size}|{state.st_mtime_ns}"
 

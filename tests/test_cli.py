@@ -133,6 +133,19 @@ def test_folders_stand_for_the_videos_in_them(here):
     assert result.stdout.splitlines()[-1] == "2 of 2 videos done"
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="has no links")
+def test_links_in_a_folder_that_lead_nowhere_fail(here):
+    folder = here / "videos"
+    folder.mkdir()
+    clips.write(folder / "a.mkv", FRAMES)
+    (folder / "b.mkv").symlink_to("nowhere")
+    (folder / "c.mkv").symlink_to("c.mkv")
+    result = run("image", folder, "-o", "images", code=1)
+    assert files(here / "images") == ["a.png"]
+    assert ["b.mkv" in result.stderr, "c.mkv" in result.stderr] == [True, True]
+    assert result.stdout.splitlines()[-1].startswith("1 of 3 videos done")
+
+
 def test_videos_of_one_name_do_not_overwrite_each_other(here):
     names = ["one/clip.mkv", "two/clip.mkv", "two/clip.avi", "two/Clip-2.mkv"]
     videos = [clips.random_frames(4, 16, 24, seed) for seed in range(4)]
@@ -417,7 +430,7 @@ def test_folders_that_cannot_be_used_fail_alone(clip, here, monkeypatch):
     result = run("image", "empty", "closed/", "above", clip, "-o", "images", code=1)
     assert files(here / "images") == ["clip.png"]
     empty, closed, above = result.stderr.splitlines()
-    assert empty.startswith("empty: FAILED: holds no video (.3gp ")
+    assert empty.startswith("empty: FAILED: holds no video (.3g2 .3gp ")
     assert closed == "closed: FAILED: PermissionError: [Errno 13] Permission denied: 'closed'"
     assert above.endswith(" and no image; subfolders are not searched: give above/*")
     assert result.stdout.splitlines()[-1] == "1 of 4 videos done, 3 failed"

@@ -18,6 +18,7 @@ import threading
 import time
 import warnings
 from collections import Counter
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import clips
@@ -414,6 +415,39 @@ def test_pipes_are_no_videos(dataset, out):
     assert extract(dataset, out).failed == {"run/pipe": "is no regular file"}
 
 
+def test_a_folder_of_images_of_which_one_changed_is_done_again(dataset, out):
+    (dataset / "frames").mkdir()
+    for index in range(3):
+        Image.new("RGB", (24, 16), (80 * index,) * 3).save(dataset / f"frames/{index}.png")
+    assert "frames" in extract(dataset, out).done
+    assert "frames" in extract(dataset, out).before
+    Image.new("RGB", (24, 16), (255, 0, 0)).save(dataset / "frames/1.png")
+    assert list(extract(dataset, out).done) == ["frames"]
+    torch.testing.assert_close(pixels(out / "frames.png"), dynpool.dynamic_image(dataset / "frames"))
+
+
+def test_a_class_folder_on_another_file_system(dataset, out, monkeypatch):
+    """To which a link may lead, and nothing can be moved."""
+    stat, replace = os.stat, os.replace
+    (out / "run").mkdir(parents=True)
+
+    def of_another(path, *arguments, **keywords):
+        state = stat(path, *arguments, **keywords)
+        elsewhere = isinstance(path, Path) and path == out / "run"
+        return os.stat_result((*state[:2], state.st_dev + 1, *state[3:])) if elsewhere else state
+
+    def move(source, target):
+        if (out / "run" in Path(source).parents) != (out / "run" in Path(target).parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "stat", of_another)
+    monkeypatch.setattr(os, "replace", move)
+    report = extract(dataset, out)
+    assert sorted(report.done) == ["run/a", "run/b", "walk/c"]
+    assert written(out / "run") == ["a.png", "b.png"]
+
+
 def test_a_relative_folder_is_that_of_the_caller(dataset, monkeypatch):
     monkeypatch.chdir(dataset)
     assert [video.path for video in find("run")] == [str(dataset / "run/a.mkv"), str(dataset / "run/b.mkv")]
@@ -449,6 +483,31 @@ def test_a_list_says_which(dataset, out, tmp_path):
     assert "1 videos done: 1 images of 7 frames" in run(dataset, "-o", out, "--list", tmp_path / "list.txt").output
     assert [video.name for video in chosen(find(dataset), ["run/b 2", "Run/B"])] == ["run/b"]
     assert [video.name for video in chosen(find(dataset / "run"), ["Class/b.avi 2"])] == ["b"]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_pipes_below_urls_are_no_videos(dataset, out):
+    pytest.importorskip("fsspec", reason="needs fsspec")
+    os.mkfifo(dataset / "run/pipe.mkv")
+    assert extract(f"file://{dataset}", out).failed == {"run/pipe": "is no regular file"}
+
+
+def test_a_folder_of_a_server(dataset, out):
+    """Whose pages are files, too."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp, by which fsspec reads http")
+    handler = functools.partial(QuietHandler, directory=dataset)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert sorted(extract(f"{url}/run", out).done) == ["a", "b"]
+        assert [video.name for video in find(f"{url}/")] == ["run/a", "run/b", "walk/c"]
+        assert [video.name for video in find(f"{url}/run/a.mkv")] == ["a"]
+        server.shutdown()
 
 
 def test_urls(dataset, out):

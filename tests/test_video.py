@@ -467,6 +467,12 @@ def test_file_names_are_only_names(name, mkv, tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / name), FRAMES)
 
 
+def test_the_name_of_an_image_is_no_pattern(tmp_path):
+    for name, frame in zip(("f%d.png", "f1.png", "f2.png"), FRAMES, strict=False):
+        Image.fromarray(frame).save(tmp_path / name)
+    np.testing.assert_array_equal(pixels(tmp_path / "f%d.png"), FRAMES[:1])
+
+
 def test_relative_path_with_colon(mkv, tmp_path, monkeypatch):
     (tmp_path / "pipe:0").write_bytes(mkv)
     monkeypatch.chdir(tmp_path)

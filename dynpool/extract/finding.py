@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from ..files import file_state, fsspec_for
 from ..manifest import is_made
 from ..video import VIDEO_SUFFIXES, is_image, is_video, numbered_images
 
+_NO_FILE = "is no regular file"
 _LABELLED = re.compile(r"(.*\S)\s+\d+")  # "Archery/v_Archery_g08_c01.avi 3", as in UCF101's lists
 
 
@@ -21,7 +21,7 @@ class Found(NamedTuple):
 
     name: str  # below the root, parted by "/", without suffix: Archery/v_Archery_g08_c01
     path: str  # of a file, or a folder of numbered images; or a URL
-    version: str = ""  # changes when the file does, or when an image comes to the folder or goes
+    version: str = ""  # changes when the file or an image of the folder does, or when one comes or goes
     problem: str | None = None
 
     @property
@@ -129,13 +129,17 @@ def _videos_of(root: str, folder: str, files: list[str], leaf: bool) -> Iterator
         yield _file(_without_suffix(_below(root, path)), path)
     if leaf and not names and numbered_images(folder):
         name = os.path.basename(root) if folder == root else _below(root, folder)
-        yield Found(name, folder, file_state(folder))
+        yield _with_state(name, folder)
 
 
 def _file(name: str, path: str) -> Found:
+    if os.path.exists(path) and not os.path.isfile(path):
+        return Found(name, path, problem=_NO_FILE)
+    return _with_state(name, path)
+
+
+def _with_state(name: str, path: str) -> Found:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return Found(name, path, problem="is no regular file")
         return Found(name, path, file_state(path))
     except OSError as error:
         return Found(name, path, problem=error.strerror or str(error))
@@ -145,7 +149,7 @@ def _remote(url: str) -> Iterator[Found]:
     if "::" in url:
         raise ValueError(f"source must be a URL of one file system, got {url!r}")
     system, base = fsspec_for(url).core.url_to_fs(url)
-    if system.isfile(base):
+    if system.isfile(base) and (is_video(base) or not system.isdir(base)):  # a page of a server is both
         yield Found(_without_suffix(os.path.basename(base)), url, _remote_version(system.info(base)))
         return
     problems: list[Exception] = []
@@ -156,7 +160,8 @@ def _remote(url: str) -> Iterator[Found]:
         videos = {name: about for name, about in files.items() if is_video(name)}
         for name, about in videos.items():
             path = f"{place}/{name}" if place else name
-            yield Found(_without_suffix(path), f"{url.rstrip('/')}/{path}", _remote_version(about))
+            problem = None if about.get("type", "file") == "file" else _NO_FILE
+            yield Found(_without_suffix(path), f"{url.rstrip('/')}/{path}", _remote_version(about), problem)
         if not folders and not videos and any(is_image(name) for name in files):
             name = place or os.path.basename(base)
             yield Found(

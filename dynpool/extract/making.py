@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import threading
@@ -91,7 +92,10 @@ class Work:
             return Outcome(len(data), *pictures.account, width, height, pictures=data)
         job, windows = job_of(video, self.folder, self.jpeg), self.recipe.window is not None
         job.folder.mkdir(parents=True, exist_ok=True)
-        paths, (width, height) = write_pictures(pictures, job, windows, self.jpeg, self.scratch)
+        # Nothing moves from one file system to another, where a class folder may be a link to.
+        near = self.scratch is not None and os.stat(self.scratch).st_dev == os.stat(job.folder).st_dev
+        scratch = self.scratch if near else None
+        paths, (width, height) = write_pictures(pictures, job, windows, self.jpeg, scratch)
         if windows:
             _remove_from(len(paths), job)
         return Outcome(len(paths), *pictures.account, width, height)
