@@ -86,7 +86,8 @@ struct Svr {
       const double of_u = dual(u, s), of_scores = dual(x, row);
       best_dual = of_u > best_dual ? of_u : best_dual;
       best_dual = of_scores > best_dual ? of_scores : best_dual;
-      if (value - best_dual <= tol * value || done >= max_iter || step == 0) break;
+      const bool solved = done > 0 && value - best_dual <= tol * value;  // d = 0 may be near, and ranks nothing
+      if (solved || done >= max_iter || step == 0) break;
       newton();
       step = line_search();
       team.each(T, [&](int64_t i) { u[i] += step * change[i]; });

@@ -18,6 +18,7 @@ from . import solve
 from .gram import KERNEL_BLOCK, Gram
 from .reference import accumulate_dtype
 
+_GRADIENT_LIMIT = 1e-6  # of the gap, where the solver goes to 1e-8
 _KINDS = 1 << 12  # of values that are not rounded alike, at most
 _SAMPLE = 32  # values of a frame that are looked at
 _STRAY = KERNEL_BLOCK / 32  # roundings that a block of equal products is off by: 8 sums, a quarter at each step
@@ -39,6 +40,11 @@ class Problem:
     def sees_pairs(self) -> bool:
         """Differences of frames, and so no mean of theirs."""
         return self.objective != "svr"
+
+    @property
+    def limit(self) -> float:
+        """The relative gap that is good enough. A gradient is as good as the solution."""
+        return min(self.tol, _GRADIENT_LIMIT) if self.derives else self.tol
 
     def missed_by(self, change: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
         """Whether an objective of this value may miss `tol`, since scores may have changed by so much, [B].
@@ -110,7 +116,7 @@ class Roundings(NamedTuple):
         several times what videos and noise lose.
         """
         change = self.of_sums + self.of_result + (0 if finely else self.of_weights)
-        return 1 + 8 * torch.finfo(dtype).eps + (change / 2).clamp(max=tol / 4)
+        return 1 + (8 * torch.finfo(dtype).eps + change / 2).clamp(max=tol / 4)
 
 
 def kinds_of(x: Tensor, dim: int, lengths: Tensor) -> Tensor:

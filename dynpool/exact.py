@@ -52,9 +52,10 @@ class RankPoolInfo:
     """What `rank_pool(…, return_info=True)` knows of its solution; [B, …], or without B for a single clip.
 
     `objective` is that of the problem solved, `duality_gap` a bound on how far it lies above the minimum, both float64
-    [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T]; `weights`, with which the
-    frames were summed, d = Σ_t weights_t ψ(I_t), float64 [B, T], but for what that sum rounds: where its terms cancel,
-    as those of more frames than values, d may have few digits of it. Both are 0 past a clip's end.
+    [B]; `iterations` of the solver, int64 [B]; `scores` S(t|d) = ⟨d, V_t⟩, float64 [B, T], but for
+    a constant that roundings of d may add to all of a clip; `weights`, with which the frames were summed,
+    d = Σ_t weights_t ψ(I_t), float64 [B, T], but for what that sum rounds: where its terms cancel, as those of more
+    frames than values, d may have few digits of it. Both are 0 past a clip's end.
     """
 
     objective: Tensor
@@ -149,7 +150,8 @@ def rank_pool(
     the time, and eight bytes a value. At last d is rounded to its dtype, which at a large C may count by itself.
 
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
-    the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8.
+    the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8,
+    and clips are solved again in float64 where roundings leave one of more than 1e-6.
 
     `torch.compile` runs it as it is, between two graphs, so not with `fullgraph=True`.
 
@@ -189,8 +191,7 @@ def rank_pool(
         d, fields = _solved_again(imprecise, d, fields, x, mean, std, frames, problem)
     *fields, solved = fields  # the last: the solver's own gap, of its objective
     info = RankPoolInfo(*fields)
-    # A gradient is as good as the solution: one that is far from the gap it needs is worth a warning.
-    limit = min(problem.tol, 100 * _GRADIENT_TOL) if derives else problem.tol
+    limit = problem.limit
     missed = (solved > limit) | (info.duality_gap > problem.tol * info.objective)
     if bool(missed.any()):
         worst = float(torch.maximum(solved, info.duality_gap / info.objective)[missed].max())
@@ -250,7 +251,7 @@ def _solved_again(
         own = frames if frames.lengths is None else replace(frames, lengths=frames.lengths[part])
         d_clip, _, *info_clip = _RankPool.apply(x[part].double(), mean, std, own, problem)
         place = torch.tensor([clip], device=x.device)
-        d = d.index_copy(0, place, d_clip)
+        d = ops.laid_out_like(d, d.index_copy(0, place, d_clip))
         info = [t.index_copy(0, place, t_clip) for t, t_clip in zip(info, info_clip, strict=True)]
     return d, info
 
@@ -353,7 +354,8 @@ class _Frames:
             return self.pool(x, weights[:, None], mean, std)
         rounded = weights.to(accumulate_dtype(x.dtype))
         rows = torch.stack([rounded, (weights - rounded).to(rounded.dtype)], 1)
-        return self.pool(x, rows, mean, std, rows=True).sum(self.plan.dim)
+        parts = self.pool(x, rows, mean, std, rows=True).unbind(self.plan.dim)
+        return parts[0] + parts[1]  # which keeps the memory format, as a sum over them does not
 
     def products(self, x: Tensor, image: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         """⟨ψ(I_t), image⟩ of each clip, float64 [B, T]: what a weighted sum of frames has as its weights' gradient."""
@@ -432,13 +434,15 @@ class _RankPool(torch.autograd.Function):
             found = frames.means(frames.products(x.detach(), d, mean, std))
             square = values.double().square().sum(1)
             value, gap = problem.measured(solution, norm, square, found, lengths)
-            enough = torch.maximum(problem.tol * value, solution.gap)
+            enough = torch.maximum(problem.limit * value, solution.gap)
             solution = solution._replace(
                 objective=value.where(imprecise, solution.objective), gap=gap.where(imprecise, solution.gap)
             )
             scores = found.where(imprecise[:, None], scores)
             # Or NaN; and of frames of few kinds of values, rounded products are no products, and have no dual problem.
-            imprecise = imprecise & (~(gap <= enough) | (kinds < 2 * lengths))
+            # Scores that are measured in float32 do not tell what their own roundings would change.
+            unmeasured = problem.missed_by(torch.finfo(d.dtype).eps / 2 * found.abs().amax(1), value, lengths)
+            imprecise = imprecise & (~(gap <= enough) | (kinds < 2 * lengths) | unmeasured)
         imprecise = (imprecise | doubtful) & coarse  # float64 is all there is
         finite = values.isfinite().all(1)
         if not bool(finite.all()):

@@ -93,9 +93,10 @@ def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: f
         tied = _components(solution.active)
         identity = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
         inside = identity - tied / tied.sum(-1, keepdim=True)  # projects on differences within a component
-        return (inside @ torch.linalg.pinv(inside @ K @ inside, hermitian=True, rtol=1e-10) @ inside @ Vg[..., None])[
-            ..., 0
-        ]
+        values, vectors = _each(_eigen, inside @ K @ inside)
+        along = (inside @ vectors).mT @ Vg[..., None]
+        kept = values > 1e-10 * values[:, -1:]
+        return (inside @ vectors @ (along / values[..., None]).where(kept[..., None], 0))[..., 0]
     if objective == "ranksvm_squared":
         R = _root(_laplacian(solution.active.to(K.dtype))) * (2 * _pair_penalty(lengths, C)).sqrt()[:, None, None]
     else:
@@ -118,9 +119,20 @@ def _each(function: Callable[[Tensor], tuple[Tensor, ...]], A: Tensor) -> tuple[
     return tuple(torch.stack(parts) for parts in zip(*(function(a) for a in A), strict=True))
 
 
+def _eigen(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, in rising order, and eigenvectors of symmetric A without negative ones, but for roundings."""
+    try:
+        values, vectors = torch.linalg.eigh(A)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # which torch declares nowhere
+        # LAPACK's iteration does not end for some that are zero but for a few lines.
+        vectors, values, _ = torch.linalg.svd(A)
+        values, vectors = values.flip(-1), vectors.flip(-1)
+    return values, vectors
+
+
 def _root(A: Tensor) -> Tensor:
-    """R with A = R Rᵀ, of symmetric A without negative eigenvalues, but for roundings."""
-    values, vectors = _each(lambda a: tuple(torch.linalg.eigh(a)), A)
+    """R with A = R Rᵀ, of such A."""
+    values, vectors = _each(_eigen, A)
     kept = values > values[:, -1:] * A.shape[-1] * torch.finfo(A.dtype).eps
     return vectors * values.where(kept, 0).sqrt()[:, None]
 
@@ -303,7 +315,7 @@ def _solve_svr(K: Tensor, lengths: Tensor, C: float, epsilon: float, tol: float,
     u = torch.zeros(B, T, dtype=K.dtype, device=K.device)
     s = torch.zeros_like(u)
     primal, dual, active = evaluate(u, s)
-    running = primal - dual > tol * primal
+    running = torch.ones(B, dtype=torch.bool, device=K.device)  # d = 0 may be near the minimum, and ranks nothing
     iterations = torch.zeros(B, dtype=torch.int64, device=K.device)
     for _ in range(max_iter):
         if not running.any():

@@ -34,7 +34,8 @@ class RankPoolStream:
     T frames is 2Q - (T+1)P. Its two terms grow with T² and nearly cancel, so that all sums are float64, and of what
     differs from the first frame: after 100 000 frames the result is still good to nine digits. (Of decoded frames,
     which are summed as they are, and sixteen at a time in float32, to six digits of their largest value.) What never
-    differs, of decoded frames in none of its samples, is 0, without a rounding that a picture would stretch.
+    differs, of decoded frames in none of its samples, is 0, without a rounding that a picture would stretch. (A value
+    that is infinite in a frame becomes NaN.)
 
     Args:
         time_average: True weighs by eq. (2), on running means; False by eq. (4), on the frames themselves.

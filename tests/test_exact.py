@@ -1085,3 +1085,80 @@ def test_videodarwin():
     V = np.sqrt(means) / np.linalg.norm(np.sqrt(means), axis=1, keepdims=True)  # features are positive
     expected = solve_smooth(V, "svr", 1.0, 0.1)
     assert value(w[:20].numpy(), V, "svr", 1.0, 0.1) == pytest.approx(expected, rel=1e-3)  # to a gap of 1e-3
+
+
+# --- what was once wrong -------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_where_lapack_finds_no_eigenvalues(monkeypatch):
+    """Of matrices that are zero but for a few lines, which those of few pairs inside the box are."""
+    x = clip(30, 40).requires_grad_()
+    (expected,) = torch.autograd.grad(rank_pool(x, 0).square().sum(), x)
+    assert expected.abs().max() > 0
+    refused = []
+
+    def eigh(A):
+        refused.append(A)
+        raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    d = rank_pool(x, 0)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    (found,) = torch.autograd.grad(d.square().sum(), x)
+    assert refused
+    assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9 * expected.abs().max())
+
+
+@pytest.mark.parametrize("derives", [False, True])
+@pytest.mark.parametrize(("scale", "C"), [(1e-3, 1.0), (0.1, 1e-4), (1e-4, 1e-4)])
+def test_regression_of_small_frames_is_not_zero(backend, scale, C, derives):
+    """However near the objective of d = 0 is to the least."""
+    x = scale * clip(10, 3, 4)[None].to(backend.device)
+    best = rank_pool(x, objective="svr", C=C, tol=1e-13)
+    found, info = rank_pool(x.requires_grad_(derives), objective="svr", C=C, return_info=True)
+    assert best.abs().max() > 0
+    assert (found - best).norm() <= 1e-2 * best.norm()  # Newton's first step is nearly the last
+    assert (info.iterations > 0).all()
+
+
+@pytest.mark.parametrize("C", [100.0, 1000.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_of_float32_frames_in_a_plane(seed, C):
+    """Whose solution is as good as `tol`, and whose gradient that does not suffice."""
+    g = torch.Generator().manual_seed(seed)
+    walk, noise, *ways = (torch.randn(size, generator=g) for size in (60, 60, 300, 300))
+    x = walk.cumsum(0)[:, None] * ways[0] + noise[:, None] * ways[1]
+    way = torch.randn(300, generator=g)
+
+    def gradient(x):
+        x = x.clone().requires_grad_()
+        d = rank_pool(x, 0, C=C, nonlinearity="sqrt", time_average=False)
+        return torch.autograd.grad((d * way.to(d.dtype)).sum(), x)[0].double()
+
+    expected = gradient(x.double())
+    assert (gradient(x) - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("objective", "C", "tol", "frames"),
+    [
+        ("ranksvm", 1.0, 3e-7, lambda g: torch.randn(2, 30000, generator=g).cumsum(0)),
+        ("svr", 1e6, 1e-3, lambda g: torch.randint(0, 256, (1, 30000), dtype=torch.uint8, generator=g)),
+    ],
+    ids=["ranksvm", "svr"],
+)
+def test_d_is_as_near_as_asked_for(objective, C, tol, frames):
+    """Also where float32 hardly holds what would change its objective by so much."""
+    x = frames(torch.Generator().manual_seed(0))
+    options = {"objective": objective, "C": C, "epsilon": 0.0, "out_dtype": torch.float64}
+    V = running_means(x.double()).numpy()
+    found, best = (rank_pool(y, 0, tol=t, **options).numpy() for y, t in ((x, tol), (x.double(), 1e-9)))
+    assert value(found, V, objective, C, 0.0) <= (1 + tol) * value(best, V, objective, C, 0.0)
+
+
+@pytest.mark.parametrize("C", [1.0, 1e6])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_memory_format_is_kept(backend, objective, C):
+    x = (255 * torch.rand(4, 9, 6, 5, 3)).movedim(-1, 2).to(backend.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of float32's roundings
+        assert rank_pool(x, objective=objective, C=C).is_contiguous(memory_format=torch.channels_last)
