@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import weakref
 import zipfile
 from dataclasses import replace
@@ -527,6 +528,33 @@ def test_a_folder_that_has_grown_is_not_tested_by_what_was_trained_on(more, tmp_
         RuntimeWarning, match=r"run has no train\.txt: it may have been trained on videos that it is tested"
     ):
         evaluate(tmp_path / "run", backbone=tiny.network())
+
+
+def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):
+    """Whose bytes are others; in halves of a folder, videos that are called alike may be others."""
+    videos, pictures = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "pictures"
+    run = tmp_path / "run"
+    fit(tiny.config(videos, "trainer.epochs=1"), run, backbone=tiny.network())
+    for video in videos.glob("*/*.mkv"):
+        picture = pictures / video.parent.name / f"{video.stem}_0000.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(clips.random_frames(1, 24, 24)[0]).save(picture)
+    windows = ["data.source=images", "data.window=null", "data.stride=null", f"data.root={pictures}"]
+    assert evaluate(run, overrides=windows, backbone=tiny.network()).scores.names == ("left/0", "right/0")
+    message = r"trained on 2 of the 2 videos .*, such as left/\d \(by name: where .*delete .*train\.txt\): overrides"
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, overrides=[*windows, "data.split=2"], backbone=tiny.network())
+    halves = tmp_path / "halves"
+    fit(tiny.config(root, "trainer.epochs=1"), halves, backbone=tiny.network())
+    with pytest.warns(RuntimeWarning, match=r"4 videos of folders split given test are in train/ as well, such as left/0"):
+        evaluate(halves, backbone=tiny.network())
+    other = shutil.copytree(root / "train", tmp_path / "other" / "test")
+    shutil.copytree(root / "train", tmp_path / "other" / "train")
+    for number, video in enumerate(other.glob("*/*.mkv")):
+        clips.write(video, clips.random_frames(8, 24, 24, seed=number))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        evaluate(halves, overrides=[f"data.root={tmp_path / 'other'}"], backbone=tiny.network())
 
 
 def test_a_run_does_not_go_on_with_other_videos(more, tmp_path):

@@ -64,7 +64,10 @@ def evaluate(
     Raises:
         FileNotFoundError: the folder has no trained model, or the videos are not there.
         ValueError: overrides, or the device, make no sense; the videos are of other classes; the model was trained on
-            some of them, by name and bytes; or scores are not finite.
+            some of them, by their names; or scores are not finite.
+
+    Warns:
+        RuntimeWarning: the run does not say what it was trained on; or videos are in both halves of a folder.
     """
     return evaluate_task(task(run, overrides), device=device, clips=clips, progress=progress, backbone=backbone)
 

@@ -59,7 +59,10 @@ def check_same_videos(folder: Path, listing: Listing, now: Sequence[str]) -> Non
 
 
 def check_held_out(folder: Path, listing: Listing) -> None:
-    """Raise ValueError where the run in a folder was trained on some of these videos. Warns where it does not say."""
+    """Raise ValueError where the run in a folder was trained on some of these videos, told by their names: their bytes
+    are others where they were encoded anew, or pictures were made of them. Warns where both halves of a folder have the
+    same videos, or where the run does not say what it was trained on.
+    """
     lines = _lines(folder / TRAINED)
     if lines is None:
         message = f"{folder} has no {TRAINED}: it may have been trained on videos that it is tested on"
@@ -67,17 +70,29 @@ def check_held_out(folder: Path, listing: Listing) -> None:
         return
     # Halves of a folder may have videos of one name; but either may be given by itself.
     seen = {*lines, *(line.replace(" train/", " ", 1) for line in lines)}
-    halves = any(line.partition(" ")[2].startswith("train/") for line in lines)
+    called = {name.casefold() for name in _names(seen)}
+    halves = any(name.startswith("train/") for name in called)
     there = identities(listing if halves else replace(listing, split=""))
-    if known := [video.name for video, line in zip(listing, there, strict=True) if line in seen]:
+    pairs = list(zip(listing, there, strict=True))
+    if known := [(video.name, line) for video, line in pairs if _name(line).casefold() in called]:
+        alike = any(line in seen for _, line in known)
+        told = "" if alike else f" (by name: where they are others, of other bytes, delete {folder / TRAINED})"
         raise ValueError(
-            f"{folder} was trained on {len(known)} of the {len(listing)} videos of {listing.name}, such as {known[0]}: "
-            "overrides, or a folder that has changed since, must leave them out of the test"
+            f"{folder} was trained on {len(known)} of the {len(listing)} videos of {listing.name}, such as "
+            f"{known[0][0]}{told}: overrides, or a folder that has changed since, must leave them out of the test"
         )
+    moved = ((video.name, line.replace(" test/", " train/", 1)) for video, line in pairs)
+    if twice := [name for name, line in moved if line in seen and not line.startswith("0 ")]:
+        message = f"{len(twice)} videos of {listing.name} are in train/ as well, such as {twice[0]}: results are too good"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _name(line: str) -> str:
+    return line.partition(" ")[2]
 
 
 def _names(lines: Iterable[str]) -> set[str]:
-    return {line.partition(" ")[2] for line in lines}
+    return set(map(_name, lines))
 
 
 def _bytes(path: str) -> int:
