@@ -128,6 +128,18 @@ def test_four_clips_are_learnt_by_heart(root, tmp_path, capsys):
     assert len(lines) == 32
 
 
+def test_a_backbone_in_evaluation_mode_is_trained_all_the_same(root, tmp_path):
+    """And batch normalisation is frozen where that is asked for, alone."""
+    for name, network in (("train", tiny.network()), ("eval", tiny.network().eval())):
+        fit(tiny.config(root), tmp_path / name, backbone=network)
+        fit(tiny.config(root, "optimiser.freeze_batchnorm=true"), tmp_path / f"frozen-{name}", backbone=network)
+    assert_same(tmp_path / "eval", tmp_path / "train")
+    assert_same(tmp_path / "frozen-eval", tmp_path / "frozen-train")
+    means = [weights(tmp_path / name)["backbone.1.running_mean"] for name in ("eval", "frozen-eval")]
+    assert means[0].any()
+    assert not means[1].any()
+
+
 def test_a_run_leaves_nothing_in_memory(root, tmp_path, monkeypatch):
     """Or nine splits, one after the other, would hold nine times the images."""
     caches = []

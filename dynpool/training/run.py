@@ -54,7 +54,6 @@ _EXPECTED = (  # what Lightning warns of, and we mean
     ".*your dataloader is not resumable.*",  # it is: VideoClassifier.take_resumed
     ".*Experiment logs directory.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
-    ".*Found .* module.* in eval mode.*",
     ".*Please add the following callbacks.*",  # of steps, which need not be kept again
 )
 
@@ -111,6 +110,7 @@ def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None,
     found = str(checkpoint) if resume and checkpoint.exists() else None
     begins = found is None or config.weights_file is None  # else what the file held is in the checkpoint
     model = build(config.model_config(len(train.classes)), backbone=backbone, pretrained=begins)
+    model.train()  # a backbone of one's own may come in evaluation mode, which Lightning would leave it in
     module = VideoClassifier(model, config.optimiser, len(train.classes), config.seed)
     trained = identities(train) + (identities(validation) if validation is not None and config.data.sets_aside else [])
     if resume:
