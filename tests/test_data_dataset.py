@@ -353,6 +353,8 @@ def test_smaller_squares_are_scaled_up():
         ({"size": 20, "resize": (40, 16)}, r"resize must leave room for a crop of size 20, got \(40, 16\)"),
         ({"crop": "corner"}, "crop must be 'centre' or 'random', got 'corner'"),
         ({"min_scale": 0}, "min_scale must be"),
+        ({"min_scale": 0.5}, r"min_scale = 0\.5 has no meaning but with crop = 'random', got 'centre'"),
+        ({"size": None, "crop": "random"}, "crop = 'random' has no meaning without size"),
     ],
 )
 def test_geometry_says_what_is_wrong(arguments, message):
@@ -675,6 +677,9 @@ def test_errors_of_workers_are_those_of_one_process(broken, workers):
         ),
         ({"source": "flow", "flip": True}, "flip has no meaning with source 'flow'"),
         ({"method": "median"}, "method must be one of"),
+        ({"method": "mean"}, "method = 'mean' is of source 'dynamic_images', got source 'frames'"),
+        ({"source": "images", "time_average": False}, "time_average = False is of source .*, got source 'images'"),
+        ({"source": "flow", "nonlinearity": "identity"}, "nonlinearity = 'identity' is of source .*, got source 'flow'"),
         ({"on_error": "ignore"}, "on_error must be"),
     ],
 )

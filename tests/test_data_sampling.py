@@ -100,7 +100,7 @@ def test_jitter_draws_a_frame_from_every_part():
 def test_backwards_now_and_then():
     drawn = [Sampling(reverse=0.25).indices(3, random(seed))[0, 0] == 2 for seed in range(400)]
     assert abs(sum(drawn) - 100) < 5 * 8.7  # standard deviation √(400 · 0.25 · 0.75)
-    assert Sampling(reverse=0.25, jitter=True).without_chance() == Sampling()
+    assert Sampling(4, reverse=0.25, jitter=True).without_chance() == Sampling(4)
     assert Sampling(reverse=0.75).without_chance() == Sampling()
     assert Sampling(reverse=1).without_chance() == Sampling(reverse=1)
 
@@ -135,6 +135,7 @@ def test_recipes():
         ({"frames": True}, "frames must be a positive integer, got True"),
         ({"reverse": 1.5}, "reverse must be a probability"),
         ({"jitter": "yes"}, "jitter must be true or false"),
+        ({"jitter": True}, "jitter has no meaning without window, frames or max_windows"),
     ],
 )
 def test_sampling_says_what_is_wrong(arguments, message):

@@ -57,6 +57,10 @@ def test_what_is_pooled_follows_from_the_kind():
         ({"rescale": "minmax", "layer": "conv1"}, "rescale = 'minmax' cannot be used at layer 'conv1'"),
         ({"branch": "conv1"}, "branch = 'conv1' has no meaning with kind = 'dynamic'"),
         ({"frames": "middle"}, "frames and every belong to the static stream"),
+        ({"pool": "none", "time_average": False}, "time_average = False has no meaning with pool = 'none'"),
+        ({"pool": "mean", "time_average": False}, "time_average = False has no meaning with pool = 'mean'"),
+        ({"objective": "svr"}, "objective = 'svr' has no meaning with pool = 'approx'"),
+        ({"pool": "none", "C": 5}, r"C = 5\.0 has no meaning with pool = 'none'"),
         ({"every": 2}, "frames and every belong to the static stream"),
         ({"kind": "static", "pool": "approx"}, "pool of a static network must be one of 'none', got 'approx'"),
         ({"kind": "static", "window": 3}, "window = 3 has no meaning with"),
@@ -96,6 +100,7 @@ def test_numbers_of_numpy_and_paths_become_plain():
         "dynamic",
         np.int64(3),
         weights=Path("weights.pth"),
+        pool="exact",
         window=np.int32(4),
         stride=np.uint8(2),
         size=np.int16(64),
@@ -105,7 +110,7 @@ def test_numbers_of_numpy_and_paths_become_plain():
         std=torch.tensor([1.0, 2.0, 3.0]),
     )
     plain = {"window": 4, "stride": 2, "size": 64, "C": 0.5, "dropout": 0.25, "mean": (1, 2, 3), "std": (1, 2, 3)}
-    assert config == ModelConfig("dynamic", 3, weights="weights.pth", **plain)
+    assert config == ModelConfig("dynamic", 3, weights="weights.pth", pool="exact", **plain)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

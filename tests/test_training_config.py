@@ -72,6 +72,10 @@ def test_a_configuration_is_what_was_written(tmp_path):
         ("seed=[", "seed must be given in YAML"),
         ("model.kind=two_stream", "model.kind = 'two_stream' needs data.source = 'frames', got 'dynamic_images'"),
         ("data.frames=3", "data: frames = 3 thins the frames of source 'frames'"),
+        ("data.jitter=true", "data: jitter has no meaning without window, frames or max_windows"),
+        ("data.min_scale=0.5", r"data: min_scale = 0\.5 has no meaning but with crop = 'random', got 'centre'"),
+        ("data.lists=lists", "data: lists = 'lists' is of dataset 'ucf101' and 'hmdb51', got dataset 'folders'"),
+        ("model.time_average=false", "model: time_average = False has no meaning with pool = 'none'"),
         ("model.pool=approx", "model.pool = 'approx' needs data.source = 'frames', got 'dynamic_images'"),
     ],
 )
@@ -185,7 +189,7 @@ def test_the_model_pools_windows_of_frames():
 
 
 def test_testing_draws_nothing():
-    data = load(["weizmann"], ["data.min_scale=0.5"]).data
+    data = load(["weizmann"], ["data.crop=random", "data.min_scale=0.5"]).data
     assert data.sampling(train=True).draws
     assert data.geometry(train=True).draws
     assert not data.sampling(train=False).draws
@@ -211,7 +215,7 @@ def test_rates(schedule, rates):
 
 def test_paths_are_right_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["data.root=videos", "data.cache=kept", "model.weights=w.safetensors"]
+    options = ["data.root=videos", "data.dataset=ucf101", "data.cache=kept", "model.weights=w.safetensors"]
     config = load([], [*options, "data.lists=lists"]).anchored()
     assert (config.data.root, config.data.lists) == (str(tmp_path / "videos"), str(tmp_path / "lists"))
     assert (config.data.cache, config.model["weights"]) == (str(tmp_path / "kept"), str(tmp_path / "w.safetensors"))

@@ -22,7 +22,7 @@ class Geometry:
         size: side of the square; None leaves frames as they are, and batches then hold videos of one size only.
         resize: scale to a short side of so many pixels, or to (height, width), before the crop; by default `size`, so
             that the crop loses only what a square must. (size, size) loses nothing and squeezes.
-        crop: where the square lies: in the centre, or anywhere.
+        crop: where the square lies: in the centre, or anywhere; of size None, there is none.
         flip: mirror left and right, every second time.
         min_scale: random squares are `min_scale` … 1 times `size` wide, and scaled up to it.
     """
@@ -43,6 +43,10 @@ class Geometry:
             raise ValueError(f"crop must be 'centre' or 'random', got {self.crop!r}")
         if not 0 < self.min_scale <= 1:
             raise ValueError(f"min_scale must be above 0 and at most 1, got {self.min_scale!r}")
+        if self.min_scale < 1 and self.crop != "random":
+            raise ValueError(f"min_scale = {self.min_scale} has no meaning but with crop = 'random', got {self.crop!r}")
+        if self.size is None and self.crop != "centre":
+            raise ValueError(f"crop = {self.crop!r} has no meaning without size, got None")
         if self.size is not None and self._short_side() < self.size:
             raise ValueError(f"resize must leave room for a crop of size {self.size}, got {self.resize!r}")
 

@@ -53,6 +53,8 @@ class Sampling:
             raise ValueError(f"stride has no meaning without window, got {self.stride}")
         if not isinstance(self.jitter, bool):
             raise ValueError(f"jitter must be true or false, got {self.jitter!r}")
+        if self.jitter and not (self.window or self.frames or self.max_windows):
+            raise ValueError("jitter has no meaning without window, frames or max_windows, of which it draws")
         if not isinstance(self.reverse, (int, float)) or not 0 <= self.reverse <= 1:
             raise ValueError(f"reverse must be a probability between 0 and 1, got {self.reverse!r}")
 

@@ -174,6 +174,7 @@ def make_source(
         raise ValueError("reverse needs the frames: source 'images' has pictures only")
     if name != "images" and sampling.window is None and sampling.max_windows is not None:
         raise ValueError(f"max_windows has no meaning without window, but for source 'images', got {name!r}")
+    _check_pooling(name, pooling)
     if name == "frames":
         return Frames(geometry, cache, timeout)
     if name == "images":
@@ -181,6 +182,14 @@ def make_source(
     if name == "flow" and geometry.flip:
         raise ValueError("flip has no meaning with source 'flow': what moves left would move right")
     return DynamicImages(geometry, cache, pooling, name == "flow", timeout)
+
+
+def _check_pooling(name: SourceName, pooling: Pooling) -> None:
+    """Raise ValueError where the source does not pool, or, of flow, takes no ψ, and is told how to."""
+    without = {"frames": pooling.options(), "images": pooling.options(), "flow": ("nonlinearity",)}.get(name, ())
+    for option in without:
+        if (value := getattr(pooling, option)) != getattr(Pooling, option):
+            raise ValueError(f"{option} = {value!r} is of source 'dynamic_images', got source {name!r}")
 
 
 def _flow(frames: Tensor, path: str) -> Tensor:

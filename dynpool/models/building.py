@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import fields
 from dataclasses import replace as changed
 from typing import Any
 
@@ -58,9 +59,8 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
     base = _backbone(config, backbone, pretrained)
     if config.kind != "two_stream" or forks(config):
         return _network(config, base)
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("layer", "branch", "video_layer", "window", "stride", "nonlinearity", "rescale")
-    )
+    of_pooling = "layer branch video_layer window stride nonlinearity time_average rescale objective C".split()
+    nothing: dict[str, Any] = {field.name: field.default for field in fields(config) if field.name in of_pooling}
     static = changed(config, kind="static", pool="none", **nothing)
     dynamic = changed(config, kind="dynamic", branch=None, frames="all", every=1)
     return TwoNetworks(config, _network(static, copy.deepcopy(base)), _network(dynamic, base))

@@ -196,7 +196,9 @@ def _check_pooling(config: ModelConfig) -> None:
     if config.pool == "none":
         _check_absent(config, "pool = 'none'", "layer", "window")
     if not config.ranks:
-        _check_absent(config, f"pool = {config.pool!r}", "nonlinearity", "rescale")
+        _check_absent(config, f"pool = {config.pool!r}", "nonlinearity", "rescale", "time_average")
+    if config.pool != "exact":
+        _check_absent(config, f"pool = {config.pool!r}", "objective", "C")
     if config.pool == "exact" and config.rescale == "difference":
         raise ValueError("rescale = 'difference' needs pool = 'approx': the scale of exact rank pooling is arbitrary")
     if config.rescale == ("rms" if pools_at(config) is None else "minmax"):
@@ -222,8 +224,9 @@ def _check_streams(config: ModelConfig) -> None:
 
 
 def _check_absent(config: ModelConfig, reason: str, *names: str) -> None:
+    defaults = {field.name: field.default for field in fields(config)}
     for name in names:
-        if getattr(config, name) is not None:
+        if getattr(config, name) != defaults[name]:
             raise ValueError(f"{name} = {getattr(config, name)!r} has no meaning with {reason}")
 
 

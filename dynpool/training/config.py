@@ -33,6 +33,7 @@ _ELSEWHERE = {  # what may differ between machines
     "data": ("root", "lists", "cache", "timeout", "workers"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "checkpoint_steps", "threads", "progress"),
 }
+_LISTED = ("ucf101", "hmdb51")  # data sets of official splits
 _SECTIONS = ("data", "model", "optimiser", "trainer")
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's short names
 
@@ -86,6 +87,9 @@ class DataConfig:
             pooling = Pooling(self.method, self.nonlinearity, self.time_average)
             make_source(self.source, self.geometry(train), self.sampling(train), None, pooling)
         check_timeout(self.timeout)
+        if self.lists is not None and self.dataset not in _LISTED:
+            known = " and ".join(map(repr, _LISTED))
+            raise ValueError(f"lists = {self.lists!r} is of dataset {known}, got dataset {self.dataset!r}")
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -110,7 +114,7 @@ class DataConfig:
     def listing(self, subset: Subset, split: int | str | None = None) -> Listing:
         """The videos of `split`, by default that of the configuration."""
         options: dict[str, Any] = {}
-        if self.dataset in ("ucf101", "hmdb51"):
+        if self.dataset in _LISTED:
             options = {"lists": self.lists}
         elif self.dataset == "folders":
             options = {"test_fraction": self.test_fraction, "group": self.group}
