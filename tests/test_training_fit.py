@@ -36,11 +36,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from dynpool.data import Listing
 from dynpool.data.cache import MemoryCache
 from dynpool.models import ModelConfig, build, save
+from dynpool.models import load as load_model
 from dynpool.training import lists, run
 from dynpool.training.config import load, write
-from dynpool.training.evaluate import evaluate
+from dynpool.training.describe import describe
+from dynpool.training.evaluate import evaluate, tasks
 from dynpool.training.module import MeanClassAccuracy
 from dynpool.training.run import WholeFiles, fit, runs_in, saved_config, train_splits
 from dynpool.training.scores import read
@@ -540,6 +543,47 @@ def test_a_folder_that_has_grown_is_not_tested_by_what_was_trained_on(more, tmp_
         RuntimeWarning, match=r"run has no train\.txt: it may have been trained on videos that it is tested"
     ):
         evaluate(tmp_path / "run", backbone=tiny.network())
+
+
+def test_what_results_are_of_says_what_the_network_sees(tmp_path):
+    def told(*overrides):
+        config = tiny.config(tmp_path, "data.window=null", "data.stride=null", *overrides)
+        about = describe(config, Listing((), tiny.CLASSES, "made", "1", "test"), config.model_config(2))
+        return about.modality, about.windows
+
+    assert told("data.source=flow", "data.method=mean")[0] == "mean images of flow"
+    assert told("data.source=flow", "data.method=exact")[0] == "flow dynamic images, exact"
+    frames = "data.source=frames"
+    assert told(frames, "model.kind=static", "model.frames=middle")[0] == "middle RGB frame"
+    assert told(frames, "model.kind=static", "model.every=3")[0] == "RGB frames, one of 3"
+    both = told(frames, "model.kind=two_stream", "model.pool=exact", "model.every=2")[0]
+    assert both == "RGB frames, one of 2 and dynamic images, exact, branch at input"
+    assert told(frames, "model.pool=mean")[0] == "mean of frames"
+    assert told("data.reverse=1")[1] == "whole video, backwards"
+    assert told("data.reverse=0.5")[1] == "whole video"  # in testing
+    assert told(frames, "data.reverse=1", "model.window=8")[1] == "8 every 8, backwards"
+
+
+def test_results_that_have_a_mean_differ_in_their_split_alone(root, tmp_path):
+    for split in (0, 1):
+        options = [f"data.split='{split}'", r"data.group=(\d)", f"optimiser.weight_decay={split}"]
+        fit(tiny.config(root / "train", "trainer.epochs=1", *options), tmp_path / f"{split}", backbone=tiny.network())
+    with pytest.raises(ValueError, match=r"differ in their split alone, got .*0 and .*1: optimiser\.weight_decay = 0\.0 and"):
+        tasks([tmp_path / "0", tmp_path / "1"])
+    assert len(tasks([tmp_path / "0", tmp_path / "1"], ["optimiser.weight_decay=0"])) == 2
+
+
+def test_clips_are_those_that_the_network_sees(root, tmp_path):
+    """Of a video's twelve frames those of every fifth: 0, 5, 10; or the middle one, which is the video."""
+    options = ["data.source=frames", "data.window=null", "data.stride=null", "model.kind=static", "trainer.epochs=1"]
+    fit(tiny.config(root, *options, "model.every=5"), tmp_path / "every", backbone=tiny.network())
+    fit(tiny.config(root, *options, "model.frames=middle"), tmp_path / "middle", backbone=tiny.network())
+    network = load_model(tmp_path / "every" / "model.safetensors", backbone=tiny.network())
+    dataset = tiny.config(root, *options).data.videos(tiny.config(root).data.listing("test"), train=False)
+    hits = [network(item["video"][[t], None]).argmax() == item["label"] for item in dataset for t in (0, 5, 10)]
+    about = evaluate(tmp_path / "every", backbone=tiny.network(), device="cpu").scores.about
+    assert about.clip_accuracy == pytest.approx(float(torch.stack(hits).float().mean()))
+    assert evaluate(tmp_path / "middle", backbone=tiny.network()).scores.about.clip_accuracy is None
 
 
 def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):

@@ -26,7 +26,7 @@ from ..models.backbones import DEFAULT_WEIGHTS
 from ..recipe import Method
 from ..video import check_timeout
 from ..writing import whole_file
-from .values import ConfigError, assign, make, merge, plain
+from .values import ConfigError, assign, flat, make, merge, plain
 
 Schedule = Literal["geometric", "cosine", "linear", "constant"]
 _ELSEWHERE = {  # what may differ between machines
@@ -320,6 +320,13 @@ class Config:
         """The file of the weights that the model begins with, if it is one."""
         weights = self.model.get("weights")
         return None if weights is None or weights in DEFAULT_WEIGHTS else os.fspath(weights)
+
+
+def differences(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that a result depends on and that are not alike, by their keys."""
+    one, other = (flat(config.experiment()) for config in (before, now))
+    pairs = {key: (one.get(key), other.get(key)) for key in {**one, **other}}
+    return {key: (value, another) for key, (value, another) in pairs.items() if value != another}
 
 
 def load(files: Iterable[str | os.PathLike[str]] = (), overrides: Iterable[str] = ()) -> Config:

@@ -26,19 +26,25 @@ def modality(config: Config, model: ModelConfig) -> str:
     """What the network sees, in words."""
     data = config.data
     if data.source == "flow":
-        return "flow dynamic images"
+        return _pooled(data.method, "flow dynamic images", "images of flow")
     made = data.how_made() or {}
     if data.source == "images" and "method" not in made:
         return "pictures made before"
     if data.source in ("images", "dynamic_images"):
-        method = made.get("method", data.method)
-        return {"approx": "dynamic images", "exact": "dynamic images, exact"}.get(method, f"{method} images")
+        return _pooled(made.get("method", data.method), "dynamic images", "images")
+    seen = {"all": "RGB frames", "middle": "middle RGB frame"}[model.frames]
+    if model.every > 1:
+        seen = f"{seen}, one of {model.every}"
     if model.kind == "static":
-        return "RGB frames"
-    if model.kind == "two_stream":
-        return f"RGB frames and dynamic images, branch at {model.branch or 'input'}"
+        return seen
     what = f"dynamic maps after {model.layer}" if model.layer else "dynamic images"
-    return {"approx": what, "exact": f"{what}, exact"}.get(str(model.pool), f"{model.pool} of frames")
+    pooled = _pooled(str(model.pool), what, "of frames")
+    return f"{seen} and {pooled}, branch at {model.branch or 'input'}" if model.kind == "two_stream" else pooled
+
+
+def _pooled(method: str, ranked: str, otherwise: str) -> str:
+    """By rank pooling, or as a baseline: "mean of frames"."""
+    return {"approx": ranked, "exact": f"{ranked}, exact"}.get(method, f"{method} {otherwise}")
 
 
 def pretraining(config: Config, model: ModelConfig) -> str:
@@ -51,6 +57,8 @@ def pretraining(config: Config, model: ModelConfig) -> str:
 
 
 def _windows(config: Config, model: ModelConfig, train: bool) -> str:
+    backwards = config.data.sampling(train).reverse
+    chance = f", backwards{'' if backwards == 1 else f' with probability {backwards:g}'}" if backwards else ""
     if model.window is None or config.data.window is not None:
-        return config.data.windows_in_words(train)
-    return f"{model.window} every {model.stride or model.window}"
+        return f"{config.data.windows_in_words(train)}{chance}"
+    return f"{model.window} every {model.stride or model.window}{chance}"

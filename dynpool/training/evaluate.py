@@ -16,12 +16,15 @@ from ..data import Batch, Listing, Notices, VideoDataset, loader
 from ..files import PathLike
 from ..models import ModelConfig, load, read_config
 from ..recipe import check_device
-from .config import Config
+from .config import Config, differences
 from .config import load as load_config
 from .describe import describe
 from .lists import check_classes, check_held_out
 from .run import CONFIG, MODEL
 from .scores import About, Scores, in_words, log_probabilities
+
+
+_OF_A_SPLIT = ("data.split", "model.weights")  # which may be those that another run of the split had at its end
 
 
 class Task(NamedTuple):
@@ -105,6 +108,9 @@ def tasks(runs: Iterable[PathLike], overrides: Sequence[str] = ()) -> list[Task]
             raise ValueError(f"runs must differ in their split alone, got\n{in_words([first.about, last.about])}")
         if last.listing.classes != first.listing.classes:
             raise ValueError(f"runs must be of the same classes, and {last.folder} has others than {first.folder}")
+        different = differences(first.config, last.config)
+        if told := ", ".join(f"{key} = {a} and {b}" for key, (a, b) in different.items() if key not in _OF_A_SPLIT):
+            raise ValueError(f"runs must differ in their split alone, got {first.folder} and {last.folder}: {told}")
     return made
 
 
@@ -120,7 +126,9 @@ def evaluate_task(
     check_device(device)
     data = task.config.data
     dataset = data.videos(task.listing, train=False, seed=task.config.seed)
-    clip_frames = 1 if task.model.kind == "static" else dataset.clip_frames
+    static = task.model.kind == "static"
+    if static and task.model.frames == "middle":  # others are not looked at
+        clips = False
     return score(
         load(task.folder / MODEL, backbone=backbone),
         dataset,
@@ -128,7 +136,8 @@ def evaluate_task(
         batch_size=data.batch_size,
         workers=data.workers,
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        clip_frames=clip_frames if clips else None,
+        clip_frames=(1 if static else dataset.clip_frames) if clips else None,
+        clip_step=task.model.every if static else 1,
         progress=progress,
     )
 
@@ -150,12 +159,13 @@ def score(
     workers: int = 0,
     device: torch.device | str = "cpu",
     clip_frames: int | None = None,
+    clip_step: int = 1,
     progress: bool = False,
 ) -> Evaluation:
     """Log-probabilities of every video of a dataset by a model [B, T, 3, H, W], lengths -> scores [B, C].
 
     Where `clip_frames` is given and some video has more, every so many entries of T are shown alone, too, for the
-    accuracy of single clips.
+    accuracy of single clips: all clips, or the first of every `clip_step`.
     """
     notices = Notices(dataset.listing.name)
     model = model.to(device).eval()
@@ -171,7 +181,7 @@ def score(
             values = model(video, batch["lengths"]).double().cpu()
             rows.update(zip(batch["index"].tolist(), values, strict=True))
             if clip_frames is not None:
-                for scores, label in _clip_scores(model, batch, values, clip_frames, device):
+                for scores, label in _clip_scores(model, batch, values, clip_frames, clip_step, device):
                     hits, shown = hits + int((scores.argmax(1) == label).sum()), shown + len(scores)
     if not rows:
         raise ValueError(f"none of the {len(dataset)} videos of {dataset.listing.name} could be read")
@@ -189,10 +199,10 @@ def _scores(listing: Listing, rows: dict[int, Tensor], about: About) -> Scores:
 
 
 def _clip_scores(
-    model: nn.Module, batch: Batch, values: Tensor, frames: int, device: torch.device | str
+    model: nn.Module, batch: Batch, values: Tensor, frames: int, step: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores [n, C] of every window of each video by itself, and the video's label; of a single one, the video's."""
+    """Scores [n, C] of every `step`th window of each video by itself, and the video's label; of a single one, the video's."""
     rows = zip(batch["video"], batch["lengths"].tolist(), batch["label"], values, strict=True)
     for video, length, label, scores in rows:
-        windows = video[:length].unflatten(0, (-1, frames))
+        windows = video[:length].unflatten(0, (-1, frames))[::step]
         yield scores[None] if length == frames else model(windows.to(device)).cpu(), label

@@ -27,12 +27,12 @@ from torch import nn
 
 from ..models import VideoModel, build, save
 from ..writing import whole_file
-from .config import Config, load, write
+from .config import Config, differences, load, write
 from .datamodule import Videos
 from .lists import check_classes, check_same_videos, identities, write_lists
 from .module import VideoClassifier
 from .progress import EpochBar, EpochLines
-from .values import ConfigError, flat
+from .values import ConfigError
 
 try:
     import fcntl
@@ -197,9 +197,8 @@ def _check_settings(folder: Path, config: Config) -> None:
     """Raise FileExistsError where settings that a result depends on are not those of what was trained in a folder."""
     if not (folder / CONFIG).is_file() or not ((folder / CHECKPOINT).exists() or (folder / MODEL).exists()):
         return
-    before, now = (flat(values.experiment()) for values in (saved_config(folder), config))
-    different = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    told = ", ".join(f"{key} = {before.get(key)}, now {now.get(key)}" for key in different)
+    different = differences(saved_config(folder), config)
+    told = ", ".join(f"{key} = {before}, now {now}" for key, (before, now) in different.items())
     if told and (folder / MODEL).exists():
         raise FileExistsError(
             f"{folder} is trained already, by other settings ({told}). To train on, choose another folder and "
