@@ -586,6 +586,24 @@ def test_clips_are_those_that_the_network_sees(root, tmp_path):
     assert evaluate(tmp_path / "middle", backbone=tiny.network()).scores.about.clip_accuracy is None
 
 
+def test_a_last_batch_of_one_is_left_out(root, tmp_path):
+    """Of four clips in batches of three, another one every epoch; a run that is stopped goes on as ever."""
+
+    def network():
+        torch.manual_seed(7)
+        layers = nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        return nn.Sequential(*layers)
+
+    config = tiny.config(root, "data.batch_size=3", "data.window=null", "data.stride=null", "trainer.epochs=3")
+    steps = Steps()
+    fit(config, tmp_path / "whole", backbone=network(), callbacks=[steps])
+    assert steps.seen == [(0, 0), (1, 0), (2, 0)]
+    with contextlib.suppress(SystemExit):
+        fit(config, tmp_path / "stopped", backbone=network(), callbacks=[StopAtBatch(1, 0)])
+    fit(config, tmp_path / "stopped", resume=True, backbone=network())
+    assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):
     """Whose bytes are others; in halves of a folder, videos that are called alike may be others."""
     videos, pictures = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "pictures"

@@ -50,7 +50,7 @@ class DataConfig:
     validation: share of the training videos to set aside, groups kept whole: progress is measured on them, and the
     best epoch's weights are the result. "test" shows progress on the test videos, and selects nothing by it. null
     measures nothing. In the last two cases, the result is the last epoch's weights.
-    batch_size is per process; workers are the processes that read videos, 0 for none.
+    batch_size is per process; in training, a last batch of one video is left out. workers are the processes that read videos, 0 for none.
     """
 
     dataset: DatasetName = "folders"

@@ -14,7 +14,11 @@ from .module import VideoClassifier
 
 
 class Videos(L.LightningDataModule):
-    """Videos to train on, and perhaps to measure progress on."""
+    """Videos to train on, and perhaps to measure progress on.
+
+    Where a process is left with one video for its last batch, that video, another one in every epoch, is passed over:
+    batch normalisation has nothing to measure on one.
+    """
 
     def __init__(self, config: Config, train: Listing, validation: Listing | None) -> None:
         super().__init__()
@@ -35,12 +39,16 @@ class Videos(L.LightningDataModule):
 
     def _loader(self, listing: Listing, train: bool) -> DataLoader[Item]:
         data, trainer = self.config.data, self.trainer
+        world = trainer.world_size if trainer else 1
+        own = -(-len(listing) // world)
+        leaves_one = own > data.batch_size > 1 and own % data.batch_size == 1
         return loader(
             data.videos(listing, train, self.config.seed),
             data.batch_size,
             shuffle=train,
+            drop_last=train and leaves_one,
             num_workers=data.workers,
             rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
+            world=world,
             pin_memory=torch.cuda.is_available(),
         )
