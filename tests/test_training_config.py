@@ -84,6 +84,12 @@ def test_what_is_refused_is_named(override, message):
         load([], [override])
 
 
+def test_steps_do_not_end_epochs_that_are_measured():
+    message = r"must be null with trainer\.max_steps, got 'test' and max_steps = 5: say trainer\.epochs"
+    with pytest.raises(ConfigError, match=message):
+        load([], ["data.validation=test", "trainer.max_steps=5"])
+
+
 def test_options_of_the_command_are_overrides():
     given = commands._given("it's \\ here: yes", commands.Kind.static, "03")
     data = load(["weizmann"], given).data

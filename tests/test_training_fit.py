@@ -604,6 +604,17 @@ def test_a_last_batch_of_one_is_left_out(root, tmp_path):
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_an_epoch_that_is_not_measured_has_no_figures_of_another(root, tmp_path, capsys):
+    class EverySecond(Callback):
+        def on_fit_start(self, trainer, module):
+            trainer.check_val_every_n_epoch = 2
+
+    config = tiny.config(root, "data.validation=test", "trainer.epochs=3")
+    fit(config, tmp_path, backbone=tiny.network(), callbacks=[EverySecond()])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["validation" in line for line in lines] == [False, True, False]
+
+
 def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):
     """Whose bytes are others; in halves of a folder, videos that are called alike may be others."""
     videos, pictures = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "pictures"

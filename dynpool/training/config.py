@@ -50,7 +50,8 @@ class DataConfig:
     validation: share of the training videos to set aside, groups kept whole: progress is measured on them, and the
     best epoch's weights are the result. "test" shows progress on the test videos, and selects nothing by it. null
     measures nothing. In the last two cases, the result is the last epoch's weights.
-    batch_size is per process; in training, a last batch of one video is left out. workers are the processes that read videos, 0 for none.
+    batch_size is per process; in training, a last batch of one video is left out. workers are the processes that read
+    videos, 0 for none.
     """
 
     dataset: DatasetName = "folders"
@@ -210,9 +211,10 @@ class TrainerConfig:
     """Where and how long: accelerator, devices, num_nodes, strategy and precision are Lightning's own.
 
     patience: stop after so many epochs without a better validation accuracy (needs data.validation).
-    accumulate: batches whose gradients are averaged to a step. checkpoint_steps: write a checkpoint every so many
+    accumulate: batches whose gradients are averaged to a step; the last step of an epoch has those that are left, whose
+    sum is divided by as many, so that it is smaller. checkpoint_steps: write a checkpoint every so many
     steps, besides the one after each epoch. threads: of torch in each process; null leaves torch's own number.
-    max_steps ends a run early.
+    max_steps ends a run early, perhaps within an epoch: of epochs that data.validation measures, epochs says how many.
     """
 
     epochs: int = 20
@@ -253,6 +255,9 @@ class Config:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.trainer.patience is not None and not self.data.sets_aside:
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
+        if self.trainer.max_steps != -1 and self.data.validation is not None:
+            told = f"got {self.data.validation!r} and max_steps = {self.trainer.max_steps}: say trainer.epochs"
+            raise ConfigError(f"data.validation, which measures whole epochs, must be null with trainer.max_steps, {told}")
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """The model for so many classes: what the data imply is filled in.

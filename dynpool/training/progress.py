@@ -32,18 +32,24 @@ class EpochLines(Callback):
                 _say(listing.summary())
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
+        self._begin()  # a run that goes on in the middle of an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._start = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start, self._measured = time.perf_counter(), False
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._measured = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         seconds = time.perf_counter() - self._start
         parts = [f"{_epoch(trainer)}: {_figures(trainer, _SHOWN)}"]
-        if measured := _figures(trainer, _MEASURED):
-            parts.append(f"validation {measured}")
+        if self._measured:  # else Lightning still has those of an epoch before
+            parts.append(f"validation {_figures(trainer, _MEASURED)}")
         _say("; ".join([*parts, f"{seconds:.1f} s"]))
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
