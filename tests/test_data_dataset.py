@@ -679,7 +679,10 @@ def test_errors_of_workers_are_those_of_one_process(broken, workers):
         ({"method": "median"}, "method must be one of"),
         ({"method": "mean"}, "method = 'mean' is of source 'dynamic_images', got source 'frames'"),
         ({"source": "images", "time_average": False}, "time_average = False is of source .*, got source 'images'"),
-        ({"source": "flow", "nonlinearity": "identity"}, "nonlinearity = 'identity' is of source .*, got source 'flow'"),
+        (
+            {"source": "flow", "nonlinearity": "identity"},
+            "nonlinearity = 'identity' is of source .*, got source 'flow'",
+        ),
         ({"on_error": "ignore"}, "on_error must be"),
     ],
 )

@@ -287,6 +287,44 @@ def test_folders_named_train_and_test(tmp_path):
     assert splits("folders", tmp_path) == splits("folders", tmp_path, "(.)") == [1]
 
 
+def test_halves_and_their_classes_in_any_case_of_letters(tmp_path):
+    touch(tmp_path, "Train/Run/a.avi", "Train/jump/b.avi", "TEST/run/c.avi", "TEST/JUMP/d.avi")
+    train, test = (class_folders(tmp_path, 1, subset) for subset in ("train", "test"))
+    assert train.classes == test.classes == ("Run", "jump")
+    assert [(v.name, v.label) for v in test] == [("Run/c", 0), ("jump/d", 1)]
+    assert splits("folders", tmp_path) == [1]
+
+
+def test_one_half_is_not_taken_for_a_class(tmp_path):
+    touch(tmp_path, "a/train/run/a.avi", "a/val/run/b.avi", "a/jump/c.avi", "b/Test/run/a/1.png")
+    for name, half in (("a", "train"), ("b", "Test")):
+        with pytest.raises(
+            FileNotFoundError, match=f"both train and test where .*, got '.*{name}', which has {half} alone"
+        ):
+            class_folders(tmp_path / name)
+    touch(tmp_path, "c/train/a.avi", "c/bus/b.avi", "d/train/a/1.png", "d/bus/b/1.png")
+    for name in "cd":  # where it is one
+        with pytest.warns(RuntimeWarning, match="has one video only"):
+            assert class_folders(tmp_path / name).classes == ("bus", "train")
+
+
+def test_of_a_class_without_training_videos_it_is_said(tmp_path):
+    touch(tmp_path, "train/run/a.avi", "test/run/c.avi", "test/walk/d.avi")
+    with pytest.warns(RuntimeWarning, match="nothing is trained of walk: all videos of it are in .*test"):
+        assert class_folders(tmp_path).classes == ("run", "walk")
+
+
+def test_not_all_in_a_class_s_folder_is_a_video(tmp_path):
+    """Pictures may stand for videos, but not beside them."""
+    touch(
+        tmp_path, "run/a.avi", "run/b.avi", "run/old/notes.txt", "run/empty/deep/1.png", "run/cover.jpg", "run/c/1.png"
+    )
+    touch(tmp_path, "jump/d_0000.png", "jump/e.png")
+    with pytest.warns(RuntimeWarning, match="run has videos: pictures in it are left out, such as cover"):
+        names = [v.name for subset in ("train", "test") for v in class_folders(tmp_path, 1, subset)]
+    assert sorted(names) == ["jump/d", "jump/e", "run/a", "run/b", "run/c"]
+
+
 def test_a_class_of_one_video_is_for_training(tmp_path):
     touch(tmp_path, "run/a.avi", "jump/b.avi", "jump/c.avi")
     with pytest.warns(RuntimeWarning, match="class run has one video only"):

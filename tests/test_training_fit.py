@@ -568,7 +568,9 @@ def test_results_that_have_a_mean_differ_in_their_split_alone(root, tmp_path):
     for split in (0, 1):
         options = [f"data.split='{split}'", r"data.group=(\d)", f"optimiser.weight_decay={split}"]
         fit(tiny.config(root / "train", "trainer.epochs=1", *options), tmp_path / f"{split}", backbone=tiny.network())
-    with pytest.raises(ValueError, match=r"differ in their split alone, got .*0 and .*1: optimiser\.weight_decay = 0\.0 and"):
+    with pytest.raises(
+        ValueError, match=r"differ in their split alone, got .*0 and .*1: optimiser\.weight_decay = 0\.0 and"
+    ):
         tasks([tmp_path / "0", tmp_path / "1"])
     assert len(tasks([tmp_path / "0", tmp_path / "1"], ["optimiser.weight_decay=0"])) == 2
 
@@ -631,7 +633,9 @@ def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):
         evaluate(run, overrides=[*windows, "data.split=2"], backbone=tiny.network())
     halves = tmp_path / "halves"
     fit(tiny.config(root, "trainer.epochs=1"), halves, backbone=tiny.network())
-    with pytest.warns(RuntimeWarning, match=r"4 videos of folders split given test are in train/ as well, such as left/0"):
+    with pytest.warns(
+        RuntimeWarning, match=r"4 videos of folders split given test are in train/ as well, such as left/0"
+    ):
         evaluate(halves, backbone=tiny.network())
     other = shutil.copytree(root / "train", tmp_path / "other" / "test")
     shutil.copytree(root / "train", tmp_path / "other" / "train")

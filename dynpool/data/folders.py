@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..files import PathLike
-from .listing import Listed, Listing, Subset, Tree, check_subset, find_all, is_video
+from .listing import Listed, Listing, Subset, Tree, check_subset, find_all, holds_frames, is_picture, is_video
 from .official import HMDB51_GROUP, UCF101_GROUP
 
 _WEIZMANN_PERSON = r"^([^_]+)_"  # of denis_walk, lena_run1
+_HALVES = ("train", "test")
 GROUPS = {"ucf101": UCF101_GROUP, "hmdb51": HMDB51_GROUP, "weizmann": _WEIZMANN_PERSON}  # what must stay together
 
 
@@ -29,7 +30,8 @@ def class_folders(
 ) -> Listing:
     """Any folder of <class>/<video>: a file, a folder of numbered frames, or pictures of dynamic images.
 
-    Where root holds folders `train` and `test`, these are the subsets, and the rule below has no say. Otherwise
+    Where root holds folders `train` and `test`, in any case of letters, these are the subsets, and the rule below has
+    no say. Otherwise
     videos are divided by nothing but their names:
 
         split an int    a share `test_fraction` of each class, at least one video, is for testing: those that come first
@@ -49,7 +51,7 @@ def class_folders(
         Listing; classes and videos in order of name.
 
     Raises:
-        FileNotFoundError: root, or a video in it, is not there.
+        FileNotFoundError: root, or a video in it, is not there; or it holds one of `train` and `test`, but not both.
         ValueError: split, subset, test_fraction or group makes no sense; or there is one group only, or each has all
             videos of some class.
     """
@@ -58,7 +60,7 @@ def class_folders(
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
     tree = Tree(root)
     if is_given(root):
-        return _given(Tree(tree.root / subset), tree, dataset, subset)
+        return _given(_halves(tree.root), dataset, subset)
     entries = _all_entries(tree)
     if isinstance(split, str):
         chosen = _held_out(entries, split, group)
@@ -106,7 +108,18 @@ def groups(root: PathLike, group: str) -> list[str]:
 
 def is_given(root: PathLike) -> bool:
     """Whether a folder says itself what is for training and what for testing."""
-    return all((Path(root) / name).is_dir() for name in ("train", "test"))
+    return len(_halves(root)) == len(_HALVES)
+
+
+def _halves(root: PathLike) -> dict[str, Path]:
+    """The folders train and test, in any case of letters, as far as they are there."""
+    if not Path(root).is_dir():
+        return {}
+    return {
+        path.name.lower(): path
+        for path in sorted(Path(root).iterdir())
+        if path.name.lower() in _HALVES and path.is_dir()
+    }
 
 
 def divide(listing: Listing, fraction: float, group: str | None = None, draw: int = 0) -> tuple[Listing, Listing]:
@@ -130,11 +143,16 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
     return listing.subset_of(kept), listing.subset_of(held)
 
 
-def _given(inner: Tree, outer: Tree, dataset: str, subset: Subset) -> Listing:
-    """root/train/<class>/…, root/test/<class>/…: classes are those of both."""
-    classes = sorted({name for half in ("train", "test") for name in _classes(Tree(outer.root / half))})
-    entries = [entry for label, name in enumerate(classes) for entry in _entries(inner, name, label)]
-    return find_all(entries, inner, classes, dataset=dataset, split="given", subset=subset)
+def _given(halves: dict[str, Path], dataset: str, subset: Subset) -> Listing:
+    """root/train/<class>/…, root/test/<class>/…: classes are those of both, called as in train."""
+    trees = {half: Tree(halves[half]) for half in _HALVES}
+    named = {half: {name.casefold(): name for name in _classes(tree)} for half, tree in trees.items()}
+    classes = sorted((named["test"] | named["train"]).values())
+    if alone := [named["test"][key] for key in sorted(named["test"].keys() - named["train"].keys())]:
+        message = f"nothing is trained of {', '.join(alone)}: all videos of it are in {halves['test']}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    entries = [entry for label, name in enumerate(classes) for entry in _entries(trees[subset], name, label)]
+    return find_all(entries, trees[subset], classes, dataset=dataset, split="given", subset=subset)
 
 
 def _classes(tree: Tree) -> list[str]:
@@ -147,11 +165,29 @@ def _classes(tree: Tree) -> list[str]:
 
 
 def _all_entries(tree: Tree) -> list[Listed]:
+    if (halves := _halves(tree.root)) and len(halves) < len(_HALVES) and _holds_classes(*halves.values()):
+        told = f"got {str(tree.root)!r}, which has {', '.join(path.name for path in halves.values())} alone"
+        raise FileNotFoundError(f"root must have both train and test where it has one of them, {told}")
     return [entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label)]
 
 
+def _holds_classes(half: Path) -> bool:
+    """Whether it is no class of that name, of videos or of folders of frames."""
+    inner = Tree(half)
+    return any(
+        any(map(is_video, inner.names(name).values())) for name in inner.folders if not holds_frames(half / name)
+    )
+
+
 def _entries(tree: Tree, folder: str, label: int) -> Iterator[Listed]:
-    return (Listed(folder, stem, label) for stem in tree.names(folder))
+    """Folders without frames are no videos; nor are pictures, of which some may lie beside videos."""
+    there = {stem: path for stem, path in tree.names(folder).items() if is_video(path)}
+    pictures = {stem for stem, path in there.items() if is_picture(path)}
+    if pictures and len(pictures) < len(there):
+        message = f"{tree.root / folder} has videos: pictures in it are left out, such as {min(pictures)}"
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+        there = {stem: path for stem, path in there.items() if stem not in pictures}
+    return (Listed(folder, stem, label) for stem in there)
 
 
 def _group(entry: Listed, group: str | None) -> str:

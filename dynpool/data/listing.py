@@ -236,6 +236,11 @@ def is_video(path: PathLike) -> bool:
     return not os.path.isdir(path) or holds_frames(path)
 
 
+def is_picture(path: PathLike) -> bool:
+    """Whether it stands for a video, as one of its dynamic images: a file, or in a tar shard."""
+    return members_of(path) is not None or os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
 def pictures_of(path: PathLike) -> Sequence[Path | Member]:
     """The picture <video>.png, or those of its windows, <video>_0000.png, …, in order, given any one of them; those in
     a tar shard given the first.

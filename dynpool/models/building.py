@@ -28,6 +28,10 @@ from .layers import (
 )
 from .network import Route, TwoNetworks, VideoNetwork
 
+_OF_POOLING = (
+    *("layer", "branch", "video_layer", "window", "stride"),
+    *("nonlinearity", "time_average", "rescale", "objective", "C"),
+)
 VideoModel = VideoNetwork | TwoNetworks
 
 
@@ -59,8 +63,7 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
     base = _backbone(config, backbone, pretrained)
     if config.kind != "two_stream" or forks(config):
         return _network(config, base)
-    of_pooling = "layer branch video_layer window stride nonlinearity time_average rescale objective C".split()
-    nothing: dict[str, Any] = {field.name: field.default for field in fields(config) if field.name in of_pooling}
+    nothing: dict[str, Any] = {field.name: field.default for field in fields(config) if field.name in _OF_POOLING}
     static = changed(config, kind="static", pool="none", **nothing)
     dynamic = changed(config, kind="dynamic", branch=None, frames="all", every=1)
     return TwoNetworks(config, _network(static, copy.deepcopy(base)), _network(dynamic, base))

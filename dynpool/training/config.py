@@ -257,7 +257,9 @@ class Config:
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
         if self.trainer.max_steps != -1 and self.data.validation is not None:
             told = f"got {self.data.validation!r} and max_steps = {self.trainer.max_steps}: say trainer.epochs"
-            raise ConfigError(f"data.validation, which measures whole epochs, must be null with trainer.max_steps, {told}")
+            raise ConfigError(
+                f"data.validation, which measures whole epochs, must be null with trainer.max_steps, {told}"
+            )
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """The model for so many classes: what the data imply is filled in.

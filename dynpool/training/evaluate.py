@@ -23,7 +23,6 @@ from .lists import check_classes, check_held_out
 from .run import CONFIG, MODEL
 from .scores import About, Scores, in_words, log_probabilities
 
-
 _OF_A_SPLIT = ("data.split", "model.weights")  # which may be those that another run of the split had at its end
 
 
@@ -201,7 +200,7 @@ def _scores(listing: Listing, rows: dict[int, Tensor], about: About) -> Scores:
 def _clip_scores(
     model: nn.Module, batch: Batch, values: Tensor, frames: int, step: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores [n, C] of every `step`th window of each video by itself, and the video's label; of a single one, the video's."""
+    """Scores [n, C] of every `step`th window of each video by itself, and its label; of a single one, the video's."""
     rows = zip(batch["video"], batch["lengths"].tolist(), batch["label"], values, strict=True)
     for video, length, label, scores in rows:
         windows = video[:length].unflatten(0, (-1, frames))[::step]

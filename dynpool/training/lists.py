@@ -83,7 +83,9 @@ def check_held_out(folder: Path, listing: Listing) -> None:
         )
     moved = ((video.name, line.replace(" test/", " train/", 1)) for video, line in pairs)
     if twice := [name for name, line in moved if line in seen and not line.startswith("0 ")]:
-        message = f"{len(twice)} videos of {listing.name} are in train/ as well, such as {twice[0]}: results are too good"
+        message = (
+            f"{len(twice)} videos of {listing.name} are in train/ as well, such as {twice[0]}: results are too good"
+        )
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
