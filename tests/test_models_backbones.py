@@ -286,6 +286,28 @@ def test_bad_files(tmp_path, capsys):
             load_into(tiny(), "fc2", tmp_path / "streams.pth")
 
 
+@pytest.mark.parametrize("branch", [None, "relu6"])
+def test_two_streams_begin_where_others_ended(branch, tmp_path):
+    """Their last layers where they have as many classes."""
+
+    def made(classes, weights=None, branch=branch):
+        return build(ModelConfig("two_stream", classes, "caffenet", branch=branch, size=67, weights=weights))
+
+    before = made(3)
+    save(before, tmp_path / "model.safetensors")
+    wrapped = {f"model.{name}": value for name, value in before.state_dict().items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "last.ckpt")
+    for file in ("model.safetensors", "last.ckpt"):
+        after = made(3, str(tmp_path / file)).state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.state_dict().items())
+    other = made(4, str(tmp_path / "model.safetensors")).state_dict()
+    differ = {name for name, value in before.state_dict().items() if not torch.equal(value, other[name])}
+    assert differ
+    assert all("fc8" in name for name in differ)
+    with pytest.raises(ValueError, match="of two streams, do not fit the model"):
+        made(3, str(tmp_path / "model.safetensors"), "conv4")
+
+
 # --- features ------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones import CUSTOM, Backbone, load_backbone
+from .backbones import CUSTOM, DEFAULT_WEIGHTS, Backbone, load_backbone
 from .checkpointing import checkpoint_blocks
 from .config import ModelConfig, forks, pools_at
 from .layers import (
@@ -27,6 +27,7 @@ from .layers import (
     trial_run,
 )
 from .network import Route, TwoNetworks, VideoNetwork
+from .weights import load_streams, read_streams
 
 _OF_POOLING = (
     *("layer", "branch", "video_layer", "window", "stride"),
@@ -60,7 +61,17 @@ def build(config: ModelConfig, *, backbone: nn.Module | Backbone | None = None, 
         ImportError: the backbone's library is not there; the message says what to install.
         FileNotFoundError: config.weights is not a file.
     """
-    base = _backbone(config, backbone, pretrained)
+    file = None if config.weights in DEFAULT_WEIGHTS else config.weights
+    if file is None or not pretrained or backbone is not None or config.kind != "two_stream":
+        return _model(config, _backbone(config, backbone, pretrained))
+    streams = read_streams(file)
+    model = _model(config, _backbone(config, None, streams is None))
+    if streams is not None:
+        load_streams(model, streams, file)
+    return model
+
+
+def _model(config: ModelConfig, base: Backbone) -> VideoModel:
     if config.kind != "two_stream" or forks(config):
         return _network(config, base)
     nothing: dict[str, Any] = {field.name: field.default for field in fields(config) if field.name in _OF_POOLING}

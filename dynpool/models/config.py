@@ -33,7 +33,8 @@ class ModelConfig:
         backbone: a name that `backbones` lists, "torchvision:NAME" or "timm:NAME"; "custom" for one passed to `build`.
         weights: None for random ones, "default" (or "imagenet") for those of the backbone's library or package, or the
             path (kept as a string) of a safetensors file or of a state dict that torch.load(weights_only=True) reads.
-            It may also be of a whole model with that backbone: model.safetensors or a checkpoint of another run.
+            It may also be of a whole model with that backbone: model.safetensors or a checkpoint of another run. Of two
+            streams with weights of their own, the model must have the same.
         pool: of the frames, "approx" by default; "exact" is eq. (1), slower. "none": the video's T axis holds images
             that are pooled already, windows of a video, and nothing is left to pool but the windows. Static networks
             pool no frames: "none".

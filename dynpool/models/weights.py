@@ -31,8 +31,39 @@ def load_into(module: nn.Module, head: str, path: str | Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        streams = " (they are of two streams)" if any(".static." in f".{name}" for name in state) else ""
+        streams = " (they are of two streams)" if _of_streams(state) else ""
         raise ValueError(f"weights in {path} do not fit {type(module).__name__}{streams}: {lines_of(error)}") from error
+
+
+def read_streams(path: str | Path) -> dict[str, Tensor] | None:
+    """The weights of a file of two streams, as `read`; None where they are of one network, with which both begin."""
+    state = read(path)
+    return state if _of_streams(state) else None
+
+
+def load_streams(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load the weights of two streams, all but last layers of other numbers of classes.
+
+    Raises:
+        ValueError: they do not fit, as those of other streams or of another backbone.
+    """
+    own = model.state_dict()
+    state = _unwrapped(state, own)
+    heads = tuple(
+        ".".join(filter(None, (where, "backbone", network.head, "")))
+        for where, network in model.named_modules()
+        if isinstance(getattr(network, "head", None), str)
+    )
+    new = {name: own[name] for name in own.keys() & state.keys() if name.startswith(heads)}
+    new = {name: value for name, value in new.items() if value.shape != state[name].shape}
+    try:
+        model.load_state_dict({**state, **new})
+    except RuntimeError as error:
+        raise ValueError(f"weights in {path}, of two streams, do not fit the model: {lines_of(error)}") from error
+
+
+def _of_streams(state: dict[str, Tensor]) -> bool:
+    return any(".static." in f".{name}" for name in state)
 
 
 def _unwrapped(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
