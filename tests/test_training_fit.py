@@ -833,6 +833,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatc
     assert len(set(names)) == 2
 
 
+def test_a_model_that_was_cut_short_is_written_anew(root, fit_tiny, tmp_path):
+    config, model = tiny.config(root, "trainer.epochs=1"), tmp_path / "model.safetensors"
+    list(train_splits(config, tmp_path))
+    content, before = model.read_bytes(), weights(tmp_path)
+    for cut in (0, 5, 200, len(content) - 1):
+        model.write_bytes(content[:cut])
+        list(train_splits(config, tmp_path, resume=True))
+        assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path).items())
+
+
 def test_classes_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     """A file cut short would make a run one of other classes, which cannot go on."""
     lists._write_lines(tmp_path / "classes.txt", ["left", "right"])

@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from ..models import VideoModel, build, save
+from ..models import VideoModel, build, read_config, save
 from ..writing import whole_file
 from .config import Config, differences, load, write
 from .datamodule import Videos
@@ -432,10 +432,21 @@ def _train_one(config: Config, folder: Path, resume: bool) -> Path:
 
 
 def _is_done(config: Config, folder: Path, resume: bool) -> bool:
-    """Whether a run that is to go on is trained already. Raises FileExistsError if it is of other settings."""
+    """Whether a run that is to go on is trained already: a model that was cut short, as by a copy, is written anew.
+    Raises FileExistsError if it is of other settings.
+    """
     if resume:
         _check_settings(folder, config)
-    return resume and (folder / MODEL).is_file()
+    return resume and _is_whole(folder / MODEL)
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether a model is there, and as long as it says."""
+    try:
+        read_config(model)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def runs_in(folder: Path) -> list[Path]:
