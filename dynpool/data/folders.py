@@ -31,8 +31,7 @@ def class_folders(
     """Any folder of <class>/<video>: a file, a folder of numbered frames, or pictures of dynamic images.
 
     Where root holds folders `train` and `test`, in any case of letters, these are the subsets, and the rule below has
-    no say. Otherwise
-    videos are divided by nothing but their names:
+    no say. Otherwise videos are divided by nothing but their names:
 
         split an int    a share `test_fraction` of each class, at least one video, is for testing: those that come first
                         in the order of a hash of split and name. With `group` about that share, in whole groups, each
@@ -54,6 +53,9 @@ def class_folders(
         FileNotFoundError: root, or a video in it, is not there; or it holds one of `train` and `test`, but not both.
         ValueError: split, subset, test_fraction or group makes no sense; or there is one group only, or each has all
             videos of some class.
+
+    Warns:
+        RuntimeWarning: pictures lie beside videos, and are left out; or a class has no videos to train on, or to test.
     """
     check_subset(subset)
     if not 0 < test_fraction < 1:
