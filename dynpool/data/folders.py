@@ -62,7 +62,7 @@ def class_folders(
         raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction!r}")
     tree = Tree(root)
     if is_given(root):
-        return _given(_halves(tree.root), dataset, subset)
+        return _given(halves(tree.root), dataset, subset)
     entries = _all_entries(tree)
     if isinstance(split, str):
         chosen = _held_out(entries, split, group)
@@ -110,10 +110,10 @@ def groups(root: PathLike, group: str) -> list[str]:
 
 def is_given(root: PathLike) -> bool:
     """Whether a folder says itself what is for training and what for testing."""
-    return len(_halves(root)) == len(_HALVES)
+    return len(halves(root)) == len(_HALVES)
 
 
-def _halves(root: PathLike) -> dict[str, Path]:
+def halves(root: PathLike) -> dict[str, Path]:
     """The folders train and test, in any case of letters, as far as they are there."""
     if not Path(root).is_dir():
         return {}
@@ -145,13 +145,13 @@ def divide(listing: Listing, fraction: float, group: str | None = None, draw: in
     return listing.subset_of(kept), listing.subset_of(held)
 
 
-def _given(halves: dict[str, Path], dataset: str, subset: Subset) -> Listing:
+def _given(folders: dict[str, Path], dataset: str, subset: Subset) -> Listing:
     """root/train/<class>/…, root/test/<class>/…: classes are those of both, called as in train."""
-    trees = {half: Tree(halves[half]) for half in _HALVES}
+    trees = {half: Tree(folders[half]) for half in _HALVES}
     named = {half: {name.casefold(): name for name in _classes(tree)} for half, tree in trees.items()}
     classes = sorted((named["test"] | named["train"]).values())
     if alone := [named["test"][key] for key in sorted(named["test"].keys() - named["train"].keys())]:
-        message = f"nothing is trained of {', '.join(alone)}: all videos of it are in {halves['test']}"
+        message = f"nothing is trained of {', '.join(alone)}: all videos of it are in {folders['test']}"
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     entries = [entry for label, name in enumerate(classes) for entry in _entries(trees[subset], name, label)]
     return find_all(entries, trees[subset], classes, dataset=dataset, split="given", subset=subset)
@@ -167,8 +167,8 @@ def _classes(tree: Tree) -> list[str]:
 
 
 def _all_entries(tree: Tree) -> list[Listed]:
-    if (halves := _halves(tree.root)) and len(halves) < len(_HALVES) and _holds_classes(*halves.values()):
-        told = f"got {str(tree.root)!r}, which has {', '.join(path.name for path in halves.values())} alone"
+    if len(there := list(halves(tree.root).values())) == 1 and _holds_classes(*there):
+        told = f"got {str(tree.root)!r}, which has {there[0].name} alone"
         raise FileNotFoundError(f"root must have both train and test where it has one of them, {told}")
     return [entry for label, name in enumerate(_classes(tree)) for entry in _entries(tree, name, label)]
 

@@ -15,7 +15,7 @@ import yaml
 
 from ..checks import Nonlinearity
 from ..data import Listing, Sampling, VideoDataset, make_listing, splits
-from ..data.folders import divide
+from ..data.folders import divide, halves
 from ..data.geometry import Crop, Geometry
 from ..data.listing import Subset
 from ..data.named import DatasetName
@@ -165,7 +165,8 @@ class DataConfig:
         """What the manifest says of pictures that `dynpool extract` made, where there is one."""
         if self.source != "images" or not self.root:
             return None
-        return how_made(self.root) or how_made(os.path.join(self.root, "train" if train else "test"))
+        half = halves(self.root).get("train" if train else "test")
+        return how_made(self.root) or (None if half is None else how_made(half))
 
 
 @dataclass(frozen=True)
