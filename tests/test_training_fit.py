@@ -606,6 +606,18 @@ def test_a_last_batch_of_one_is_left_out(root, tmp_path):
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_a_batch_that_a_batch_norm_cannot_measure_is_named(root, tmp_path):
+    def network():
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.AdaptiveMaxPool2d(1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)
+        )
+
+    options = ["data.batch_size=1", "data.window=null", "data.stride=null", "trainer.epochs=1"]
+    with pytest.raises(ConfigError, match=r"data\.batch_size must leave .* got a batch of 1 video in a process"):
+        fit(tiny.config(root, *options), tmp_path / "run", backbone=network())
+    fit(tiny.config(root, *options, "optimiser.freeze_batchnorm=true"), tmp_path / "frozen", backbone=network())
+
+
 def test_an_epoch_that_is_not_measured_has_no_figures_of_another(root, tmp_path, capsys):
     class EverySecond(Callback):
         def on_fit_start(self, trainer, module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import lightning as L
@@ -92,7 +93,8 @@ class VideoClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.notices.add(batch)
-        scores = self(batch["video"], batch["lengths"])
+        with _naming_batch_size(len(batch["label"])):
+            scores = self(batch["video"], batch["lengths"])
         loss: Tensor = self.loss(scores, batch["label"])
         self.train_accuracy(scores, batch["label"])
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(batch["label"])}
@@ -174,6 +176,21 @@ class VideoClassifier(L.LightningModule):
         """Where the run goes on; asked for once."""
         resumed, self._resumed = self._resumed, Resumed(0, 0)
         return resumed
+
+
+@contextmanager
+def _naming_batch_size(videos: int) -> Iterator[None]:
+    """torch's complaint of a batch norm after which nothing is left of maps, in terms of the configuration."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        told = f"got a batch of {videos} video{'' if videos == 1 else 's'} in a process, of which it has one value"
+        raise ConfigError(
+            "data.batch_size must leave the network's batch norm two values a channel or more, or "
+            f"optimiser.freeze_batchnorm be true, {told}"
+        ) from error
 
 
 def rate(config: OptimiserConfig, epoch: int, epochs: int) -> float:
