@@ -289,6 +289,7 @@ def test_bad_files(tmp_path, capsys):
 @pytest.mark.parametrize("branch", [None, "relu6"])
 def test_two_streams_begin_where_others_ended(branch, tmp_path):
     """Their last layers where they have as many classes."""
+    pytest.importorskip("safetensors", reason="needs safetensors")
 
     def made(classes, weights=None, branch=branch):
         return build(ModelConfig("two_stream", classes, "caffenet", branch=branch, size=67, weights=weights))
