@@ -40,7 +40,9 @@ gpu:
 
 # The kernels' C++ tests under sanitizers, and the CUDA kernels compiled as C++ for the Python tests.
 cpp-tests: $(VENV)/.dev
-	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(BUILD) -DDYNPOOL_TESTS=ON > $(VENV)/cmake-tests.log \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(BUILD) -G Ninja -DDYNPOOL_TESTS=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > $(VENV)/cmake-tests.log \
 	  || (cat $(VENV)/cmake-tests.log; exit 1)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(BUILD) --parallel $(JOBS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir $(BUILD) --output-on-failure

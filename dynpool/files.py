@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import io
 import math
@@ -150,12 +151,20 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def file_state(path: str | os.PathLike[str]) -> str:
-    """Sizes and time of change: of a file, or a folder in which one did, they are others than before it changed."""
+    """Size and time of change; of a folder, what tells those of all that is in it."""
     with contextlib.suppress(NotADirectoryError), os.scandir(path) as entries:
-        states = [entry.stat(follow_symlinks=entry.is_file()) for entry in entries]  # of broken links their own
-        return f"{len(states)}|{sum(s.st_size for s in states)}|{max((s.st_mtime_ns for s in states), default=0)}"
+        states = sorted((entry.name, *_size_and_time(entry)) for entry in entries)
+        return hashlib.sha256(os.fsencode(repr(states))).hexdigest()[:32]
     state = os.stat(path)
     return f"{state.st_size}|{state.st_mtime_ns}"
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        state = entry.stat()
+    except OSError:  # a link that leads nowhere
+        state = entry.stat(follow_symlinks=False)
+    return state.st_size, state.st_mtime_ns
 
 
 def _rewound(file: Any) -> bool:

@@ -423,6 +423,11 @@ def test_a_folder_of_images_of_which_one_changed_is_done_again(dataset, out):
     assert "frames" in extract(dataset, out).before
     Image.new("RGB", (24, 16), (255, 0, 0)).save(dataset / "frames/1.png")
     assert list(extract(dataset, out).done) == ["frames"]
+    for old, new in (("0", "kept"), ("2", "0"), ("kept", "2")):
+        (dataset / f"frames/{old}.png").rename(dataset / f"frames/{new}.png")
+    if hasattr(os, "symlink"):
+        os.symlink("loop", dataset / "frames/loop")
+    assert list(extract(dataset, out).done) == ["frames"]
     torch.testing.assert_close(pixels(out / "frames.png"), dynpool.dynamic_image(dataset / "frames"))
 
 
@@ -494,7 +499,10 @@ class QuietHandler(SimpleHTTPRequestHandler):
 def test_pipes_below_urls_are_no_videos(dataset, out):
     pytest.importorskip("fsspec", reason="needs fsspec")
     os.mkfifo(dataset / "run/pipe.mkv")
-    assert extract(f"file://{dataset}", out).failed == {"run/pipe": "is no regular file"}
+    os.symlink(dataset / "run/a.mkv", dataset / "run/link.mkv")
+    report = extract(f"file://{dataset}", out, timeout=20)
+    assert report.failed == {"run/pipe": "is no regular file"}
+    assert "run/link" in report.done
 
 
 def test_a_folder_of_a_server(dataset, out):

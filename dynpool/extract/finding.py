@@ -160,7 +160,8 @@ def _remote(url: str) -> Iterator[Found]:
         videos = {name: about for name, about in files.items() if is_video(name)}
         for name, about in videos.items():
             path = f"{place}/{name}" if place else name
-            problem = None if about.get("type", "file") == "file" else _NO_FILE
+            regular = about.get("type", "file") == "file" or system.isfile(f"{folder}/{name}")  # or a link to one
+            problem = None if regular else _NO_FILE
             yield Found(_without_suffix(path), f"{url.rstrip('/')}/{path}", _remote_version(about), problem)
         if not folders and not videos and any(is_image(name) for name in files):
             name = place or os.path.basename(base)
