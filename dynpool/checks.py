@@ -229,7 +229,7 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
             check_same_device(name, value, x)
         if value.device.type == "cpu" and context.is_plain(value):
             _check_statistic(name, value.tolist(), x)
-        return value.to(x.device, accumulate_dtype(x.dtype)).reshape(-1)
+        return value.to(x.device, accumulate_dtype(x.dtype)).flatten()
     if isinstance(value, np.ndarray):
         value = value.tolist()
     numbers: Any = [value] if _is_number(value) else value

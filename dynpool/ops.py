@@ -11,6 +11,7 @@ themselves, and what no kernel fits go to reference.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, List, NamedTuple  # noqa: UP035
 
@@ -525,12 +526,7 @@ class _TransformablePool(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-        one_call = _pool_of_batch(in_dims, inputs)
-        if one_call is not None:
-            return _TransformablePool.apply(*one_call), 0
-        if not info.batch_size:
-            return torch.vmap(_by_reference, in_dims)(*inputs), 0
-        return torch.stack([_TransformablePool.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]), 0
+        return _pool_of_batch(_TransformablePool.apply, info, in_dims, inputs), 0
 
 
 class _TransformableBackward(torch.autograd.Function):
@@ -552,40 +548,83 @@ class _TransformableBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-        one_call = _backward_of_batch(info, in_dims, inputs)
-        if one_call is not None:
-            return _TransformableBackward.apply(*one_call), (0,)
-        if not info.batch_size:
-            return torch.vmap(reference.temporal_pool_backward, in_dims)(*inputs), (0,) * sum(inputs[-1])
-        grads = [_TransformableBackward.apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]
-        return tuple(torch.stack(each) for each in zip(*grads, strict=True)), (0,) * sum(inputs[-1])
+        grads = _backward_of_batch(_TransformableBackward.apply, info, in_dims, inputs)
+        return tuple(grads), (0,) * len(grads)
 
 
-def _pool_of_batch(in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """One call for a batch of them, where clips share the weights: the frames have one more dimension."""
-    if not _only_batched(in_dims, (0,)) or inputs[1].shape[0] != 1:
+def _as_one_call(
+    info: Any, in_dims: Sequence[Any], inputs: Sequence[Any], frames: int, needs: Sequence[bool] = ()
+) -> tuple[tuple[Any, ...], int | None] | None:
+    """A batch of calls of `frames` tensors of frames (x, or ∂L/∂y and x), weights, bands, mean, std, dim, … as one.
+
+    Clips that share their weights get one more dimension, the batch. Clips with weights of their own become more
+    clips: so many a call are returned beside the inputs. None where mean or std are batched or their gradients needed,
+    which are sums over a call, or where frames would be repeated in memory.
+    """
+    mapped = [isinstance(d, int) for d in in_dims[: frames + 4]]
+    if True in mapped[frames + 2 :] or True in needs[2:]:
         return None
-    return inputs[0].movedim(in_dims[0], 0), *inputs[1:5], *_one_further(*inputs[5:7]), *inputs[7:]
-
-
-def _backward_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The same of ∂L/∂x alone."""
-    needs = tuple(inputs[-1])
-    if needs != (True, False, False, False) or not _only_batched(in_dims, (0, 1)) or inputs[2].shape[0] != 1:
+    given = [
+        t if t is None else t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
+        for t, d in zip(inputs[: frames + 2], in_dims, strict=False)
+    ]
+    clips = given[frames].shape[1]
+    if clips == 1:
+        rows = inputs[frames : frames + 2]
+        if True in (*mapped[frames : frames + 2], *needs[1:2]):
+            rows = [None if t is None else t.squeeze(1) for t in given[frames:]]
+        mean, std, dim, channel_dim, *rest = inputs[frames + 2 :]
+        channel_dim = None if channel_dim is None else channel_dim + 1
+        return (*given[:frames], *rows, mean, std, dim + 1, channel_dim, *rest), None
+    if not mapped[frames - 1]:
         return None
-    grad, x = (
-        t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
-        for t, d in zip(inputs[:2], in_dims[:2], strict=True)
-    )
-    return grad, x, *inputs[2:6], *_one_further(*inputs[6:8]), *inputs[8:]
+    return (*(None if t is None else t.flatten(0, 1) for t in given), *inputs[frames + 2 :]), clips
 
 
-def _one_further(dim: int, channel_dim: int | None) -> tuple[int, int | None]:
-    return dim + 1, None if channel_dim is None else channel_dim + 1
+def _apart(results: Sequence[Tensor], info: Any, clips: int | None, needs: Sequence[bool] = ()) -> list[Tensor]:
+    """Results of `_as_one_call`, y or the needed gradients, with the batch in front."""
+    if clips is not None:
+        return [t.unflatten(0, (info.batch_size, clips)) for t in results]
+    return [*results[:-1], results[-1].unsqueeze(1)] if True in needs[1:2] else list(results)
 
 
-def _only_batched(in_dims: Sequence[Any], positions: Sequence[int]) -> bool:
-    return all(d is None for i, d in enumerate(in_dims) if i not in positions and not isinstance(d, tuple))
+def _pool_of_batch(apply: Callable[..., Any], info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]) -> Tensor:
+    if not info.batch_size:
+        return torch.vmap(lambda *tensors: _by_reference(*tensors, *inputs[5:9]), tuple(in_dims[:5]))(*inputs[:5])
+    x, weights, bands, mean, std, dim, *rest = inputs
+    if tuple(in_dims[i] for i in (0, 3, 4)) == (None, None, None):  # more rows of the same frames
+        weights, bands = (
+            t if t is None else t.movedim(d, 1) if d is not None else t[:, None].expand(-1, info.batch_size, -1, -1)
+            for t, d in zip((weights, bands), in_dims[1:3], strict=True)
+        )
+        rows = (None if t is None else t.flatten(1, 2) for t in (weights, bands))
+        y = apply(x, *rows, mean, std, dim, *rest[:3])  # without overlap: there are windows of several calls
+        return y.unflatten(dim, weights.shape[1:3]).movedim(dim, 0)
+    if (one := _as_one_call(info, in_dims, inputs, 1)) is not None:
+        return _apart([apply(*one[0])], info, one[1])[0]
+    return torch.stack([apply(*call) for call in _calls_of_batch(info, in_dims, inputs)])
+
+
+def _backward_of_batch(
+    apply: Callable[..., Any], info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]
+) -> list[Tensor]:
+    needs = inputs[-1]
+    if not info.batch_size:
+        none = torch.vmap(lambda *tensors: reference.temporal_pool_backward(*tensors, *inputs[6:]), tuple(in_dims[:6]))
+        return list(none(*inputs[:6]))
+    if (one := _as_one_call(info, in_dims, inputs, 2, needs)) is not None:
+        return _apart(apply(*one[0]), info, one[1], needs)
+    grads = [apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]
+    return [torch.stack(each) for each in zip(*grads, strict=True)]
+
+
+def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]) -> list[list[Any]]:
+    """One by one, since torch knows no vmap within such a rule."""
+    batched = [isinstance(d, int) for d in in_dims]
+    return [
+        [t.select(d, i) if b else t for t, d, b in zip(inputs, in_dims, batched, strict=True)]
+        for i in range(info.batch_size)
+    ]
 
 
 def _without_bands(needs: Sequence[bool]) -> tuple[bool, ...]:
@@ -711,32 +750,29 @@ def _op_second_backward(ctx, grads):  # type: ignore[no-untyped-def]
 
 
 def _op_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    one_call = _pool_of_batch(in_dims, inputs)
-    if one_call is not None:
-        return _temporal_pool_op(*one_call), 0
-    return torch.stack([_temporal_pool_op(*call) for call in _calls_of_batch(info, in_dims, inputs)]), 0
+    return _pool_of_batch(_temporal_pool_op, info, in_dims, inputs), 0
 
 
 def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    one_call = _backward_of_batch(info, in_dims, inputs)
-    if one_call is not None:
-        return _temporal_pool_backward_op(*one_call), [0]
-    grads = [_temporal_pool_backward_op(*call) for call in _calls_of_batch(info, in_dims, inputs)]
-    return [torch.stack(each) for each in zip(*grads, strict=True)], [0] * sum(inputs[-1])
+    grads = _backward_of_batch(_temporal_pool_backward_op, info, in_dims, inputs)
+    return grads, [0] * len(grads)
 
 
-def _op_transposed_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
-    calls = _calls_of_batch(info, in_dims, inputs)
-    return torch.stack([_temporal_pool_transposed_op(*call) for call in calls]), 0
-
-
-def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: tuple[Any, ...]) -> list[list[Any]]:
-    """One by one, since torch knows no vmap within such a rule."""
-    batched = [isinstance(d, int) for d in in_dims]
-    return [
-        [t.select(d, i) if b else t for t, d, b in zip(inputs, in_dims, batched, strict=True)]
-        for i in range(info.batch_size)
-    ]
+def _op_transposed_vmap(info, in_dims, grad, weights, bands, std, sizes, strides, dtype, dim, channel_dim):  # type: ignore[no-untyped-def]
+    inputs = (grad, weights, bands, None, std, dim, channel_dim)
+    one = _as_one_call(info, (*in_dims[:3], None, in_dims[3]), inputs, 1)
+    if one is None or not info.batch_size:
+        calls = _calls_of_batch(info, in_dims, (grad, weights, bands, std, sizes, strides, dtype, dim, channel_dim))
+        return torch.stack([_temporal_pool_transposed_op(*call) for call in calls]), 0
+    (grad, weights, bands, _, std, dim, channel_dim), clips = one
+    if clips is None:
+        sizes, strides = [info.batch_size, *sizes], [math.prod(sizes), *strides]
+    else:
+        sizes = [info.batch_size * clips, *sizes[1:]]
+    dx = _temporal_pool_transposed_op(
+        grad, weights, bands, std, sizes, _dense_strides(sizes, strides), dtype, dim, channel_dim
+    )
+    return _apart([dx], info, clips)[0], 0
 
 
 _temporal_pool_op.register_autograd(_op_backward, setup_context=_op_setup)

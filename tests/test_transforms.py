@@ -138,9 +138,50 @@ def test_vmap_of_vmap(backend):
     close(nested, torch.stack([torch.stack(row) for row in each]))
 
 
+@pytest.mark.parametrize("mapped", [(0, 0), (1, 2), (None, 0), (0, None)])
+def test_vmap_over_clips_with_weights_of_their_own(backend, mapped):
+    """And the gradients of each."""
+    x, weights = double(4, 3, 5, 2, device=backend.device), torch.randn(4, 3, 2, 5, dtype=torch.float64)
+    weights, sizes = weights.to(backend.device), []
+    xs, ws = ([t[0]] * 4 if d is None else list(t) for t, d in zip((x, weights), mapped, strict=True))
+    given = [t[0] if d is None else t.movedim(0, d) for t, d in zip((x, weights), mapped, strict=True)]
+
+    def loss(x, weights):
+        sizes.append(x.shape)
+        return temporal_pool(x, weights, nonlinearity="sqrt", mean=0.01).pow(3).sum()
+
+    for got, each in zip(
+        vmap(grad(loss, (0, 1)), mapped)(*given),
+        zip(*(grad(loss, (0, 1))(a, b) for a, b in zip(xs, ws, strict=True)), strict=True),
+        strict=True,
+    ):
+        want = torch.stack(each)
+        assert got.shape == want.shape
+        assert ((got - want).abs() <= 1e-13 * want.abs().amax()).all()
+    assert set(sizes) == {(3, 5, 2)}
+
+
+@pytest.mark.parametrize("options", [{}, {"nonlinearity": "sqrt"}, {"window": 2}], ids=["identity", "sqrt", "windows"])
+def test_vmap_over_lengths_of_clips(backend, options):
+    x, lengths = double(4, 3, 5, 2, device=backend.device), torch.tensor([[2, 5, 3], [5, 4, 4], [5, 5, 5], [3, 2, 2]])
+    lengths = lengths.to(backend.device)
+
+    def loss(x, lengths):
+        return approx_rank_pool(x, lengths=lengths, **options).square().sum()
+
+    each = torch.stack([grad(loss)(a, n) for a, n in zip(x, lengths, strict=True)])
+    found = vmap(grad(loss))(x, lengths)
+    assert ((found - each).abs() <= 1e-13 * each.abs().amax()).all()
+    assert each.abs().amax() > 0
+
+
 def test_vmap_over_an_empty_batch(backend):
     x = double(5, 3, device=backend.device)
     none = torch.empty(0, 5, dtype=torch.float64, device=backend.device)
+    numbers = torch.empty(0, dtype=torch.float64, device=backend.device)
+    assert vmap(lambda mean, std: temporal_pool(x, torch.ones(5).to(x), 0, mean=mean, std=std))(
+        numbers, numbers
+    ).shape == (0, 3)
     for nonlinearity in ("identity", "sqrt"):
 
         def pool(x, a, nonlinearity=nonlinearity):
@@ -858,7 +899,7 @@ def test_derivatives_of_the_transposed_operator(device):
 
 
 @pytest.mark.parametrize("batched", [(0,), (1,), (0, 1)], ids=["frames", "weights", "both"])
-@pytest.mark.parametrize("case", [1, 3])
+@pytest.mark.parametrize("case", range(6))
 def test_vmap_of_operators(device, case, batched):
     """As in programs that were exported, or traced with their gradients."""
     x, a, bands, mean, std, dim, *rest = list(op_arguments(device))[case][:9]
@@ -872,7 +913,14 @@ def test_vmap_of_operators(device, case, batched):
     want = torch.stack([pool(*each) for each in alone])
     torch.testing.assert_close(vmap(pool, tuple(dims))(*batches), want)
 
-    for needs in ([True, False, False, False], [True, True, True, True]):
+    frames_too = x.is_floating_point()
+    for needs in (
+        [True, False, False, False],
+        [True, True, mean is not None, std is not None],
+        [False, True, False, False],
+    ):
+        if needs[0] and not frames_too:
+            needs = [False, *needs[1:]]
 
         def pull(g, x, a, needs=needs):
             return torch.ops.dynpool.temporal_pool_backward(g, x, a, bands, mean, std, dim, *rest, needs)
