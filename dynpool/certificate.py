@@ -58,6 +58,19 @@ class Problem:
         weight = self.C * (lengths if self.objective == "svr" else 1)
         return ~(2 * (weight * value).sqrt() * change <= self.tol * value)  # also of one below 0, by roundings
 
+    def unmeasured(self, scores: Tensor, rounding: float, value: Tensor, lengths: Tensor) -> Tensor:
+        """Whether an objective of this value, measured by scores that are rounded, may miss `tol`, [B].
+
+        The sum of squares of "svr" changes by each score's rounding, of any sign, times twice what the frame lacks,
+        and by the square of the rounding.
+        """
+        if self.objective != "svr":
+            return self.missed_by(rounding * scores.abs().amax(1), value, lengths)
+        lost = rounding * scores
+        lacking = solve.residuals(scores, lengths, self.epsilon)
+        change = 2 * (lacking * lost).square().sum(1).sqrt() + lost.square().sum(1)
+        return ~(self.C * change <= self.tol * value)
+
     def measured(
         self, solution: solve.Solution, norm: Tensor, square: Tensor, scores: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -441,7 +441,7 @@ class _RankPool(torch.autograd.Function):
             scores = found.where(imprecise[:, None], scores)
             # Or NaN; and of frames of few kinds of values, rounded products are no products, and have no dual problem.
             # Scores that are measured in float32 do not tell what their own roundings would change.
-            unmeasured = problem.missed_by(torch.finfo(d.dtype).eps / 2 * found.abs().amax(1), value, lengths)
+            unmeasured = problem.unmeasured(found, torch.finfo(d.dtype).eps / 2, value, lengths)
             imprecise = imprecise & (~(gap <= enough) | (kinds < 2 * lengths) | unmeasured)
         imprecise = (imprecise | doubtful) & coarse  # float64 is all there is
         finite = values.isfinite().all(1)

@@ -564,7 +564,7 @@ def _as_one_call(
     mapped = [isinstance(d, int) for d in in_dims[: frames + 4]]
     if True in mapped[frames + 2 :] or True in needs[2:]:
         return None
-    given = [
+    given: list[Any] = [
         t if t is None else t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
         for t, d in zip(inputs[: frames + 2], in_dims, strict=False)
     ]
@@ -593,13 +593,13 @@ def _pool_of_batch(apply: Callable[..., Any], info: Any, in_dims: Sequence[Any],
         return torch.vmap(lambda *tensors: _by_reference(*tensors, *inputs[5:9]), tuple(in_dims[:5]))(*inputs[:5])
     x, weights, bands, mean, std, dim, *rest = inputs
     if tuple(in_dims[i] for i in (0, 3, 4)) == (None, None, None):  # more rows of the same frames
-        weights, bands = (
+        rows: list[Any] = [
             t if t is None else t.movedim(d, 1) if d is not None else t[:, None].expand(-1, info.batch_size, -1, -1)
             for t, d in zip((weights, bands), in_dims[1:3], strict=True)
-        )
-        rows = (None if t is None else t.flatten(1, 2) for t in (weights, bands))
-        y = apply(x, *rows, mean, std, dim, *rest[:3])  # without overlap: there are windows of several calls
-        return y.unflatten(dim, weights.shape[1:3]).movedim(dim, 0)
+        ]
+        flat = [None if t is None else t.flatten(1, 2) for t in rows]
+        y: Tensor = apply(x, *flat, mean, std, dim, *rest[:3])  # without overlap: there are windows of several calls
+        return y.unflatten(dim, rows[0].shape[1:3]).movedim(dim, 0)
     if (one := _as_one_call(info, in_dims, inputs, 1)) is not None:
         return _apart([apply(*one[0])], info, one[1])[0]
     return torch.stack([apply(*call) for call in _calls_of_batch(info, in_dims, inputs)])

@@ -76,12 +76,17 @@ def objective_of(norm: Tensor, scores: Tensor, lengths: Tensor, objective: str, 
     """What `objective` is [B] of a d with ‖d‖² = norm [B] and these scores [B, T]."""
     frames = torch.arange(scores.shape[1], device=scores.device)
     if objective == "svr":
-        loss = ((frames + 1 - scores).abs() - epsilon).clamp(min=0).where(frames < lengths[:, None], 0)
-        return norm / 2 + C * loss.square().sum(1)
+        return norm / 2 + C * residuals(scores, lengths, epsilon).square().sum(1)
     pairs = (frames[:, None] > frames) & (frames[:, None] < lengths[:, None, None])
     hinge = (1 - scores[:, :, None] + scores[:, None]).clamp(min=0).where(pairs, 0)
     loss = hinge.square() if objective == "ranksvm_squared" else hinge
     return norm / 2 + _pair_penalty(lengths, C) * loss.sum((1, 2))
+
+
+def residuals(scores: Tensor, lengths: Tensor, epsilon: float) -> Tensor:
+    """max(0, |t - score| - ε) of "svr" [B, T], frames beyond a clip's length 0."""
+    t = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    return ((t - scores).abs() - epsilon).clamp(min=0).where(t <= lengths[:, None], 0)
 
 
 def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: float, Vg: Tensor) -> Tensor:
