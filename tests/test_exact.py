@@ -444,6 +444,8 @@ def test_a_compiled_program_goes_around_it():
 
     x = clip(7, 5)[None]
     assert torch.equal(torch.compile(accuracy, backend="eager")(x), accuracy(x))
+    for program in (ranked, accuracy):
+        assert torch._dynamo.explain(program)(x).graph_break_count == 1
 
 
 def test_what_has_no_values_is_refused():

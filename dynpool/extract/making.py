@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import mkdtemp, mkstemp
 
 import torch
 
@@ -92,9 +93,7 @@ class Work:
             return Outcome(len(data), *pictures.account, width, height, pictures=data)
         job, windows = job_of(video, self.folder, self.jpeg), self.recipe.window is not None
         job.folder.mkdir(parents=True, exist_ok=True)
-        # Nothing moves from one file system to another, where a class folder may be a link to.
-        near = self.scratch is not None and os.stat(self.scratch).st_dev == os.stat(job.folder).st_dev
-        scratch = self.scratch if near else None
+        scratch = self.scratch if self.scratch is not None and _moves(self.scratch, job.folder) else None
         paths, (width, height) = write_pictures(pictures, job, windows, self.jpeg, scratch)
         if windows:
             _remove_from(len(paths), job)
@@ -118,6 +117,25 @@ def _ended_after(timeout: float | None, source: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@functools.lru_cache(maxsize=4096)
+def _moves(scratch: Path, folder: Path) -> bool:
+    """Whether files do from here to there: not to another file system, nor to another mount of the same, as a class
+    folder may be.
+    """
+    file, path = mkstemp(prefix=".dynpool-", dir=scratch)
+    os.close(file)
+    moved = folder / Path(path).name
+    try:
+        os.replace(path, moved)
+    except OSError as error:
+        os.unlink(path)
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    os.unlink(moved)
+    return True
 
 
 def _remove_from(index: int, job: Job) -> None:
