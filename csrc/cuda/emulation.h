@@ -16,6 +16,8 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#else
+#include <setjmp.h>
 #endif
 
 #define __global__
@@ -65,20 +67,30 @@ class Fiber {
     const uintptr_t self = reinterpret_cast<uintptr_t>(this);
     makecontext(&context_, reinterpret_cast<void (*)()>(&Fiber::enter), 2, static_cast<unsigned>(self >> 32),
                 static_cast<unsigned>(self));
+    switched_ = false;
     resume();
   }
 
   void resume() {
     void* fake_stack = nullptr;
     before_switch(&fake_stack, stack_.get(), kStack);
+#if defined(__SANITIZE_ADDRESS__)
     swapcontext(&caller_, &context_);
+#else
+    if (!_setjmp(caller_)) switched_ ? _longjmp(here_, 1) : static_cast<void>(setcontext(&context_));
+#endif
     after_switch(fake_stack);
   }
 
   void suspend() {
     void* fake_stack = nullptr;
     before_switch(done_ ? nullptr : &fake_stack, caller_stack_, caller_size_);
+#if defined(__SANITIZE_ADDRESS__)
     swapcontext(&context_, &caller_);
+#else
+    switched_ = true;
+    if (!_setjmp(here_)) _longjmp(caller_, 1);
+#endif
     after_switch(fake_stack, &caller_stack_, &caller_size_);
   }
 
@@ -107,12 +119,17 @@ class Fiber {
   }
 
   std::unique_ptr<char[]> stack_;
-  ucontext_t context_, caller_;
+  ucontext_t context_;
+#if defined(__SANITIZE_ADDRESS__)
+  ucontext_t caller_;
+#else
+  jmp_buf here_, caller_;  // swapcontext makes system calls
+#endif
   const void* caller_stack_ = nullptr;
   size_t caller_size_ = 0;
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
-  bool done_ = true;
+  bool done_ = true, switched_ = false;
 };
 
 // The thread that runs now.
