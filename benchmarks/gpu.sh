@@ -27,7 +27,7 @@ done
 failed=0
 began=$(date +%s)
 
-missing=$("$PYTHON" - <<'PY'
+missing=$(PYTHONPATH=$bare "$PYTHON" - <<'PY'
 import importlib.util, shutil, sysconfig
 scripts = sysconfig.get_path("scripts")
 modules = ("torch", "numpy", "PIL", "setuptools", "pybind11", "pytest", "hypothesis")
@@ -51,7 +51,7 @@ step() {  # name, seconds allowed, command…
   name=$1 limit=$(seconds_left "$2")
   shift 2
   printf '\n=== %s (at %d s) ===\n' "$name" $(($(date +%s) - began))
-  timeout -k 5 "$limit" "$@" > "$logs/step" 2>&1
+  timeout -s INT -k 10 "$limit" "$@" > "$logs/step" 2>&1  # on which pytest says what has failed
   report "$name" $? "$logs/step"
 }
 

@@ -223,8 +223,8 @@ struct Normalization {
 
 DYNPOOL_HOST_DEVICE float reciprocal(float v) {
 #ifdef __CUDA_ARCH__
-  float inverse;  // within 2^-23, in one instruction for the twenty of a division
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
+  float inverse;  // within 2^-23, in a few instructions for the twenty of a division; of large v it is subnormal
+  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(v));
   return inverse;
 #else
   return 1.0f / v;

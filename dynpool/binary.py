@@ -39,6 +39,7 @@ MAX_DIMS = 9  # of x, where its layout is arbitrary: kMaxAxes of csrc/temporal_p
 # --- kernels -------------------------------------------------------------------------------------------------------
 
 _used_several_threads = False
+_LONGEST_ON_GPU = 1 << 15  # frames of which products are made, in csrc/cuda/gram.cu
 
 
 def _num_threads(index: int = 0) -> int:
@@ -183,8 +184,10 @@ def gram(
     kernels = kernels_for(x.device)
     if kernels is None or not context.is_plain(x) or not {type(mean), type(std)} <= POOLED or x.dim() > MAX_DIMS:
         return None
-    x = x.resolve_neg()
     clips, num_frames = x.shape[0], x.shape[dim]
+    if kernels.gram_takes_average and num_frames > _LONGEST_ON_GPU:
+        return None
+    x = x.resolve_neg()
     bands = average = None
     if lengths is not None:
         bands = torch.stack([torch.zeros_like(lengths), lengths], -1).contiguous()

@@ -31,6 +31,13 @@ def choice(name: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_flags(**flags: object) -> None:
+    """Raise TypeError unless each is True or False, perhaps NumPy's."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def positive_int(name: str, value: object, most: int = _LARGEST) -> int:
     """Also one of NumPy's. Raises ValueError unless it is positive, and no larger than `most`."""
     if not is_positive_int(value):
@@ -85,6 +92,15 @@ def checked_int(name: str, value: Any) -> int:
     if isinstance(value, Integral):  # one of numpy's
         return int(value)
     raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def check_normalization(mean: PerChannel | None, std: PerChannel | None, channel_dim: int | None) -> None:
+    """Raise for what no frames could fit."""
+    for name, value in (("mean", mean), ("std", std)):
+        device = value.device if isinstance(value, Tensor) else "cpu"
+        statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
+    if channel_dim is not None:
+        checked_int("channel_dim", channel_dim)
 
 
 def batch_size(x: Tensor, dim: int, what: str) -> int:
@@ -153,13 +169,19 @@ def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: in
         if offsets[0] != 0 or offsets[-1] != num_frames:
             ends = f"{int(offsets[0])} … {int(offsets[-1])}"
             raise ValueError(f"offsets must run from 0 to ΣT = {num_frames}, got {ends}")
+        low, high = (int(v) for v in offsets.aminmax())
+        if low < 0 or high > num_frames:  # their differences might overflow
+            raise ValueError(f"offsets must be between 0 and ΣT = {num_frames}, got {low if low < 0 else high}")
         shortest, least = int(offsets.diff().min()), 1 if window is None else window
         if shortest < least:
             raise ValueError(f"offsets must rise by at least {least} frame(s) a clip, got a clip of {shortest}")
-    return offsets
+        return offsets
+    return offsets.clamp(0, num_frames)
 
 
 def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    if isinstance(values, Tensor):
+        check_dense(name, values)
     try:
         if isinstance(values, np.ndarray) and not context.is_compiling() and values.dtype.kind in "iu":
             values = torch.from_numpy(values.astype(np.int64))  # from any order of bytes, and backwards
@@ -184,6 +206,8 @@ def canonical_normalization(
     x: Tensor, dim: int, mean: PerChannel | None, std: PerChannel | None, channel_dim: int | None
 ) -> tuple[Tensor | None, Tensor | None, int | None]:
     """mean and std as contiguous [C] tensors beside channel_dim, or as [1] tensors beside None."""
+    if channel_dim is not None:
+        checked_int("channel_dim", channel_dim)
     if mean is None and std is None:
         return None, None, None
     pair = [statistic("mean", mean, x), statistic("std", std, x)]
@@ -223,9 +247,9 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
         if value.dtype.is_complex or value.dtype == torch.bool:
             raise TypeError(f"{name} must be real numbers, got {value.dtype}")
         check_dense(name, value)
-        if value.dim() > 1:
+        if value.dim() > 1 or 0 in value.shape:
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
-        if value.dim() == 1:
+        if value.dim() == 1 or value.is_meta:
             check_same_device(name, value, x)
         if value.device.type == "cpu" and context.is_plain(value):
             _check_statistic(name, value.tolist(), x)

@@ -26,6 +26,8 @@ from .checks import (
     PerChannel,
     as_float,
     canonical_normalization,
+    check_dense,
+    check_flags,
     check_frames,
     check_same_device,
     checked_lengths,
@@ -175,6 +177,7 @@ def rank_pool(
         raise RuntimeError("rank_pool has no derivative in forward mode: torch.autograd has its gradient")
     _check_values("rank_pool solves by steps that depend on the values of x", x)
     check_problem(objective, C, epsilon, tol, max_iter)
+    check_flags(time_average=time_average, return_info=return_info)
     if dim == 0 and lengths is not None:
         raise ValueError("lengths need the clips in dimension 0 of x and the frames after it, got dim = 0")
     num_frames = x.shape[dim]
@@ -289,6 +292,9 @@ def ranking_accuracy(
     """
     dim = check_frames(x, dim)
     _check_values("ranking_accuracy compares values", x)
+    check_flags(time_average=time_average)
+    if isinstance(d, Tensor):
+        check_dense("d", d)
     if isinstance(d, Tensor) and d.dtype not in INPUT_DTYPES:
         raise TypeError(f"d must have one of the dtypes {INPUT_DTYPES}, got {d.dtype}")
     if not isinstance(d, Tensor) or d.shape != x.select(dim, 0).shape:

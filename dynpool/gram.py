@@ -79,7 +79,9 @@ def gram(
             m, s = (v if v is None or along is None else v[part] for v in (mean, std))
             frames = psi(normalize(pixels[b, :length, part], m, s, along), nonlinearity)
             average = frames.mean(0)
-            blocks, averages = (_in_blocks(t) for t in (frames - average, average[None]))
+            # On a GPU in float64: float32 may be multiplied in TF32, as the program around this may have allowed.
+            exact = torch.float64 if x.is_cuda else frames.dtype
+            blocks, averages = (_in_blocks(t.to(exact)) for t in (frames - average, average[None]))
             with torch.autocast(x.device.type, enabled=False):
                 products.centred[b, :length, :length] += (blocks @ blocks.mT).sum(0, dtype=torch.float64)
                 products.cross[b, :length] += (blocks @ averages.mT).sum(0, dtype=torch.float64)[:, 0]

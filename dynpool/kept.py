@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import context, ops
 from .reference import accumulate_dtype
-from .weights import Rows, longest_clip, rank_rows, rank_table
+from .weights import Rows, longest_clip, rank_rows, rank_table, unfold_starts
 
 _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
@@ -37,6 +37,9 @@ def kept_rank_rows(
     if cacheable and (rows := _recall(_row_cache, key, x)) is not None:
         return rows
     keeps = cacheable and not context.is_captured(x)
+    if keeps:
+        size = num_frames if window is None else window * len(unfold_starts(num_frames, window, stride or window))
+        keeps = dtype.itemsize * size <= ops.LARGEST_KEPT
     with torch.inference_mode(False) if keeps else torch.no_grad():
         rows = rank_rows(
             num_frames,
@@ -103,6 +106,7 @@ def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Te
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
     if len(cache) >= ops.MOST_KEPT:
-        ops.finish_launches()
+        if not ops.finish_launches():
+            return
         cache.clear()
     cache[key] = value

@@ -17,7 +17,9 @@ from .checks import (
     Nonlinearity,
     PerChannel,
     batch_size,
+    check_flags,
     check_frames,
+    check_normalization,
     check_pooling,
     checked_int,
     checked_lengths,
@@ -80,11 +82,13 @@ class ApproxRankPool(nn.Module):
         checked_int("dim", dim)
         check_pooling(nonlinearity, out_dtype)
         checked_window(window, stride)
+        check_flags(time_average=time_average, normalize_weights=normalize_weights)
         self.dim = dim
         self.time_average = time_average
         self.nonlinearity = nonlinearity
         _hold(self, "mean", mean)
         _hold(self, "std", std)
+        check_normalization(self.mean, self.std, channel_dim)
         self.channel_dim = channel_dim
         self.window = window
         self.stride = stride
@@ -145,6 +149,7 @@ class RankPool(nn.Module):
         checked_int("dim", dim)
         check_pooling(nonlinearity, out_dtype)
         check_problem(objective, C, epsilon, tol, max_iter)
+        check_flags(time_average=time_average, return_info=return_info)
         self.dim = dim
         self.objective = objective
         self.C = C
@@ -153,6 +158,7 @@ class RankPool(nn.Module):
         self.nonlinearity = nonlinearity
         _hold(self, "mean", mean)
         _hold(self, "std", std)
+        check_normalization(self.mean, self.std, channel_dim)
         self.channel_dim = channel_dim
         self.tol = tol
         self.max_iter = max_iter

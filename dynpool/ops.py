@@ -77,14 +77,20 @@ def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
 # --- calls made before ---------------------------------------------------------------------------------------------
 
 MOST_KEPT = 256  # before all are dropped; also in csrc/calls.h
+LARGEST_KEPT = 1 << 18  # bytes of weights, made anew in less time than their frames are pooled
 
 
-def finish_launches() -> None:
-    """Before what is kept is dropped: its memory goes back to the stream that made it, and others may still read it."""
+def finish_launches() -> bool:
+    """Before what is kept is dropped: its memory goes back to the stream that made it, and others may still read it.
+    False where nothing may wait, since a CUDA graph is captured.
+    """
     if torch.cuda.is_initialized():
+        if context.is_capturing():
+            return False
         for index in range(torch.cuda.device_count()):
             if _in_use(index):
                 torch.cuda.synchronize(index)
+    return True
 
 
 def _in_use(index: int) -> bool:
@@ -282,8 +288,8 @@ class Call:
             return _apply_pool(x, weights, None, None, self) if torch.is_grad_enabled() else run(x)
 
         self.run = run
-        if len(calls) >= MOST_KEPT:
-            finish_launches()
+        if len(calls) >= MOST_KEPT and not finish_launches():
+            return
         calls.keep(x, options, like_y, launch, current, index, differentiable)
 
     def backward(

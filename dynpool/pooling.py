@@ -16,6 +16,7 @@ from .checks import (
     check_captured,
     check_dense,
     check_finite,
+    check_flags,
     check_frames,
     check_pooling,
     check_same_device,
@@ -146,10 +147,11 @@ def approx_rank_pool(
 
     `lengths` and `offsets` on a CUDA device are checked on the host, which waits for the device; pass them on the CPU
     to avoid that. Inside `torch.compile`, exported programs, vmap and captured CUDA graphs (which want `lengths` on the
-    device) their values are not checked: `lengths` count as the nearest that there may be, 0 to T, and frames out of
-    the range of `offsets` are left out. What `offsets` give depends in shape on their values: `torch.export` and vmap
-    take none, `torch.compile` none with `window`. A program that was exported with `window` and an open T is for two
-    windows and more.
+    device) their values are not checked: `lengths` and `offsets` count as the nearest that there may be, 0 to T, and
+    frames out of the range of `offsets` are left out. What `offsets` give depends in shape on their values:
+    `torch.export` and vmap take none, `torch.compile` none with `window`. A program that was exported with `window` and
+    an open T is for two windows and more. Weights of packed clips take the memory of as many numbers as there are
+    clips, times the frames of the longest.
     """
     # A call of the same layout and options that was made before is found and run by C++ (csrc/calls.h).
     plain = mean is None and std is None and lengths is None and offsets is None and not context.is_compiling()
@@ -158,6 +160,7 @@ def approx_rank_pool(
         if y is not None:
             return y
     options = (dim, window, stride, time_average, nonlinearity, normalize_weights, out_dtype)
+    check_flags(time_average=time_average, normalize_weights=normalize_weights)
     time_average, normalize_weights = bool(time_average), bool(normalize_weights)  # what keys are made of
     dim = check_frames(x, dim)
     num_frames = x.shape[dim]
@@ -175,7 +178,7 @@ def approx_rank_pool(
     mean, std, channel_dim = canonical_normalization(x, dim, mean, std, channel_dim)
     plan = plan_of(x, rows.bands, dim, channel_dim, nonlinearity, out_dtype, keep_rows, rows.overlap)
     repeatable = plain and x.dim() <= binary.MAX_DIMS and all(type(option) in _KEPT_TYPES for option in options)
-    if repeatable and context.is_direct(x) and binary.kernels_for(x.device) is not None:
+    if repeatable and context.is_direct(x) and binary.kernels_for(x.device) and rows.weights.nbytes <= ops.LARGEST_KEPT:
         ops.Call(x, rows.weights.shape, plan).keep(_calls, x, options, rows.weights)
     return pool_as(x, rows.weights, mean, std, plan)
 

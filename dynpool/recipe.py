@@ -9,9 +9,10 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from . import binary
-from .checks import NONLINEARITIES, Nonlinearity, choice, positive_int
+from . import binary, context
+from .checks import NONLINEARITIES, Nonlinearity, check_dense, check_flags, choice, positive_int
 from .video import Size, check_reading, resized
 from .weights import MAX_FRAMES, rank_weights
 
@@ -45,6 +46,11 @@ def to_image(pooled: Tensor, mode: ImageMode = "minmax") -> Tensor:
         raise TypeError(
             f"pooled must be a Tensor of real numbers, got {getattr(pooled, 'dtype', type(pooled).__name__)}"
         )
+    check_dense("pooled", pooled)
+    if pooled.is_quantized:
+        raise TypeError(f"pooled must be a Tensor of real numbers, got {pooled.dtype}")
+    if pooled.is_meta or isinstance(pooled, FakeTensor) or (not context.is_compiling() and context.is_batched(pooled)):
+        raise ValueError("pooled must have values to look at: no meta or fake Tensor, and none that vmap batches")
     if pooled.dim() < 3 or 0 in pooled.shape:
         raise ValueError(f"pooled must have shape [..., C, H, W] and not be empty, got {list(pooled.shape)}")
     choice("mode", mode, get_args(ImageMode))
@@ -99,6 +105,7 @@ class Recipe:
                 raise ValueError(f"stride has no meaning without window, got {self.stride}")
         if self.resize_first and self.size is None:
             raise ValueError("resize_first has no meaning without size")
+        check_flags(time_average=self.time_average, resize_first=self.resize_first)
         check_device(self.device)
         return check_reading(self.size, self.start, self.end, self.every, self.max_frames, self.timeout)
 
@@ -137,6 +144,6 @@ def check_device(device: torch.device | str | None) -> None:
         return
     try:
         torch.empty(1, device=device).cpu()  # which meta tensors, of no memory, refuse
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device must be one that torch can use here, got {str(device)!r}: {reason}") from error

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .checks import OUTPUT_DTYPES, Nonlinearity, PerChannel, check_frames, check_pooling, checked_int, statistic
+from .checks import (
+    INPUT_DTYPES,
+    OUTPUT_DTYPES,
+    Nonlinearity,
+    PerChannel,
+    check_dense,
+    check_flags,
+    check_frames,
+    check_normalization,
+    check_pooling,
+)
 from .decoder import DecodingError, Pixels, is_decoded, reason_of
 from .planes import Pool
 from .pooling import temporal_pool
@@ -22,8 +34,29 @@ from .pools import pool_for
 from .video import Frame, frame_tensor
 from .weights import half_norm
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _CHUNK = 16  # frames that are kept until they are pooled together
 _PART, _PART_BYTES = 4, 1 << 23  # of these, made float64 at a time: so many, or more if they take no more bytes
+
+
+def _one_at_a_time(method: Callable[Concatenate[RankPoolStream, P], R]) -> Callable[Concatenate[RankPoolStream, P], R]:
+    """Of all threads that use the stream."""
+
+    @functools.wraps(method)
+    def call(self: RankPoolStream, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return call
+
+
+def _as_it_is(value: PerChannel | None) -> PerChannel | None:
+    """mean or std, which may be written to, or learned, while frames come."""
+    if isinstance(value, Tensor):
+        with torch.inference_mode(False):
+            return value.detach().clone()
+    return copy.copy(value)
 
 
 class RankPoolStream:
@@ -45,7 +78,8 @@ class RankPoolStream:
     Frames may be Tensors of any shape, of the dtypes of `approx_rank_pool`, on any device, or, as `dynamic_image` takes
     them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
     from their planes, with the colours that each has as RGB, and held until there are 16: memory that one was made of
-    must not be written to before. No gradient flows through a stream. It can be copied (`copy.deepcopy`) and pickled.
+    must not be written to before. No gradient flows through a stream. It can be copied and pickled, and used by several
+    threads: one may ask for results while another brings frames.
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -66,28 +100,45 @@ class RankPoolStream:
         channel_dim: int | None = None,
         normalize_weights: bool = False,
     ) -> None:
+        # What no frame could fit is refused now.
+        check_flags(time_average=time_average, normalize_weights=normalize_weights)
+        check_pooling(nonlinearity, None)
+        check_normalization(mean, std, channel_dim)
         self.time_average = time_average
         self.normalize_weights = normalize_weights
         self._options: dict[str, Any] = {
             "nonlinearity": nonlinearity,
-            "mean": mean,
-            "std": std,
+            "mean": _as_it_is(mean),
+            "std": _as_it_is(std),
             "channel_dim": channel_dim,
         }
         self._plain = nonlinearity == "identity" and mean is None and std is None
-        # What no frame could fit is refused now.
-        check_pooling(nonlinearity, None)
-        for name, value in (("mean", mean), ("std", std)):
-            device = value.device if isinstance(value, Tensor) else "cpu"
-            statistic(name, value, torch.zeros(1, dtype=torch.float64, device=device))
-        if channel_dim is not None:
-            checked_int("channel_dim", channel_dim)
+        self._lock = threading.RLock()
         self.reset()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of this moment: a copy."""
+        with self._lock:
+            return copy.deepcopy({name: value for name, value in vars(self).items() if name != "_lock"})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+
+    def __copy__(self) -> RankPoolStream:
+        stream = type(self).__new__(type(self))
+        stream.__setstate__(self.__getstate__())
+        return stream
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RankPoolStream:
+        return self.__copy__()
+
+    @_one_at_a_time
     def __len__(self) -> int:
         """T, the frames so far."""
         return len(self._decoded) if self._decoded else self._pooled + self._waiting
 
+    @_one_at_a_time
     def reset(self) -> None:
         """Forget all frames; the next may have another shape."""
         self._chunk: Tensor | None = None  # [16, *frame]
@@ -97,6 +148,7 @@ class RankPoolStream:
         self._pooled = self._waiting = 0
         self._decoded: _DecodedStream | None = None
 
+    @_one_at_a_time
     @torch.no_grad()
     def update(self, frame: Frame | Any) -> None:
         """Take one frame.
@@ -111,6 +163,9 @@ class RankPoolStream:
         if self._decoded:
             raise TypeError(f"frame must be a frame of PyAV, as those before, got {type(frame).__name__}")
         image = frame_tensor(frame)
+        check_dense("frame", image)
+        if image.dtype not in INPUT_DTYPES:
+            raise TypeError(f"frame must have one of the dtypes {INPUT_DTYPES}, got {image.dtype}")
         if self._chunk is None:
             self._start(image)
         assert self._chunk is not None
@@ -126,6 +181,7 @@ class RankPoolStream:
         if self._waiting == _CHUNK:
             self._pool_chunk()
 
+    @_one_at_a_time
     @torch.no_grad()
     def result(self, out_dtype: torch.dtype | None = None) -> Tensor:
         """The pooled image of all frames so far, the shape of a frame; zeros after one. Its dtype is `out_dtype`, or
@@ -153,7 +209,7 @@ class RankPoolStream:
 
     def _start(self, image: Tensor) -> None:
         check_frames(image[None], 0)
-        with torch.inference_mode(False):  # the stream may go on outside of it
+        with torch.inference_mode(False), torch.no_grad():  # the stream may go on outside of inference mode
             self._first = self._values(image.detach()).clone()
             self._frame = image.detach().clone()
             self._moved = ~image.isfinite()  # NaN, and ∞, whose sum is NaN, are to stay in the result

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .checks import is_positive_int, positive_int
+from .checks import check_dense, is_positive_int, positive_int
 from .decoder import MAX_PIXELS, Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
 from .files import File, TimeLimit, VideoError, is_file
 
@@ -158,7 +158,7 @@ def check_reading(
 
 
 def check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+    if timeout is not None and not (isinstance(timeout, Real) and not isinstance(timeout, bool) and timeout > 0):
         raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
 
 
@@ -168,6 +168,9 @@ def check_timeout(timeout: float | None) -> None:
 def _checked_tensor(video: Tensor) -> Tensor:
     if video.dtype != torch.uint8:
         raise TypeError(f"video must be uint8, got a Tensor of {video.dtype}")
+    check_dense("video", video)
+    if video.is_meta:
+        raise ValueError("video must have values, got a meta Tensor")
     if video.dim() != 4 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape [T, 3, H, W] and at least one frame, got {list(video.shape)}")
     return video

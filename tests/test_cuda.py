@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import frames
 from conftest import parameters, require
+from torch.utils.flop_counter import FlopCounterMode
 
 from dynpool import (
     RankPoolStream,
@@ -143,6 +144,21 @@ def test_capturing_gives_the_same_bits(options, monkeypatch):
     assert all(kept._captured[key] is value for key, value in held.items())
 
 
+def test_products_do_not_depend_on_what_matmul_may_round(cuda):
+    """Those of torch's fallback, which a mode that counts operations asks for."""
+    x = frames((2, 23, 3, 32, 32), torch.float32, cuda)
+    before = torch.get_float32_matmul_precision()
+    try:
+        results = []
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            with FlopCounterMode(display=False):
+                results.append(rank_pool(x, return_info=True)[1].objective)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(*results)
+
+
 # --- streams, devices, sizes ----------------------------------------------------------------------------------------
 
 
@@ -150,6 +166,7 @@ def test_side_stream(cuda):
     """The kernel runs on the current stream: after the copy that it reads."""
     stream = torch.cuda.Stream()
     x = torch.zeros(8, 31, 3, 224, 224, device=cuda)
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for step in range(20):
             x.fill_(step)

@@ -34,6 +34,10 @@ COMMON = [  # (arguments, error, message): both functions
     ({"mean": torch.zeros(2)}, ValueError, r"mean must be a number or have C = 3 values .*, got 2"),
     ({"mean": [0.0] * 3, "std": [1.0] * 4}, ValueError, r"std must be a number or have C = 3 values .*, got 4"),
     ({"mean": torch.zeros(3, 1)}, ValueError, r"mean must be a number or have shape \[C\], got \[3, 1\]"),
+    ({"mean": torch.zeros(0), "std": 2.0}, ValueError, r"mean must be a number or have shape \[C\], got \[0\]"),
+    ({"std": torch.ones(3)[3:], "mean": 0.5}, ValueError, r"std must be a number or have shape \[C\], got \[0\]"),
+    ({"std": torch.tensor(2.0, device="meta")}, ValueError, r"std must be on the device of x, cpu, got meta"),
+    ({"channel_dim": "c"}, TypeError, r"channel_dim must be an integer, got 'c'"),
     ({"mean": []}, (TypeError, ValueError), r"mean must"),
     ({"mean": "0.5"}, TypeError, r"mean must be .*, got str"),
     ({"mean": [0.5, "a", 1]}, TypeError, r"mean must be"),
@@ -126,6 +130,9 @@ def test_weights(weights, options, error, match):
         ({"mean": torch.ones(3).to_sparse()}, TypeError, r"mean must be a dense Tensor, torch\.strided, got one of"),
         ({"mean": np.float32("inf")}, ValueError, r"mean must be finite, got inf"),
         ({"std": 10**400}, ValueError, r"std must be finite and positive, got inf"),
+        ({"time_average": "no"}, TypeError, r"time_average must be True or False, got 'no'"),
+        ({"normalize_weights": None}, TypeError, r"normalize_weights must be True or False, got None"),
+        ({"lengths": torch.tensor([5, 5]).to_sparse()}, TypeError, r"lengths must be a dense Tensor"),
         ({"lengths": [5, 5], "offsets": [0, 5]}, ValueError, r"lengths and offsets exclude each other"),
         ({"lengths": [5]}, ValueError, r"lengths must have shape \[B\] = \[2\], got \[1\]"),
         ({"lengths": [[5, 5]]}, ValueError, r"lengths must have shape \[B\] = \[2\], got \[1, 2\]"),
@@ -227,3 +234,60 @@ def test_tensors_of_two_devices(mixed):
     refuses(
         lambda: approx_rank_pool(X, std=torch.ones(3, device=mixed)), ValueError, r"std must be on .* cpu, got cuda:0"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"std": -1.0}, ValueError, r"std must be finite and positive, got -1"),
+        ({"mean": [0.0, NAN]}, ValueError, r"mean must be finite, got nan"),
+        ({"std": torch.tensor([1.0, 0.0])}, ValueError, r"std must be finite and positive, got 0"),
+        ({"channel_dim": 1.5}, TypeError, r"channel_dim must be an integer, got 1\.5"),
+        ({"time_average": "no"}, TypeError, r"time_average must be True or False, got 'no'"),
+    ],
+)
+@pytest.mark.parametrize("made", [ApproxRankPool, dynpool.nn.RankPool, dynpool.RankPoolStream])
+def test_what_no_frames_could_fit_is_refused_at_once(made, options, error, match):
+    refuses(lambda: made(**options), error, match)
+
+
+def test_offsets_whose_differences_overflow():
+    offsets = torch.tensor([0, 2**62, 2**63 - 1, -(2**63) + 10, -1, 5])
+    refuses(
+        lambda: approx_rank_pool(X[0], 0, offsets=offsets), ValueError, r"offsets must be between 0 and ΣT = 5, got -9"
+    )
+    refuses(lambda: approx_rank_pool(X[0], 0, offsets=[0, 7, 5]), ValueError, r"between 0 and ΣT = 5, got 7")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("sparse", TypeError), ("csr", TypeError), ("nested", TypeError), ("meta", ValueError)],
+)
+def test_pictures_and_videos_of_tensors_without_pixels(kind, error):
+    frame = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    clip = frame[None]
+    made = {
+        "sparse": lambda t: t.to_sparse(),
+        "csr": lambda t: torch.zeros(3, 4, dtype=t.dtype).to_sparse_csr(),
+        "nested": lambda t: torch.nested.nested_tensor([t, t], dtype=torch.float32).to(torch.uint8),
+        "meta": lambda t: t.to("meta"),
+    }[kind]
+    refuses(lambda: dynpool.to_image(made(frame)), error, "pooled must")
+    refuses(lambda: dynpool.dynamic_image(made(clip)), error, "video must")
+    if kind != "meta":
+        refuses(lambda: dynpool.RankPoolStream().update(made(frame)), error, "frame must be a dense Tensor")
+        stream = dynpool.RankPoolStream()
+        stream.update(frame)
+        refuses(lambda: stream.update(made(frame)), error, "frame must be a dense Tensor")
+        assert len(stream) == 1
+
+
+def test_pictures_of_values_that_are_not_there():
+    refuses(lambda: torch.vmap(dynpool.to_image)(X), ValueError, "pooled must have values to look at")
+    refuses(
+        lambda: dynpool.to_image(torch.quantize_per_tensor(X[0], 0.1, 0, torch.quint8)), TypeError, "pooled must be a"
+    )
+    refuses(lambda: dynpool.RankPoolStream().update(X.bool()), TypeError, r"frame must have one of the dtypes")
+    refuses(lambda: dynpool.ranking_accuracy(X[0, 0].to_sparse(), X[0], 0), TypeError, "d must be a dense Tensor")
+    refuses(lambda: dynpool.dynamic_image(X.byte()[0], device=3.5), ValueError, "device must be one that torch can use")
+    refuses(lambda: dynpool.dynamic_image(X.byte()[0], timeout=True), ValueError, "timeout must be a positive number")

@@ -604,6 +604,27 @@ def test_what_was_cut_off_a_shard_is_made_again_when_others_lie_there(dataset, o
     assert len(members(out)) == 3 * 3
 
 
+def test_a_closed_shard_that_was_cut_short_is_whole_again(dataset, out):
+    extract(dataset, out, shard_size=1)
+    recorded = {line["end"]: line["video"] for line in lines(out) if "end" in line}
+    ends = sorted(recorded)
+    os.truncate(out / "000000.tar", ends[-1] - 700)
+    report = extract(dataset, out, shard_size=1)
+    assert (list(report.done), len(report.before)) == ([recorded[ends[-1]]], 2)
+    assert written(out) == ["000000.tar", "000001.tar", NAME]
+    assert len(members(out)) == 3 * 3
+    os.truncate(out / "000000.tar", ends[-2])  # its end alone
+    assert len(extract(dataset, out, shard_size=1).before) == 3
+    assert len(members(out)) == 3 * 3
+
+
+def test_an_image_without_bytes_is_made_again(dataset, out):
+    extract(dataset, out)
+    (out / "run/a.png").write_bytes(b"")
+    assert list(extract(dataset, out).done) == ["run/a"]
+    assert (out / "run/a.png").stat().st_size
+
+
 def test_shards_have_one_label_a_class(dataset, out):
     make_dataset(dataset.with_name("divided"), "train/run/a.mkv", "test/run/b.mkv")
     with pytest.raises(

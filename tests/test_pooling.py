@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 import dynpool
-from dynpool import approx_rank_pool, binary, kept, ops, pooling, reference, temporal_pool
+from dynpool import approx_rank_pool, binary, context, kept, ops, pooling, reference, temporal_pool
 
 NAN, INF = float("nan"), float("inf")
 
@@ -272,6 +272,12 @@ def test_per_channel_normalization(backend, shape, dim, channel_dim, layout, non
     for m, s in [(mean, std), (mean, None), (None, std), (0.5, std), (mean, 4.0)]:
         options = {"mean": m, "std": s, "nonlinearity": nonlinearity, "channel_dim": channel_dim}
         check_approx(x, dim, time_average=False, **options)
+
+
+def test_a_std_whose_reciprocal_is_subnormal(backend):
+    x = torch.tensor([[[1e38], [5e37]]], device=backend.device)
+    y = temporal_pool(x, torch.tensor([1.0, 2.0], device=backend.device), std=2e38)
+    assert y.item() == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("nonlinearity", ["identity", "sqrt"])
@@ -785,10 +791,9 @@ def test_options_of_calls_that_were_kept(new_calls, monkeypatch):
         approx_rank_pool(x, nonlinearity="".join(["sq", "rt"]), window=int("300"))
     assert len(pooling._calls) <= 1  # none without kernels
     known = len(pooling._calls)
-    flag = torch.tensor(True)
-    eq2 = approx_rank_pool(x, time_average=flag)
+    eq2 = approx_rank_pool(x, time_average=np.True_)
     assert torch.equal(eq2, approx_rank_pool(x))
-    assert torch.equal(approx_rank_pool(x, time_average=flag.fill_(False)), approx_rank_pool(x, time_average=False))
+    assert torch.equal(approx_rank_pool(x, time_average=np.False_), approx_rank_pool(x, time_average=False))
     assert len(pooling._calls) == 3 * known
     for bad in (True, 1.0):
         with pytest.raises(TypeError, match="window"):
@@ -823,6 +828,8 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: index)  # nothing on the first
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(context, "is_capturing", lambda: capturing)
+    capturing = False
     for cache in ("_row_cache", "_number_cache"):
         monkeypatch.setattr(kept, cache, {})
     calls = new_calls()
@@ -830,10 +837,30 @@ def test_what_was_kept_is_dropped_when_nothing_reads_it(new_calls, monkeypatch):
     for num_frames in range(1, 257):
         approx_rank_pool(torch.zeros(1, num_frames, 1))
     assert waited == []
+    capturing = True  # on the stream of a tensor, while others are pooled on the CPU
+    approx_rank_pool(torch.zeros(1, 257, 1))
+    assert waited == []
+    assert len(kept._row_cache) == 256
+    capturing = False
     approx_rank_pool(torch.zeros(1, 257, 1))
     assert waited == [1, 2] * (1 + (len(calls) > 0))  # without kernels only weights are kept
     assert len(kept._row_cache) == 1
     assert len(calls) <= 1
+
+
+@pytest.mark.parametrize("new_calls", [ops.new_calls, ops._PythonCalls])
+def test_many_weights_are_not_kept(new_calls, monkeypatch):
+    """Of long windows at every frame they are many times the frames, another table for every T."""
+    monkeypatch.setattr(pooling, "_calls", new_calls())
+    monkeypatch.setattr(kept, "_row_cache", {})
+    for num_frames in (1000, 1001):
+        x = frames((1, num_frames, 3), torch.float64)
+        y = approx_rank_pool(x, window=250, stride=1)
+        expected = torch.stack([approx_rank_pool(x[:, t : t + 250]) for t in (0, 300, num_frames - 250)], 1)
+        assert torch.allclose(y[:, [0, 300, -1]], expected, rtol=1e-12, atol=1e-9)
+    held = [rows.weights.nbytes for rows in kept._row_cache.values()]
+    assert max(held) <= ops.LARGEST_KEPT
+    assert len(pooling._calls) <= 2  # of what was cut out alone
 
 
 def test_another_allocator_than_torchs_tells_nothing(monkeypatch):
@@ -848,6 +875,7 @@ def test_another_allocator_than_torchs_tells_nothing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", refuse)
     monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index < 2, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(context, "is_capturing", lambda: False)
     ops.finish_launches()
     assert waited == [0, 1]
 

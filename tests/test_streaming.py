@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import runpy
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -116,8 +117,46 @@ def decoded(frame: np.ndarray, format: str):
     return av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=format)
 
 
+def test_results_while_frames_come():
+    """Of another thread, as of a window that shows them."""
+    frames = torch.randint(0, 256, (1201, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    stream = RankPoolStream(nonlinearity="sqrt")
+    stream.update(frames[0])
+    ends, seen = threading.Event(), []
+
+    def show():
+        while not ends.is_set():
+            seen.append((stream.result(), len(copy.copy(stream))))
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    for frame in frames[1:]:
+        stream.update(frame)
+    ends.set()
+    thread.join()
+    assert seen
+    assert len(stream) == len(frames)
+    expected = approx_rank_pool(frames.double(), 0, nonlinearity="sqrt")
+    assert (stream.result(torch.float64) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+def test_mean_and_std_are_what_they_were():
+    """A stream keeps no graph, and none of what is written to its mean later."""
+    frames = torch.rand(40, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.nn.Parameter(torch.tensor([0.1, 0.2, 0.3])), np.array([1.0, 2.0, 3.0])
+    expected = approx_rank_pool(frames, 0, nonlinearity="sqrt", mean=mean.detach().clone(), std=std.copy())
+    stream = RankPoolStream(nonlinearity="sqrt", mean=mean * 1, std=std)
+    for frame in frames:
+        stream.update(frame)
+        mean.data += 1
+        std += 1
+    assert not stream.result().requires_grad
+    assert not any(value.requires_grad for value in vars(stream).values() if isinstance(value, torch.Tensor))
+    assert torch.allclose(copy.deepcopy(stream).result(), expected, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernels", [True, False])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda stream: pickle.loads(pickle.dumps(stream))])
 @pytest.mark.parametrize("kind", ["tensor", *DECODED])
 def test_copies_go_on_as_the_stream_does(kind, copied, kernels, monkeypatch):
     if not kernels:

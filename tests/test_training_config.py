@@ -74,6 +74,10 @@ def test_a_configuration_is_what_was_written(tmp_path):
         ("data.frames=3", "data: frames = 3 thins the frames of source 'frames'"),
         ("data.jitter=true", "data: jitter has no meaning without window, frames or max_windows"),
         ("data.min_scale=0.5", r"data: min_scale = 0\.5 has no meaning but with crop = 'random', got 'centre'"),
+        (
+            "data.test_windows=0",
+            r"what is tested \(test_windows = 0, test_frames = None\): max_windows must be a positive",
+        ),
         ("data.lists=lists", "data: lists = 'lists' is of dataset 'ucf101' and 'hmdb51', got dataset 'folders'"),
         ("model.time_average=false", "model: time_average = False has no meaning with pool = 'none'"),
         ("model.pool=approx", "model.pool = 'approx' needs data.source = 'frames', got 'dynamic_images'"),
@@ -192,6 +196,12 @@ def test_the_model_pools_windows_of_frames():
         load([], ["data.source=frames", "data.window=10", "model.window=10"])
     with pytest.raises(ConfigError, match=r"test_frames must be data\.frames"):
         load([], ["data.source=frames", "data.window=10", "data.frames=5", "data.test_frames=10"])
+
+
+def test_pictures_that_are_drawn_when_training_are_all_tested():
+    data = load([], ["data.source=images", "data.max_windows=2", "data.jitter=true"]).data
+    assert data.sampling(train=True).jitter
+    assert data.sampling(train=False).max_windows is None
 
 
 def test_testing_draws_nothing():

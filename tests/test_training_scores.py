@@ -108,6 +108,23 @@ def test_a_byte_order_mark_is_no_part_of_a_score_file(tmp_path):
     assert read(tmp_path / "c.scores").names == RGB.names
 
 
+def test_streams_are_not_written_over(tmp_path):
+    for folder in ("rgb", "motion"):
+        write(RGB if folder == "rgb" else MOTION, tmp_path / folder / file_name(RGB.about.split))
+    one, two = (tmp_path / folder / file_name(RGB.about.split) for folder in ("rgb", "motion"))
+    before = one.read_bytes(), two.read_bytes()
+    for arguments in (
+        ("fuse", one, two, "-o", two),
+        ("fuse", one, two, "-o", one.parent),
+        ("fuse", one.parent, two.parent, "-o", two.parent),
+        ("compare", one, two, "-o", one),
+    ):
+        told = command.run(*arguments, code=2)
+        assert "--out must not be one of the streams" in " ".join(told.output.split())
+    command.run("fuse", one, two, "-o", "-", code=2)
+    assert (one.read_bytes(), two.read_bytes()) == before
+
+
 def test_splits_may_have_a_slash_in_their_name(tmp_path):
     """As groups of videos have, if the rule says so; a folder of their scores can be read."""
     for folder, scores in (("rgb", RGB), ("motion", MOTION)):

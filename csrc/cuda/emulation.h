@@ -218,6 +218,7 @@ V __ldg(const V* address) {
 
 template <size_t N>
 void stream_word(const void* from, uint32_t (&word)[N]) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof word) dynpool::cuda::emulation::fail("a word that is not aligned");
   const auto* words = static_cast<const uint32_t*>(from);
   std::copy(words, words + N, word);
 }
@@ -273,29 +274,36 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 
+// The shared memory of a launch that asks for some: as much as it asks for, and nothing in it, for every block.
+inline std::unique_ptr<char[]>& shared_memory_of_launch() {
+  static thread_local std::unique_ptr<char[]> memory;
+  return memory;
+}
 template <class T>
 T& shared_memory() {
-  static thread_local T memory;
-  return memory;
+  return *reinterpret_cast<T*>(shared_memory_of_launch().get());
 }
 
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, const A&... arguments) {
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, int shared_bytes, cudaStream_t, const A&... arguments) {
+  if (grid.y > 65535 || grid.z > 65535) emulation::fail("a grid of more than 65535 blocks in y or z");
   const emulation::Thread outside = emulation::now;
   auto body = [&] { kernel(arguments...); };
   emulation::now.grid_dim = grid;
   emulation::now.block_dim = block;
+  shared_memory_of_launch().reset(new char[shared_bytes]);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         emulation::now.block = dim3(x, y, z);
+        std::fill_n(shared_memory_of_launch().get(), shared_bytes, '\xff');
         emulation::run_block(body);
       }
   emulation::now = outside;
 }
 template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, int, cudaStream_t stream, const A&... arguments) {
-  launch(kernel, grid, block, stream, arguments...);
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, const A&... arguments) {
+  launch(kernel, grid, block, 0, stream, arguments...);
 }
 
 }  // namespace dynpool::cuda

@@ -108,8 +108,9 @@ inline Reduction make_reduction(const TemporalPoolParams& p, int patch, int rows
 
 template <class X, Nonlinearity psi, Access access, int R, int N>
 void launch_weights(const TemporalPoolParams& p, const Context& context) {
-  const Reduction reduction = make_reduction(p, patch_size<X, access>, R, N, context.blocks_wanted());
   const int64_t size = p.clips * p.W * p.K;
+  if (size == 0) return;
+  const Reduction reduction = make_reduction(p, patch_size<X, access>, R, N, context.blocks_wanted());
   const int64_t blocks = p.clips * reduction.parts * reduction.chunks * reduction.groups;
   double* partials = context.memory<double>(size * reduction.parts);
   if (blocks > 0) {

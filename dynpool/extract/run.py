@@ -204,7 +204,7 @@ class Extraction:
             return None
         job = job_of(video, self._out, self._jpeg)
         windows = range(entry.images) if self._recipe.window is not None else [None]
-        return entry if all(job.path(index).is_file() for index in windows) else None
+        return entry if all(_is_written(job.path(index)) for index in windows) else None
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -253,7 +253,7 @@ def _check(recipe: Recipe, out: str | os.PathLike[str], jpeg: int | None, shard_
         raise ValueError(f"jpeg must be a quality from 1 to 100, got {jpeg!r}")
     if shard_size is not None:
         positive_int("shard_size", shard_size)
-    if is_url(out):
+    if is_url(out) or os.fspath(out) == "-":
         raise ValueError(f"out must be a folder on this machine, got {os.fspath(out)!r}")
 
 
@@ -266,6 +266,11 @@ def _check_apart(found: list[Found], source: str | os.PathLike[str], out: str | 
         if Path(os.path.realpath(video.path)).is_relative_to(place):
             told = f"got {os.fspath(out)!r}, which holds {video.path}"
             raise ValueError(f"out must be a folder without videos of source, {told}")
+
+
+def _is_written(path: Path) -> bool:
+    """Not so is a file that a power failure left without its bytes."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _make_folder(out: Path) -> None:

@@ -6,7 +6,7 @@ after the first dot, WebDataset sees a suffix.
 
 A tar file that is being written is called .part; a run that was killed leaves one, and the next goes on with it from
 where the last video ends that the manifest has. Of one that is shorter than the manifest says, as after a power
-failure, the rest is `lost`, and has to be made again.
+failure, the rest is `lost`, and has to be made again; if it was closed, it is closed anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from ..manifest import Entry, key_of
 
 _BLOCK = 512
+_END = 2 * _BLOCK  # of zeros
 _PART = ".part"
 _SHARD = re.compile(r"\d{6}\.tar(\.part)?")
 
@@ -29,7 +30,7 @@ class Shards:
     """The tar files of a folder; one is closed when it has reached `limit` bytes.
 
     Attributes:
-        lost: entries whose images were to lie in the shard that goes on, after where that ends.
+        lost: entries whose images were to lie in a shard after where that ends.
     """
 
     def __init__(self, folder: Path, limit: int, entries: Iterable[Entry]) -> None:
@@ -41,6 +42,7 @@ class Shards:
         for entry in entries:
             if entry.shard is not None and entry.end is not None:
                 inside.setdefault(entry.shard, []).append((entry.end, entry))
+        self._mend(inside)
         self._resume(inside)
         there = [path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name)]
         self._next = 1 + max((int(name[:6]) for name in [*there, *inside]), default=-1)
@@ -74,7 +76,7 @@ class Shards:
         """Close the shard that is being written, and give it its name."""
         if self._file is None:
             return
-        self._file.write(bytes(2 * _BLOCK))
+        self._file.write(bytes(_END))
         self.close()
         (self._folder / (self._name + _PART)).rename(self._folder / self._name)
 
@@ -106,6 +108,19 @@ class Shards:
             self._name, self._file = name, path.open("r+b")
             self._file.truncate(cut)
             self._file.seek(cut)
+
+    def _mend(self, inside: dict[str, list[tuple[int, Entry]]]) -> None:
+        """Closed shards that were cut short end after their last whole sample: no reader takes half a one."""
+        for name, recorded in inside.items():
+            path = self._folder / name
+            if not path.is_file() or (size := path.stat().st_size) >= max(end for end, _ in recorded) + _END:
+                continue
+            cut = max((end for end, _ in recorded if end <= size), default=0)
+            self.lost += [entry for end, entry in recorded if end > cut]
+            with path.open("r+b") as file:
+                file.truncate(cut)
+                file.seek(cut)
+                file.write(bytes(_END))
 
 
 def _write(file: BinaryIO, name: str, data: bytes) -> None:

@@ -87,7 +87,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # each reader has exceptions of its own
         if isinstance(error, ImportError):
             raise
-        raise ValueError(f"{path} cannot be read as weights: {lines_of(error)}") from error
+        raise ValueError(f"{path} cannot be read as weights: {lines_of(error) or type(error).__name__}") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -160,6 +160,7 @@ def fuse(
       dynpool fuse runs/static runs/dynamic
     """
     with _said("fuse"):
+        from .fusion import check_weights
         from .fusion import fuse as run_fusion
         from .report import show
         from .scores import file_name, write
@@ -167,17 +168,23 @@ def fuse(
         shares = None if weights is None else _numbers(weights)
         if not 0 < C < math.inf:
             raise ValueError(f"--svm-c must be a positive number, got {C}")
+        if shares is not None:
+            check_weights(shares, len(streams))
         read = [_streams(path, C) for path in streams]
         _check_splits(streams, read)
+        single = len(read[0]) == 1 and not streams[0].is_dir() and not (out is not None and out.is_dir())
+        places: list[Path] = []
+        if out is not None:
+            places = [out if single else out / file_name(scores.about.split) for scores in read[0]]
+            _check_apart(places, streams)
         console = _console()
         for stream in read:
             show(stream, console)
         fused = [run_fusion(split, shares) for split in zip(*read, strict=True)]
         show(fused, console)
+        for scores, place in zip(fused, places, strict=out is not None):
+            write(scores, place)
         if out is not None:
-            single = len(fused) == 1 and not streams[0].is_dir() and not out.is_dir()
-            for scores in fused:
-                write(scores, out if single else out / file_name(scores.about.split))
             say(f"wrote {out}")
 
 
@@ -199,6 +206,8 @@ def compare(
 
         read = [_streams(path, 1.0) for path in (first, second)]
         _check_splits([first, second], read)
+        if out is not None:
+            _check_apart([out], [first, second])
         console = _console()
         for stream in read:
             report.show(stream, console)
@@ -212,6 +221,17 @@ def compare(
         if out is not None:
             report.write_differences(rows, out)
             say(f"wrote {out}")
+
+
+def _check_apart(places: list[Path], streams: list[Path]) -> None:
+    """Nothing is written over what was read."""
+    for place in places:
+        if place.name == "-":
+            raise ValueError("--out must be a file or folder, got -")
+        for stream in streams:
+            for path in stream.iterdir() if stream.is_dir() else [stream]:
+                if place.exists() and place.samefile(path):
+                    raise ValueError(f"--out must not be one of the streams, got {place}")
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         for train in (True, False):
             pooling = Pooling(self.method, self.nonlinearity, self.time_average)
-            make_source(self.source, self.geometry(train), self.sampling(train), None, pooling)
+            try:
+                make_source(self.source, self.geometry(train), self.sampling(train), None, pooling)
+            except ValueError as error:
+                if train:
+                    raise
+                said = f"test_windows = {self.test_windows!r}, test_frames = {self.test_frames!r}"
+                raise ValueError(f"what is tested ({said}): {error}") from error
         check_timeout(self.timeout)
         if self.lists is not None and self.dataset not in _LISTED:
             known = " and ".join(map(repr, _LISTED))
@@ -105,8 +111,7 @@ class DataConfig:
         drawn = Sampling(self.window, self.stride, self.max_windows, self.frames, self.jitter, self.reverse)
         if train:
             return drawn
-        tested = replace(drawn, max_windows=self.test_windows, frames=self.test_frames or self.frames)
-        return tested.without_chance()
+        return replace(drawn.without_chance(), max_windows=self.test_windows, frames=self.test_frames or self.frames)
 
     def geometry(self, train: bool) -> Geometry:
         drawn = Geometry(self.size, self.resize, self.crop, self.flip, self.min_scale)

@@ -137,13 +137,18 @@ def _arrays(path: PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} must be an .npz file of arrays without pickles, whole") from error
 
 
+def check_weights(weights: Sequence[float], count: int) -> None:
+    """Raise ValueError for weights that `fuse` would refuse."""
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(f"weights must be {count} numbers, finite, not negative and not all zero, got {list(weights)}")
+
+
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     if count < 2:
         raise ValueError(f"fusion needs at least two streams, got {count}")
     if weights is None:
         return [1 / count] * count
-    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise ValueError(f"weights must be {count} numbers, finite, not negative and not all zero, got {list(weights)}")
+    check_weights(weights, count)
     return [weight / sum(weights) for weight in weights]
 
 
