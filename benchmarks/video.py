@@ -4,7 +4,7 @@
 
 Every way opens the file, decodes all frames with one thread and gives one image. The peers convert each frame to RGB
 and add α_t √RGB in float32: PyAV with numpy or torch, OpenCV, torchcodec and decord, where they are installed. T is
-known to them beforehand. "decode" only counts the frames. First the images of ψ = √ are checked against float64. Where
+known to them beforehand. "decode" only counts the frames. First the images of ψ = √, and of windows, are checked against float64. Where
 there is a GPU, frames are pooled there, too.
 
 Without VIDEO: clips of UCF101 (mpeg4) and Kinetics (h264) below --data, or $DYNPOOL_TEST_DATA, else two made-up ones.
@@ -67,12 +67,13 @@ def rgb_frames(path: str):
 
 
 def cv2_frames(path: str):
+    """BGR"""
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     while True:
         found, frame = capture.read()
         if not found:
             return
-        yield frame[..., ::-1]
+        yield frame
 
 
 def torchcodec_frames(path: str):
@@ -90,12 +91,12 @@ def minmax(pooled: np.ndarray) -> torch.Tensor:
     return dynpool.to_image(torch.from_numpy(np.ascontiguousarray(pooled)).permute(2, 0, 1))
 
 
-def with_numpy(frames: Callable, path: str, alpha: np.ndarray) -> torch.Tensor:
+def with_numpy(frames: Callable, path: str, alpha: np.ndarray, bgr: bool = False) -> torch.Tensor:
     pooled = None
     for weight, frame in zip(alpha, frames(path), strict=False):
         term = np.sqrt(frame, dtype=np.float32) * weight
         pooled = term if pooled is None else np.add(pooled, term, out=pooled)
-    return minmax(pooled)
+    return minmax(pooled[..., ::-1] if bgr else pooled)
 
 
 def with_torch(frames: Callable, path: str, alpha: np.ndarray) -> torch.Tensor:
@@ -130,7 +131,7 @@ def ways_for(path: str, alpha: np.ndarray) -> dict[str, Callable[[], object]]:
         ("decord, numpy", decord, decord_frames),
     ):
         if module is not None:
-            ways[name] = functools.partial(with_numpy, frames, path, alpha)
+            ways[name] = functools.partial(with_numpy, frames, path, alpha, bgr=module is cv2)
     return ways
 
 
@@ -156,9 +157,12 @@ def benchmark(path: str, seconds: float) -> tuple[Case, list[str]]:
     )
     checked = ("dynpool", "dynpool, cuda", *peers_of(ways))
     apart = {name: levels_apart(run(), reference) for name, run in ways.items() if name in checked}
+    windows = dynpool.to_image(dynpool.approx_rank_pool(frames.double(), 0, window=10, stride=6, nonlinearity="sqrt"))
+    whole = ways["dynpool, windows 10/6"]()[: len(windows)]  # one more may be cut short
+    apart["dynpool, windows 10/6"] = levels_apart(whole, windows)
     if "dynpool, cuda, identity" in ways:  # whose pictures differ from those of RGB frames, as the CPU's do
         apart["dynpool, cuda, identity"] = levels_apart(ways["dynpool, cuda, identity"](), ways["dynpool, identity"]())
-    ours = {"dynpool", "dynpool, cuda", "dynpool, cuda, identity"} & apart.keys()
+    ours = apart.keys() - set(peers_of(ways))
     wrong = [f"{Path(path).name}: {name} is {apart[name]} levels off" for name in sorted(ours) if apart[name] > 1]
     title = f"{Path(path).name}: {count} frames {width}x{height}"
     case = measure(Case(title, frames.numel(), count, 1), ways, seconds, {})
