@@ -310,7 +310,7 @@ def main() -> None:
         print(f"  {'met ' if met else 'MISS'}  {name:<66}{value:>8.2f}  (target {target:g})")
     cases = one + others + two + memory + scaled
     write_json(options.json, {"cases": cases, "tiny_call_us": tiny, "peak_memory_bytes": peaks, "targets": targets})
-    draw(options.chart, one + two, f"temporal pooling on {torch.__version__}, best of interleaved runs")
+    draw(options.chart, one + others + two, f"temporal pooling on {torch.__version__}, best of interleaved runs")
 
 
 def compare(
