@@ -4,7 +4,7 @@
 
 Every way opens the file, decodes all frames with one thread and gives one image. The peers convert each frame to RGB
 and add α_t √RGB in float32: PyAV with numpy or torch, OpenCV, torchcodec and decord, where they are installed. T is
-known to them beforehand. "decode" only counts the frames. First the images of ψ = √, and of windows, are checked against
+known to them beforehand. "decode" only counts the frames. First the images of ψ = √ and of windows are checked against
 float64. Where there is a GPU, frames are pooled there, too.
 
 Without VIDEO: clips of UCF101 (mpeg4) and Kinetics (h264) below --data, or $DYNPOOL_TEST_DATA, else two made-up ones.

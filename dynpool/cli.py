@@ -69,7 +69,7 @@ def image(
         list[str],
         typer.Argument(
             metavar="VIDEO",
-            help="Video files, folders of them or of one video's numbered images, URLs, or - for standard input.",
+            help="Video files, folders of them or of one video's images, URLs (of fsspec), or - for standard input.",
             show_default=False,
         ),
     ],

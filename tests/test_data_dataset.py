@@ -518,6 +518,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(listing, tmp_path, monke
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_cache_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="cache cannot be made a folder"):
+        FolderCache(tmp_path / "file")
+
+
 def test_processes_of_one_number_share_a_cache(tmp_path, monkeypatch):
     """As in two containers."""
     monkeypatch.setattr("os.getpid", lambda: 1)

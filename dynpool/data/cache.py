@@ -59,7 +59,10 @@ class FolderCache:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self._writable = True
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(error.errno, f"cache cannot be made a folder: {error.strerror}", str(folder)) from error
 
     def get(self, key: str) -> Tensor | None:
         try:
