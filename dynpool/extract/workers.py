@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -181,7 +182,8 @@ def _leave(number: int, frame: Any) -> None:
         os._exit(1)  # there is nothing to clean up, and what is raised in an initializer is printed
     if not _leaving.is_set():  # or it is cleaning up already
         _leaving.set()
-        end = threading.Timer(_GRACE, os._exit, (1,))  # Python may swallow what is raised here, as in __del__
+        sys.unraisablehook = lambda _: None  # Python may swallow what is raised here, as in __del__, and say so
+        end = threading.Timer(_GRACE, os._exit, (1,))
         end.daemon = True
         end.start()
         raise SystemExit(128 + number)
