@@ -61,14 +61,14 @@ class Problem:
     def unmeasured(self, scores: Tensor, rounding: float, value: Tensor, lengths: Tensor) -> Tensor:
         """Whether an objective of this value, measured by scores that are rounded, may miss `tol`, [B].
 
-        The sum of squares of "svr" changes by each score's rounding, of any sign, times twice what the frame lacks,
-        and by the square of the rounding.
+        The sum of squares of "svr" changes by each score's rounding times twice what the frame lacks, and by the square
+        of the rounding.
         """
         if self.objective != "svr":
             return self.missed_by(rounding * scores.abs().amax(1), value, lengths)
-        lost = rounding * scores
+        lost = rounding * scores.abs()
         lacking = solve.residuals(scores, lengths, self.epsilon)
-        change = 2 * (lacking * lost).square().sum(1).sqrt() + lost.square().sum(1)
+        change = ((2 * lacking + lost) * lost).sum(1)
         return ~(self.C * change <= self.tol * value)
 
     def measured(

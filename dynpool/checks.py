@@ -32,9 +32,9 @@ def choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 
 def check_flags(**flags: object) -> None:
-    """Raise TypeError unless each is True or False, perhaps NumPy's."""
+    """Raise TypeError unless each is True or False, perhaps NumPy's or of a symbolic shape, or 1 or 0."""
     for name, value in flags.items():
-        if not isinstance(value, (bool, np.bool_)):
+        if not isinstance(value, (bool, np.bool_, torch.SymBool)) and not (isinstance(value, int) and value in (0, 1)):
             raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
@@ -247,7 +247,7 @@ def statistic(name: str, value: PerChannel | None, x: Tensor) -> Tensor | None:
         if value.dtype.is_complex or value.dtype == torch.bool:
             raise TypeError(f"{name} must be real numbers, got {value.dtype}")
         check_dense(name, value)
-        if value.dim() > 1 or 0 in value.shape:
+        if value.dim() > 1 or (0 in value.shape and x.numel()):
             raise ValueError(f"{name} must be a number or have shape [C], got {list(value.shape)}")
         if value.dim() == 1 or value.is_meta:
             check_same_device(name, value, x)

@@ -17,6 +17,7 @@ _row_cache: dict[tuple[object, ...], Rows] = {}
 _table_cache: dict[tuple[object, ...], Tensor] = {}
 _number_cache: dict[tuple[object, ...], Tensor] = {}
 _captured: dict[tuple[object, ...], Any] = {}  # entries of all three that a CUDA graph reads when it is replayed
+_MOST_BYTES = 1 << 26  # of a cache, before all is dropped
 _LARGEST_TABLE = 1024  # frames of the longest clip: 4 MB of float32
 
 
@@ -39,7 +40,7 @@ def kept_rank_rows(
     keeps = cacheable and not context.is_captured(x)
     if keeps:
         size = num_frames if window is None else window * len(unfold_starts(num_frames, window, stride or window))
-        keeps = dtype.itemsize * size <= ops.LARGEST_KEPT
+        keeps = dtype.itemsize * size <= _MOST_BYTES // 4
     with torch.inference_mode(False) if keeps else torch.no_grad():
         rows = rank_rows(
             num_frames,
@@ -105,8 +106,14 @@ def _recall(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], x: Te
 
 
 def _keep(cache: dict[tuple[object, ...], Any], key: tuple[object, ...], value: object) -> None:
-    if len(cache) >= ops.MOST_KEPT:
+    kept_bytes = sum(map(_bytes_of, cache.values()))
+    if len(cache) >= ops.MOST_KEPT or kept_bytes + _bytes_of(value) > _MOST_BYTES:
         if not ops.finish_launches():
             return
         cache.clear()
     cache[key] = value
+
+
+def _bytes_of(value: Any) -> int:
+    tensors = value[:2] if isinstance(value, Rows) else (value,)
+    return sum(t.nbytes for t in tensors if t is not None)

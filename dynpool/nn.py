@@ -88,7 +88,7 @@ class ApproxRankPool(nn.Module):
         self.nonlinearity = nonlinearity
         _hold(self, "mean", mean)
         _hold(self, "std", std)
-        check_normalization(self.mean, self.std, channel_dim)
+        _check_numbers(mean, std, channel_dim)
         self.channel_dim = channel_dim
         self.window = window
         self.stride = stride
@@ -158,7 +158,7 @@ class RankPool(nn.Module):
         self.nonlinearity = nonlinearity
         _hold(self, "mean", mean)
         _hold(self, "std", std)
-        check_normalization(self.mean, self.std, channel_dim)
+        _check_numbers(mean, std, channel_dim)
         self.channel_dim = channel_dim
         self.tol = tol
         self.max_iter = max_iter
@@ -245,6 +245,12 @@ def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Te
     padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]
     shape = [padding.shape[0], *(padding.shape[1] if d == dim else 1 for d in range(1, x.dim()))]
     return x.masked_fill(padding.view(shape), -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min)
+
+
+def _check_numbers(mean: PerChannel | None, std: PerChannel | None, channel_dim: int | None) -> None:
+    """But not Tensors, into which values may be loaded later."""
+    mean, std = (None if isinstance(value, Tensor) else value for value in (mean, std))
+    check_normalization(mean, std, channel_dim)
 
 
 def _hold(module: nn.Module, name: str, value: PerChannel | None) -> None:

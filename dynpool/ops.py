@@ -77,7 +77,7 @@ def laid_out_like(x: Tensor, y: Tensor) -> Tensor:
 # --- calls made before ---------------------------------------------------------------------------------------------
 
 MOST_KEPT = 256  # before all are dropped; also in csrc/calls.h
-LARGEST_KEPT = 1 << 18  # bytes of weights, made anew in less time than their frames are pooled
+LARGEST_KEPT = 1 << 18  # bytes of weights; larger ones are kept in kept.py alone
 
 
 def finish_launches() -> bool:
@@ -565,10 +565,10 @@ def _as_one_call(
 
     Clips that share their weights get one more dimension, the batch. Clips with weights of their own become more
     clips: so many a call are returned beside the inputs. None where mean or std are batched or their gradients needed,
-    which are sums over a call, or where frames would be repeated in memory.
+    which are sums over a call, or where that would copy x; and where there are no calls.
     """
     mapped = [isinstance(d, int) for d in in_dims[: frames + 4]]
-    if True in mapped[frames + 2 :] or True in needs[2:]:
+    if True in mapped[frames + 2 :] or True in needs[2:] or not info.batch_size:
         return None
     given: list[Any] = [
         t if t is None else t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
@@ -582,7 +582,10 @@ def _as_one_call(
         mean, std, dim, channel_dim, *rest = inputs[frames + 2 :]
         channel_dim = None if channel_dim is None else channel_dim + 1
         return (*given[:frames], *rows, mean, std, dim + 1, channel_dim, *rest), None
-    if not mapped[frames - 1]:
+    x = given[frames - 1]
+    if inputs[frames + 5] == 0 or x.stride(0) != x.shape[1] * x.stride(
+        1
+    ):  # mean and std vary along the clips, or a copy
         return None
     return (*(None if t is None else t.flatten(0, 1) for t in given), *inputs[frames + 2 :]), clips
 
@@ -595,38 +598,39 @@ def _apart(results: Sequence[Tensor], info: Any, clips: int | None, needs: Seque
 
 
 def _pool_of_batch(apply: Callable[..., Any], info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]) -> Tensor:
-    if not info.batch_size:
-        return torch.vmap(lambda *tensors: _by_reference(*tensors, *inputs[5:9]), tuple(in_dims[:5]))(*inputs[:5])
     x, weights, bands, mean, std, dim, *rest = inputs
-    if tuple(in_dims[i] for i in (0, 3, 4)) == (None, None, None):  # more rows of the same frames
+    if info.batch_size and tuple(in_dims[i] for i in (0, 3, 4)) == (None, None, None):  # more rows of the same frames
         rows: list[Any] = [
             t if t is None else t.movedim(d, 1) if d is not None else t[:, None].expand(-1, info.batch_size, -1, -1)
             for t, d in zip((weights, bands), in_dims[1:3], strict=True)
         ]
         flat = [None if t is None else t.flatten(1, 2) for t in rows]
         y: Tensor = apply(x, *flat, mean, std, dim, *rest[:3])  # without overlap: there are windows of several calls
-        return y.unflatten(dim, rows[0].shape[1:3]).movedim(dim, 0)
+        return y.unflatten(dim, rows[0].shape[1:3]).movedim(dim, 0).contiguous()
     if (one := _as_one_call(info, in_dims, inputs, 1)) is not None:
         return _apart([apply(*one[0])], info, one[1])[0]
-    return torch.stack([apply(*call) for call in _calls_of_batch(info, in_dims, inputs)])
+    return _stacked([apply(*call) for call in _calls_of_batch(info, in_dims, inputs)], info)
 
 
 def _backward_of_batch(
     apply: Callable[..., Any], info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]
 ) -> list[Tensor]:
     needs = inputs[-1]
-    if not info.batch_size:
-        none = torch.vmap(lambda *tensors: reference.temporal_pool_backward(*tensors, *inputs[6:]), tuple(in_dims[:6]))
-        return list(none(*inputs[:6]))
     if (one := _as_one_call(info, in_dims, inputs, 2, needs)) is not None:
         return _apart(apply(*one[0]), info, one[1], needs)
     grads = [apply(*call) for call in _calls_of_batch(info, in_dims, inputs)]
-    return [torch.stack(each) for each in zip(*grads, strict=True)]
+    return [_stacked(each, info) for each in zip(*grads, strict=True)]
+
+
+def _stacked(results: Sequence[Tensor], info: Any) -> Tensor:
+    return torch.stack(tuple(results))[: info.batch_size]
 
 
 def _calls_of_batch(info: Any, in_dims: Sequence[Any], inputs: Sequence[Any]) -> list[list[Any]]:
-    """One by one, since torch knows no vmap within such a rule."""
+    """One by one, since torch knows no vmap within such a rule; of an empty batch one, for the shapes of results."""
     batched = [isinstance(d, int) for d in in_dims]
+    if not info.batch_size:
+        return [[t.sum(d, dtype=t.dtype) if b else t for t, d, b in zip(inputs, in_dims, batched, strict=True)]]
     return [
         [t.select(d, i) if b else t for t, d, b in zip(inputs, in_dims, batched, strict=True)]
         for i in range(info.batch_size)
@@ -767,9 +771,9 @@ def _op_backward_vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
 def _op_transposed_vmap(info, in_dims, grad, weights, bands, std, sizes, strides, dtype, dim, channel_dim):  # type: ignore[no-untyped-def]
     inputs = (grad, weights, bands, None, std, dim, channel_dim)
     one = _as_one_call(info, (*in_dims[:3], None, in_dims[3]), inputs, 1)
-    if one is None or not info.batch_size:
+    if one is None:
         calls = _calls_of_batch(info, in_dims, (grad, weights, bands, std, sizes, strides, dtype, dim, channel_dim))
-        return torch.stack([_temporal_pool_transposed_op(*call) for call in calls]), 0
+        return _stacked([_temporal_pool_transposed_op(*call) for call in calls], info), 0
     (grad, weights, bands, _, std, dim, channel_dim), clips = one
     if clips is None:
         sizes, strides = [info.batch_size, *sizes], [math.prod(sizes), *strides]

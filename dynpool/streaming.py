@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -45,10 +46,28 @@ def _one_at_a_time(method: Callable[Concatenate[RankPoolStream, P], R]) -> Calla
 
     @functools.wraps(method)
     def call(self: RankPoolStream, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lock:
+        with self._turns:
             return method(self, *args, **kwargs)
 
     return call
+
+
+class _Turns:
+    """A lock that is another in every copy, and in a forked process, which lacks the thread that may have held it."""
+
+    def __init__(self) -> None:
+        self._lock, self._process = threading.RLock(), os.getpid()
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]  # as it was made
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()
 
 
 def _as_it_is(value: PerChannel | None) -> PerChannel | None:
@@ -79,7 +98,7 @@ class RankPoolStream:
     them, uint8 ndarrays [H, W, 3] and PIL images, which become [3, H, W]. These are copied. Frames of PyAV are pooled
     from their planes, with the colours that each has as RGB, and held until there are 16: memory that one was made of
     must not be written to before. No gradient flows through a stream. It can be copied and pickled, and used by several
-    threads: one may ask for results while another brings frames.
+    threads: one may ask for results, or a copy, while another brings frames (but not pickle it).
 
     Example:
         >>> stream = RankPoolStream(nonlinearity="sqrt")
@@ -113,25 +132,29 @@ class RankPoolStream:
             "channel_dim": channel_dim,
         }
         self._plain = nonlinearity == "identity" and mean is None and std is None
-        self._lock = threading.RLock()
+        self._turns = _Turns()
         self.reset()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Of this moment: a copy."""
-        with self._lock:
-            return copy.deepcopy({name: value for name, value in vars(self).items() if name != "_lock"})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.RLock()
-
+    @_one_at_a_time
     def __copy__(self) -> RankPoolStream:
+        """With sums of its own."""
         stream = type(self).__new__(type(self))
-        stream.__setstate__(self.__getstate__())
+        vars(stream).update(vars(self))
+        for name in ("_turns", "_chunk", "_sums", "_moved", "_decoded"):
+            setattr(stream, name, copy.deepcopy(getattr(self, name)))
         return stream
 
+    @_one_at_a_time
     def __deepcopy__(self, memo: dict[int, Any]) -> RankPoolStream:
-        return self.__copy__()
+        reduced: Any = self.__reduce_ex__(4)  # (what makes one, its arguments, the state)
+        stream: RankPoolStream = reduced[0](*reduced[1])
+        memo[id(self)] = stream
+        state = copy.deepcopy(reduced[2], memo)
+        if hasattr(stream, "__setstate__"):
+            stream.__setstate__(state)
+        else:
+            vars(stream).update(state)
+        return stream
 
     @_one_at_a_time
     def __len__(self) -> int:

@@ -241,7 +241,7 @@ def test_tensors_of_two_devices(mixed):
     [
         ({"std": -1.0}, ValueError, r"std must be finite and positive, got -1"),
         ({"mean": [0.0, NAN]}, ValueError, r"mean must be finite, got nan"),
-        ({"std": torch.tensor([1.0, 0.0])}, ValueError, r"std must be finite and positive, got 0"),
+        ({"std": np.array([1.0, 0.0])}, ValueError, r"std must be finite and positive, got 0"),
         ({"channel_dim": 1.5}, TypeError, r"channel_dim must be an integer, got 1\.5"),
         ({"time_average": "no"}, TypeError, r"time_average must be True or False, got 'no'"),
     ],

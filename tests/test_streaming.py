@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
 import runpy
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +134,70 @@ def test_results_while_frames_come():
 
     thread = threading.Thread(target=show)
     thread.start()
+    while not seen:
+        time.sleep(0.001)
     for frame in frames[1:]:
         stream.update(frame)
     ends.set()
     thread.join()
-    assert seen
     assert len(stream) == len(frames)
     expected = approx_rank_pool(frames.double(), 0, nonlinearity="sqrt")
     assert (stream.result(torch.float64) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+class Camera(RankPoolStream):
+    """What users may make of it."""
+
+    def __init__(self):
+        super().__init__()
+        self._lock, self.hook, self.owner = threading.Lock(), self.result, [self]
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "hook")}
+
+
+def test_copies_of_what_is_made_of_a_stream():
+    frames = torch.rand(20, 3, 4, generator=torch.Generator().manual_seed(0))
+    stream = Camera()
+    for frame in frames[:10]:
+        with stream._lock:
+            stream.update(frame)
+    before = stream.result()
+    for copied in (copy.copy(stream), copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        for frame in frames[10:]:
+            copied.update(frame)
+        assert torch.allclose(copied.result(), approx_rank_pool(frames, 0), rtol=1e-5, atol=1e-5)
+        assert torch.equal(stream.result(), before)
+    assert copy.deepcopy(stream).owner[0] is not stream
+    first, second = copy.deepcopy([stream, stream])
+    assert first is second
+
+
+FORKED = """
+import multiprocessing, threading, torch, dynpool
+stream = dynpool.RankPoolStream()
+stream.update(torch.zeros(3))
+held, ends = threading.Event(), threading.Event()
+def hold():
+    with stream._turns:
+        held.set()
+        ends.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = multiprocessing.get_context("fork").Process(target=stream.update, args=(torch.ones(3),))
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+ends.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_another_thread_had_the_stream():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def test_mean_and_std_are_what_they_were():

@@ -121,7 +121,10 @@ def test_streams_are_not_written_over(tmp_path):
     ):
         told = command.run(*arguments, code=2)
         assert "--out must not be one of the streams" in " ".join(told.output.split())
-    command.run("fuse", one, two, "-o", "-", code=2)
+    for streams in ((one, two), (one.parent, two.parent)):
+        command.run("fuse", *streams, "-o", "-", code=2)
+    for _ in range(2):  # over what was written, but not read
+        command.run("compare", one.parent, two.parent, "-o", one.parent / "compared.csv")
     assert (one.read_bytes(), two.read_bytes()) == before
 
 

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from dynpool import approx_rank_pool, binary, rank_weights, temporal_pool
+from dynpool import approx_rank_pool, binary, ops, rank_weights, temporal_pool
 from dynpool.nn import ApproxRankPool
 
 CHANNELS = {"mean": [0.01, -0.01, 0.02], "std": [1.0, 2.0, 3.0]}
@@ -139,15 +139,16 @@ def test_vmap_of_vmap(backend):
 
 
 @pytest.mark.parametrize("mapped", [(0, 0), (1, 2), (None, 0), (0, None)])
-def test_vmap_over_clips_with_weights_of_their_own(backend, mapped):
-    """And the gradients of each."""
+def test_vmap_over_clips_with_weights_of_their_own(backend, mapped, monkeypatch):
+    """And the gradients of each; by one call where that copies no frames."""
+    if mapped[0] == 0:
+        monkeypatch.setattr(ops, "_calls_of_batch", None)
     x, weights = double(4, 3, 5, 2, device=backend.device), torch.randn(4, 3, 2, 5, dtype=torch.float64)
-    weights, sizes = weights.to(backend.device), []
+    weights = weights.to(backend.device)
     xs, ws = ([t[0]] * 4 if d is None else list(t) for t, d in zip((x, weights), mapped, strict=True))
     given = [t[0] if d is None else t.movedim(0, d) for t, d in zip((x, weights), mapped, strict=True)]
 
     def loss(x, weights):
-        sizes.append(x.shape)
         return temporal_pool(x, weights, nonlinearity="sqrt", mean=0.01).pow(3).sum()
 
     for got, each in zip(
@@ -158,7 +159,27 @@ def test_vmap_over_clips_with_weights_of_their_own(backend, mapped):
         want = torch.stack(each)
         assert got.shape == want.shape
         assert ((got - want).abs() <= 1e-13 * want.abs().amax()).all()
-    assert set(sizes) == {(3, 5, 2)}
+
+
+def test_vmap_over_shared_frames_is_one_call(backend, monkeypatch):
+    """Of more rows; and dense."""
+    monkeypatch.setattr(ops, "_calls_of_batch", None)
+    x, weights = double(3, 5, 2, device=backend.device), torch.randn(4, 3, 2, 5, dtype=torch.float64)
+    for w in (weights, weights[:, 0], weights[:, 0, 0]):
+        w = w.to(backend.device)
+        pooled = vmap(lambda w: temporal_pool(x, w).view(-1))(w)
+        close(pooled, torch.stack([temporal_pool(x, each).flatten() for each in w]))
+
+
+def test_vmap_where_statistics_vary_along_clips(backend):
+    x, lengths = double(40, 2, 5, 3, device=backend.device), torch.tensor([5, 3], device=backend.device)
+    mean = torch.tensor([0.5, -0.5], dtype=torch.float64, device=backend.device)
+
+    def pool(x):
+        return approx_rank_pool(x, lengths=lengths, mean=mean, channel_dim=0, nonlinearity="sqrt")
+
+    close(vmap(pool)(x), torch.stack([pool(each) for each in x]))
+    close(vmap(grad(lambda x: pool(x).sum()))(x), torch.stack([grad(lambda x: pool(x).sum())(each) for each in x]))
 
 
 @pytest.mark.parametrize("options", [{}, {"nonlinearity": "sqrt"}, {"window": 2}], ids=["identity", "sqrt", "windows"])
@@ -935,6 +956,20 @@ def test_vmap_of_operators(device, case, batched):
         one_by_one = [pull(g, *each) for g, each in zip(want, alone, strict=True)]
         for grads, each in zip(found, zip(*one_by_one, strict=True), strict=True):
             torch.testing.assert_close(grads, torch.stack(each))
+
+
+def test_vmap_of_operators_over_an_empty_batch(device):
+    x, a, bands, mean, std, dim, *rest = next(op_arguments(device))[:9]
+    none, y = x[None][:0], torch.zeros(0, 2, 2, 3, 7, device=device)
+    pool, backward, transposed = (
+        getattr(torch.ops.dynpool, f"temporal_pool{which}") for which in ("", "_backward", "_transposed")
+    )
+    assert vmap(lambda x: pool(x, a, bands, mean, std, dim, *rest))(none).shape == y.shape
+    needs = [True, True, False, False]
+    found = vmap(lambda g, x: backward(g, x, a, bands, mean, std, dim, *rest, needs))(y, none)
+    assert [t.shape for t in found] == [none.shape, (0, *a.shape)]
+    frames = (list(x.shape), list(x.stride()), x.dtype, dim, None)
+    assert vmap(lambda g: transposed(g, a, bands, std, *frames))(y).shape == none.shape
 
 
 def test_vmap_of_an_exported_program(device):

@@ -130,11 +130,12 @@ def _moves(scratch: Path, folder: Path) -> bool:
     try:
         os.replace(path, moved)
     except OSError as error:
-        os.unlink(path)
         if error.errno == errno.EXDEV:
             return False
         raise
-    os.unlink(moved)
+    finally:
+        for place in (Path(path), moved):
+            place.unlink(missing_ok=True)
     return True
 
 

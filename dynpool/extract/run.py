@@ -127,8 +127,8 @@ class Extraction:
             shutil.rmtree(self._scratch, ignore_errors=True)  # of a run that was killed
             self._scratch.mkdir(exist_ok=True)  # where a worker of that still writes
             if shard_size is not None:
-                self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
                 with self._writing():
+                    self._shards = Shards(self._out, shard_size * _MEGABYTE, self._manifest.entries.values())
                     for lost in self._shards.lost:  # before the shard grows over where they lay
                         self._manifest.add(Entry(lost.video, lost.version, failed="its images were cut off"))
             self.before = {video.name: entry for video in wanted if (entry := self._done(video)) is not None}

@@ -174,6 +174,8 @@ def fuse(
         _check_splits(streams, read)
         single = len(read[0]) == 1 and not streams[0].is_dir() and not (out is not None and out.is_dir())
         places: list[Path] = []
+        if str(out) == "-":
+            raise ValueError("--out must be a file or folder, got -")
         if out is not None:
             places = [out if single else out / file_name(scores.about.split) for scores in read[0]]
             _check_apart(places, streams)
@@ -225,11 +227,9 @@ def compare(
 
 def _check_apart(places: list[Path], streams: list[Path]) -> None:
     """Nothing is written over what was read."""
-    for place in places:
-        if place.name == "-":
-            raise ValueError("--out must be a file or folder, got -")
-        for stream in streams:
-            for path in stream.iterdir() if stream.is_dir() else [stream]:
+    for stream in streams:
+        for path in _files_of(stream) if stream.is_dir() else [stream]:
+            for place in places:
                 if place.exists() and place.samefile(path):
                     raise ValueError(f"--out must not be one of the streams, got {place}")
 
@@ -288,12 +288,19 @@ def _streams(path: Path, C: float) -> list[Scores]:
         return [svm_scores(path, C=C)]
     if not path.is_dir():
         return [read(path)]
-    if found := sorted(path.glob("*.scores")):
-        return [_named(read(file), file) for file in found]
-    if features := sorted(path.glob("*.npz")):
-        modality = f"{path.resolve().name}, linear SVM"
-        return [svm_scores(file, About("unknown", file.stem, modality, "unknown", "unknown"), C) for file in features]
-    raise FileNotFoundError(f"{path} has no score file (*.scores), nor features (*.npz): run dynpool evaluate first")
+    files = _files_of(path)
+    if not files:
+        raise FileNotFoundError(
+            f"{path} has no score file (*.scores), nor features (*.npz): run dynpool evaluate first"
+        )
+    if files[0].suffix == ".scores":
+        return [_named(read(file), file) for file in files]
+    modality = f"{path.resolve().name}, linear SVM"
+    return [svm_scores(file, About("unknown", file.stem, modality, "unknown", "unknown"), C) for file in files]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.scores")) or sorted(folder.glob("*.npz"))
 
 
 def _named(scores: Scores, file: Path) -> Scores:
