@@ -582,10 +582,8 @@ def _as_one_call(
         mean, std, dim, channel_dim, *rest = inputs[frames + 2 :]
         channel_dim = None if channel_dim is None else channel_dim + 1
         return (*given[:frames], *rows, mean, std, dim + 1, channel_dim, *rest), None
-    x = given[frames - 1]
-    if inputs[frames + 5] == 0 or x.stride(0) != x.shape[1] * x.stride(
-        1
-    ):  # mean and std vary along the clips, or a copy
+    x, channel_dim = given[frames - 1], inputs[frames + 5]
+    if channel_dim == 0 or x.stride(0) != x.shape[1] * x.stride(1):  # mean and std vary along the clips; a copy
         return None
     return (*(None if t is None else t.flatten(0, 1) for t in given), *inputs[frames + 2 :]), clips
 

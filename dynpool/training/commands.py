@@ -172,21 +172,18 @@ def fuse(
             check_weights(shares, len(streams))
         read = [_streams(path, C) for path in streams]
         _check_splits(streams, read)
-        single = len(read[0]) == 1 and not streams[0].is_dir() and not (out is not None and out.is_dir())
-        places: list[Path] = []
-        if str(out) == "-":
-            raise ValueError("--out must be a file or folder, got -")
-        if out is not None:
-            places = [out if single else out / file_name(scores.about.split) for scores in read[0]]
-            _check_apart(places, streams)
-        console = _console()
-        for stream in read:
-            show(stream, console)
         fused = [run_fusion(split, shares) for split in zip(*read, strict=True)]
-        show(fused, console)
-        for scores, place in zip(fused, places, strict=out is not None):
-            write(scores, place)
+        places: list[Path] = []
         if out is not None:
+            single = len(fused) == 1 and not streams[0].is_dir() and not out.is_dir()
+            places = [out if single else out / file_name(scores.about.split) for scores in fused]
+            _check_apart(out, places, streams)
+        console = _console()
+        for stream in [*read, fused]:
+            show(stream, console)
+        if out is not None:
+            for scores, place in zip(fused, places, strict=True):
+                write(scores, place)
             say(f"wrote {out}")
 
 
@@ -209,7 +206,7 @@ def compare(
         read = [_streams(path, 1.0) for path in (first, second)]
         _check_splits([first, second], read)
         if out is not None:
-            _check_apart([out], [first, second])
+            _check_apart(out, [out], [first, second])
         console = _console()
         for stream in read:
             report.show(stream, console)
@@ -225,8 +222,10 @@ def compare(
             say(f"wrote {out}")
 
 
-def _check_apart(places: list[Path], streams: list[Path]) -> None:
+def _check_apart(out: Path, places: list[Path], streams: list[Path]) -> None:
     """Nothing is written over what was read."""
+    if str(out) == "-":
+        raise ValueError("--out must be a file or folder, got -")
     for stream in streams:
         for path in _files_of(stream) if stream.is_dir() else [stream]:
             for place in places:
