@@ -60,7 +60,7 @@ class _Turns:
 
     def __enter__(self) -> None:
         if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]  # as it was made
+            self._lock, self._process = threading.RLock(), os.getpid()
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
