@@ -134,8 +134,9 @@ def test_results_while_frames_come():
 
     thread = threading.Thread(target=show)
     thread.start()
-    while not seen:
+    while not seen and thread.is_alive():
         time.sleep(0.001)
+    assert seen
     for frame in frames[1:]:
         stream.update(frame)
     ends.set()
