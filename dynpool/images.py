@@ -91,7 +91,8 @@ def dynamic_image(
         TypeError, ValueError: an argument does not fit; the message names argument, value and what is allowed.
 
     Warns:
-        RuntimeWarning: parts of the file are damaged, and were skipped or made up by the decoder, or are missing.
+        RuntimeWarning: parts of the file are damaged, and were skipped or made up by the decoder, or are missing. What
+            it makes up may differ by some levels between calls that hold other numbers of frames.
     """
     made = make_images(
         video,

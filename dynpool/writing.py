@@ -39,6 +39,9 @@ def whole_file(path: str | os.PathLike[str], suffix: str | None = None) -> Itera
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's has none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,9 +1,9 @@
-// Products of the frames of a clip, for exact rank pooling: ⟨ψ_s - ψ̄, ψ_t - ψ̄⟩, ⟨ψ_t - ψ̄, ψ̄⟩ and ‖ψ̄‖².
+// Products of the frames of a clip, for exact rank pooling: ⟨ψ_s - c, ψ_t - c⟩, ⟨ψ_t - c, c⟩ and ‖c‖², where c is near
+// their mean, since products of nearly equal frames would cancel in float; in double the mean itself is taken off.
 //
-// ψ of a tile's pixels, less their mean over the frames, is turned into panels [pixels, lanes] of as many frames as a
-// vector has lanes: a product of kRows × 3 vectors of frames then needs neither sums over lanes nor more than 11 loads
-// for 24 multiplications. The lower triangle only, up to panels; sums over kStep pixels, and of up to four of these, are
-// float, over more double.
+// ψ of a tile's pixels, less c, is turned into panels [pixels, lanes] of as many frames as a vector has lanes: a product
+// of kRows × 3 vectors of frames then needs neither sums over lanes nor more than 11 loads for 24 multiplications. The
+// lower triangle only, up to panels; sums over kStep pixels, and of up to four of these, are float, over more double.
 #pragma once
 #include <memory>
 
@@ -22,6 +22,7 @@ constexpr int64_t kVectorBytes = 16, kRows = 4;
 #endif
 constexpr int64_t kColumns = 3;  // panels; with kRows of sums each they fill the registers
 constexpr int64_t kStep = 128;   // pixels of kColumns panels stay in a first-level cache
+constexpr int64_t kCentre = 16;  // frames, at most, whose mean c is
 
 template <class Acc>
 constexpr int64_t kLanes = kVectorBytes / sizeof(Acc);
@@ -61,16 +62,59 @@ inline __attribute__((always_inline)) typename Lanes<Acc>::type load_pixels(cons
   return result;
 }
 
-// panel [padded, V] = ψ of `count` frames less the average, 0 after the n pixels and for missing frames;
-// cross[t] += ⟨ψ_t - average, average⟩.
+#ifdef __AVX512BW__
+
+// make_panel of bytes, which are transposed before they are floats: 64 pixels of all frames at a time.
+template <Nonlinearity psi>
+void make_panel_of_bytes(float* panel, double* cross, const uint8_t* x, int64_t stride, int64_t count, const float* centre,
+                         int64_t n, int64_t padded) {
+  constexpr int64_t V = kLanes<float>;
+  const auto present = static_cast<__mmask16>((1 << count) - 1);
+  alignas(64) uint8_t pixels[V][64];
+  __m512 sums[4] = {};
+  for (int64_t p = 0; p < padded; p += 64) {
+    Words rows[V];
+    for (int64_t t = 0; t < V; ++t) rows[t] = t < count ? load_words(x + t * stride + p, n - p) : Words{};
+    for (int stage = 0; stage < 4; ++stage) {  // within the 16 bytes of each lane
+      Words shuffled[V];
+      for (int64_t i = 0; i < V / 2; ++i) {
+        shuffled[2 * i] = low_bytes(rows[i], rows[i + V / 2]);
+        shuffled[2 * i + 1] = high_bytes(rows[i], rows[i + V / 2]);
+      }
+      for (int64_t i = 0; i < V; ++i) rows[i] = shuffled[i];
+    }
+    for (int64_t i = 0; i < V; ++i) store_words(pixels[i], rows[i]);
+    for (int64_t lane = 0; lane < 4; ++lane) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < V; ++i) {
+        const int64_t pixel = p + V * lane + i;
+        const __m512 less = _mm512_set1_ps(centre[pixel]);
+        const __m512 value = _mm512_maskz_sub_ps(present, psi_vector<psi>(pixels[i] + V * lane), less);
+        _mm512_store_ps(panel + pixel * V, value);
+        sums[i % 4] = _mm512_fmadd_ps(value, less, sums[i % 4]);
+      }
+    }
+  }
+  for (const __m512& sum : sums)
+    for (int64_t t = 0; t < count; ++t) cross[t] += sum[t];
+}
+
+#endif
+
+// panel [padded, V] = ψ of `count` frames less the centre, 0 after the n pixels and for missing frames;
+// cross[t] += ⟨ψ_t - centre, centre⟩.
 template <Nonlinearity psi, bool normalized, class Acc, class X>
-void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t count, const Acc* average,
+void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t count, const Acc* centre,
                 const TilePixels<Acc>& pixels, int64_t n, int64_t padded) {
+#ifdef __AVX512BW__
+  if constexpr (std::is_same<X, uint8_t>::value && !normalized)
+    return make_panel_of_bytes<psi>(panel, cross, x, stride, count, centre, n, padded);
+#endif
   using Vector = typename Lanes<Acc>::type;
   constexpr int64_t V = kLanes<Acc>, kChains = V < 4 ? V : 4;
   Vector sums[kChains] = {};
   for (int64_t p = 0; p < padded; p += V) {
-    const Vector less = *reinterpret_cast<const Vector*>(average + p);
+    const Vector less = *reinterpret_cast<const Vector*>(centre + p);
     Vector rows[V] = {};
     if (count == V) {
       for (int64_t t = 0; t < V; ++t) rows[t] = load_pixels<psi, normalized>(x + t * stride, p, n, pixels) - less;
@@ -80,7 +124,7 @@ void make_panel(Acc* panel, double* cross, const X* x, int64_t stride, int64_t c
     transpose_rows(rows);
     for (int64_t i = 0; i < V; ++i) {
       *reinterpret_cast<Vector*>(panel + (p + i) * V) = rows[i];
-      sums[i % kChains] += rows[i] * average[p + i];
+      sums[i % kChains] += rows[i] * centre[p + i];
     }
   }
   for (int64_t chain = 0; chain < kChains; ++chain)
@@ -115,6 +159,16 @@ void multiply_panels(Sum* K, int64_t pitch, const Acc* a, const Acc* b, int64_t 
     for (int64_t c = 0; c < C; ++c) add_to(K + i * pitch + c * V, sums[i][c]);
 }
 
+template <int64_t R, class Sum, class Acc>
+void multiply_panels(int64_t columns, Sum* K, int64_t pitch, const Acc* a, const Acc* b, int64_t panel_pixels) {
+  static_assert(kColumns == 3);
+  switch (columns) {
+    case 1: return multiply_panels<R, 1>(K, pitch, a, b, panel_pixels);
+    case 2: return multiply_panels<R, 2>(K, pitch, a, b, panel_pixels);
+    default: return multiply_panels<R, 3>(K, pitch, a, b, panel_pixels);
+  }
+}
+
 // Panels [panels, panel_pixels, V] of T frames with one another over kStep pixels: j of at most kColumns panels, i of
 // those and all later ones.
 template <class Sum, class Acc>
@@ -126,12 +180,11 @@ void multiply_step(Sum* K, int64_t pitch, const Acc* panels, int64_t panel_pixel
       const int64_t panel = i / V;
       const Acc* a = panels + panel * panel_pixels * V + i % V;
       Sum* sums = K + i * pitch + first * V;
-      if (panel == first) {
-        multiply_panels<R, 1>(sums, pitch, a, b, panel_pixels);
-      } else if (panel == first + 1) {
-        multiply_panels<R, 2>(sums, pitch, a, b, panel_pixels);
+      const int64_t columns = panel - first + 1 < kColumns ? panel - first + 1 : kColumns;
+      if (R > 4 && T - i <= 4) {
+        multiply_panels<4>(columns, sums, pitch, a, b, panel_pixels);
       } else {
-        multiply_panels<R, kColumns>(sums, pitch, a, b, panel_pixels);
+        multiply_panels<R>(columns, sums, pitch, a, b, panel_pixels);
       }
     }
   }
@@ -219,38 +272,38 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
   const int64_t packed_pitch = row_pitch<X>(tasks);
   const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
-  const std::unique_ptr<Acc[]> ones(new Acc[p.T]);
-  for (int64_t t = 0; t < p.T; ++t) ones[t] = 1;
   const bool several = pitch > kStep;  // steps of a tile, whose sums are float until it is over
   const std::unique_ptr<Acc[]> of_tile(several ? new Acc[rows * rows] : nullptr);
   const std::unique_ptr<Acc[]> storage(new Acc[(1 + rows) * pitch + V]);
   const uintptr_t begin = reinterpret_cast<uintptr_t>(storage.get());
-  Acc* average = reinterpret_cast<Acc*>((begin + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
-  Acc* panels = average + pitch;  // [rows / V, padded, V]
+  Acc* centre = reinterpret_cast<Acc*>((begin + kVectorBytes - 1) / kVectorBytes * kVectorBytes);
+  Acc* panels = centre + pitch;  // [rows / V, padded, V]
 
   for (int64_t task = chunk.begin; task < chunk.end; ++task) {
     const Tile tile = tasks.tile(task);
     const int64_t n = tile.n, padded = (n + kStep - 1) / kStep * kStep;
     const Row row = locate_row(p, tile.outer);
     const int64_t T = band_of(p, row.clip, 0).count;
-    const TileFrames<X> frames{static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x, p.x_t, p.inner().x, n,
-                               packed.get(), packed_pitch};
+    if (T == 0) return;
+    const X* const x = static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x;
+    const int64_t every = (T + kCentre - 1) / kCentre, some = (T + every - 1) / every;
+    Acc shares[kCentre];
+    for (Acc& share : shares) share = Acc{1} / static_cast<Acc>(some);
     if (normalized) pixels->fill(p, row, tile.begin, n);
-    clear(average, padded);
-    accumulate_band<psi, normalized>(average, frames, {0, T}, ones.get(), *pixels);
-    for (int64_t i = n; i < padded; ++i) average[i] = 0;
+    clear(centre, padded);
+    accumulate_band<psi, normalized>(centre, TileFrames<X>{x, every * p.x_t, p.inner().x, n, packed.get(), packed_pitch},
+                                     {0, some}, shares, *pixels);
+    for (int64_t i = n; i < padded; ++i) centre[i] = 0;
     Acc norm = 0;
 #pragma omp simd reduction(+ : norm)
-    for (int64_t i = 0; i < padded; ++i) {
-      average[i] /= static_cast<Acc>(T);
-      norm += average[i] * average[i];
-    }
+    for (int64_t i = 0; i < padded; ++i) norm += centre[i] * centre[i];
     *sums.norm += norm;
+    const TileFrames<X> frames{x, p.x_t, p.inner().x, n, packed.get(), packed_pitch};
     for (int64_t first = 0; first < T; first += V) {
       const int64_t count = T - first < V ? T - first : V;
       int64_t stride;
-      const X* x = frames.block(first, count, &stride);
-      make_panel<psi, normalized>(panels + first * padded, sums.cross + first, x, stride, count, average, *pixels, n,
+      const X* block = frames.block(first, count, &stride);
+      make_panel<psi, normalized>(panels + first * padded, sums.cross + first, block, stride, count, centre, *pixels, n,
                                   padded);
     }
     for (int64_t i = 0; several && i < rows * rows; ++i) of_tile[i] = 0;
@@ -265,20 +318,17 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
 }
 
 template <class X>
-bool gram_of(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
+void gram_of(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums) {
   const bool normalized = p.mean || p.std;
   if (kHasByteProducts && multiplies_bytes(p)) {
     gram_of_bytes(p, chunk, sums);
-    return false;
-  }
-  if (p.nonlinearity == Nonlinearity::identity) {
+  } else if (p.nonlinearity == Nonlinearity::identity) {
     normalized ? gram_chunk<X, Nonlinearity::identity, true>(p, chunk, sums)
                : gram_chunk<X, Nonlinearity::identity, false>(p, chunk, sums);
   } else {
     normalized ? gram_chunk<X, Nonlinearity::sqrt, true>(p, chunk, sums)
                : gram_chunk<X, Nonlinearity::sqrt, false>(p, chunk, sums);
   }
-  return true;
 }
 
 }  // namespace

@@ -65,7 +65,7 @@ struct PartialSums {
   double* dstd;
 };
 
-// What the products of a clip's frames are added to (gram.h).
+// What the products of a clip's frames ψ_t - c are added to (gram.h); without a c where it is 0.
 struct GramSums {
   int64_t rows;   // T rounded up to whole register blocks, the pitch of K
   double* K;      // [rows, rows], the lower triangle
@@ -86,11 +86,11 @@ DYNPOOL_HOST_DEVICE int64_t gram_pixels(const TemporalPoolParams& p) {
   return (p.T <= 256 ? 512 : p.T <= 512 ? 256 : 128) * (multiplies_bytes(p) ? 8 : 1);
 }
 
-// Kernels of one instruction set. gram: whether ψ̄ has been taken off; planes: of uint8 alone.
+// Kernels of one instruction set. planes: of uint8 alone.
 struct Kernels {
   void (*forward)(const TemporalPoolParams& p, int64_t begin, int64_t end);
   void (*backward)(const TemporalPoolParams& p, const Chunk& chunk, const PartialSums& partial);
-  bool (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
+  void (*gram)(const TemporalPoolParams& p, const Chunk& chunk, const GramSums& sums);
   void (*planes)(const PlanesParams& p, int64_t begin, int64_t end) = nullptr;
 };
 

@@ -111,21 +111,24 @@ void backward(const TemporalPoolParams& p, int num_threads) {
   if (p.dstd) add_chunks<Acc>(p.dstd, dstd, 1, p.clips * chunks, p.channels);
 }
 
-// From sums [rows, rows] of ⟨ψ_s, ψ_t⟩, the lower triangle, to those of GramSums in their places.
+// From sums of GramSums of ψ_t - c, in their places, to those of ψ_t - ψ̄.
 void centre(double* sums, int64_t rows, int64_t T) {
+  double* const cross = sums + rows * rows;
   std::vector<double> mean(T);
-  double norm = 0;
+  double norm = 0, cross_mean = 0;
   for (int64_t s = 0; s < T; ++s) {
     for (int64_t t = 0; t < T; ++t) mean[s] += sums[std::max(s, t) * rows + std::min(s, t)];
     norm += mean[s];
     mean[s] /= static_cast<double>(T);
+    cross_mean += cross[s];
   }
   norm /= static_cast<double>(T) * static_cast<double>(T);
+  cross_mean /= static_cast<double>(T);
   for (int64_t s = 0; s < rows; ++s)
     for (int64_t t = 0; t <= s; ++t)
       sums[s * rows + t] = s < T ? (sums[s * rows + t] - mean[s]) - (mean[t] - norm) : 0;
-  for (int64_t t = 0; t < T; ++t) sums[rows * rows + t] = mean[t] - norm;
-  sums[rows * rows + rows] = norm;
+  for (int64_t t = 0; t < T; ++t) cross[t] = (cross[t] - cross_mean) + (mean[t] - norm);
+  cross[rows] += 2 * cross_mean + norm;
 }
 
 }  // namespace
@@ -184,18 +187,17 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   std::vector<double> sums(chunks * size);
   for (int64_t clip = 0; clip < p.clips; ++clip) {
     std::fill(sums.begin(), sums.end(), 0.0);
-    std::vector<char> centred(chunks, true);
     if (!empty) {
       parallel_for(chunks, threads_for(p, num_threads), [&](int64_t c) {
         double* sum = sums.data() + c * size;
         const int64_t first = clip * per_clip;
-        centred[c] = kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
+        kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
                      {rows, sum, sum + rows * rows, sum + rows * rows + rows});
       });
     }
     for (int64_t c = 1; c < chunks; ++c)
       for (int64_t i = 0; i < size; ++i) sums[i] += sums[c * size + i];
-    if (!centred[0]) centre(sums.data(), rows, band_of(p, clip, 0).count);
+    if (const int64_t T = empty ? 0 : band_of(p, clip, 0).count) centre(sums.data(), rows, T);
     for (int64_t s = 0; s < p.T; ++s) {
       for (int64_t t = 0; t <= s; ++t)
         K[(clip * p.T + s) * p.T + t] = K[(clip * p.T + t) * p.T + s] = sums[s * rows + t];

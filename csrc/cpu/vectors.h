@@ -73,11 +73,13 @@ inline __mmask16 extreme(Floats m) {
 // sign(z) √|z|
 template <class X>
 Floats signed_root(Floats z) {
-  const Floats m = _mm512_abs_ps(z), r = _mm512_rsqrt14_ps(m), s = _mm512_mul_ps(m, r);
+  constexpr bool bytes = std::is_same<X, uint8_t>::value;  // 0 … 255
+  const Floats m = bytes ? z : _mm512_abs_ps(z);
+  const Floats r = _mm512_rsqrt14_ps(bytes ? _mm512_max_ps(m, _mm512_set1_ps(0.5f)) : m), s = _mm512_mul_ps(m, r);
   const Floats error = _mm512_fnmadd_ps(s, r, _mm512_set1_ps(1));
   const Floats root = _mm512_fmadd_ps(_mm512_mul_ps(s, _mm512_set1_ps(0.5f)), error, s);
+  if (bytes) return root;
   const Floats safe = _mm512_mask_mov_ps(root, extreme(m), m);
-  if (std::is_same<X, uint8_t>::value) return safe;
   constexpr int kSelect = 0xca;  // a ? b : c, by bits
   return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7fffffff), _mm512_castps_si512(safe),
                                                        _mm512_castps_si512(z), kSelect));
