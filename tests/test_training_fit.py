@@ -224,26 +224,31 @@ def test_a_run_stopped_twice_within_a_step(more, tmp_path):
 
 
 class StopMeasuring(Callback):
-    """Ends the run when validation begins after a step, as Lightning does at SIGTERM."""
+    """Ends the run when validation begins after a step, as Lightning does at SIGTERM, or Python at SIGINT."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, error):
+        self.step, self.error = step, error
 
     def on_validation_start(self, trainer, module):
         if trainer.global_step == self.step:
-            raise SystemExit
+            raise self.error
 
 
-def test_a_run_stopped_while_it_is_measured_misses_no_measurement(more, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("error", "number"), [(SystemExit, signal.SIGTERM), (KeyboardInterrupt, signal.SIGINT)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_run_stopped_while_it_is_measured_misses_no_measurement(more, tmp_path, capsys, error, number):
     """Two steps an epoch, a checkpoint after each; stopped when the second epoch is measured."""
     options = [*AUGMENTED, "data.validation=0.34", "trainer.epochs=3", "trainer.checkpoint_steps=1"]
-    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+    heard = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit, match=f"^{128 + number}$"):
         fit(
             tiny.config(more, *options),
             tmp_path / "stopped",
             backbone=tiny.network(),
-            callbacks=[StopMeasuring(4)],
+            callbacks=[StopMeasuring(4, error)],
         )
+    signal.signal(signal.SIGINT, heard)  # Lightning leaves it ignored
     assert f"stopped; to go on: dynpool train --resume -o {tmp_path / 'stopped'}" in capsys.readouterr().err
     fit(saved_config(tmp_path / "stopped"), tmp_path / "stopped", resume=True, backbone=tiny.network())
     epochs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]

@@ -270,7 +270,7 @@ def _stopping(folder: Path) -> Iterator[None]:
         yield
         return
     except SystemExit as stop:  # so Lightning ends: by SIGTERM without a code, by SIGINT with 1
-        code = stop.code
+        code = 128 + signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else stop.code
     except RuntimeError as error:
         told = [str(e) for e in (error, error.__cause__) if _TERMINATED in str(e)]
         if not told:
