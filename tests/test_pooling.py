@@ -552,6 +552,18 @@ def test_ten_thousand_frames_of_a_constant_vanish(backend):
     assert y.abs().max().item() <= 510 * (num_frames + oracle.SLACK) * 2.0**-53
 
 
+def test_results_larger_than_malloc_keeps():
+    """For which the launcher asks the system for large pages."""
+    x = torch.randint(0, 256, (2, 2884, 2999), dtype=torch.uint8)
+    weights = torch.tensor([-1.0, 1.0])
+    y = temporal_pool(x, weights, 0)
+    assert y.element_size() * y.numel() > 1 << 25
+    assert torch.equal(y, x[1].float() - x[0].float())
+    frames = x[:, 1:].float().requires_grad_()
+    (gradient,) = torch.autograd.grad(temporal_pool(frames, weights, 0), frames, y[1:])
+    assert torch.equal(gradient, torch.stack([-y[1:], y[1:]]))
+
+
 def test_reference_against_oracle():
     """The fallback by its own signature, banded rows included."""
     for dtype in DTYPES:

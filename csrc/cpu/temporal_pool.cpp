@@ -5,6 +5,11 @@
 #include <string>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "../picture.h"
 #include "../solver.h"
 #include "tasks.h"
@@ -77,6 +82,20 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   for (int64_t i = 0; i < count; ++i) body(i);
 }
 
+// Of a dense result that is larger than what malloc keeps, and so lies in new memory: the faults of its small pages would
+// take longer than all that is written to them.
+void ask_for_large_pages(void* memory, int64_t elements, DType dtype) {
+#ifdef __linux__
+  constexpr int64_t kLargestKept = int64_t{32} << 20;  // of glibc: M_MMAP_THRESHOLD, at most
+  constexpr int64_t kSizes[] = {1, 2, 2, 4, 8};
+  const int64_t bytes = elements * kSizes[static_cast<int>(dtype)];
+  if (!memory || bytes <= kLargestKept) return;
+  const uintptr_t page = sysconf(_SC_PAGESIZE), begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (begin + page - 1) / page * page, end = (begin + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint, which some systems do not take
+#endif
+}
+
 // dst[i] = Σ_chunks sums[chunk, i]; several rows of `size` chunks follow one another.
 template <class Acc>
 void add_chunks(void* dst, const std::vector<double>& sums, int64_t rows, int64_t chunks, int64_t size) {
@@ -137,6 +156,7 @@ void temporal_pool(const TemporalPoolParams& p, int num_threads) {
   if (p.num_outer() * p.inner().size == 0 || p.W == 0) return;
   const int64_t count = Tasks(p).count;
   const Kernels kernels = kernels_of(p.x_dtype);
+  ask_for_large_pages(p.y, p.num_outer() * p.inner().size * p.W, p.y_dtype);
   // Ranges of tasks rather than tasks, so that a range shares its buffers.
   const int threads = threads_for(p, num_threads);
   const int64_t ranges = std::min<int64_t>(count, threads == 1 ? 1 : 4 * threads);
@@ -152,6 +172,7 @@ void temporal_pool_backward(const TemporalPoolParams& p, int num_threads) {
     if (p.dstd) std::memset(p.dstd, 0, p.channels * acc);
     return;
   }
+  ask_for_large_pages(p.dx, p.num_outer() * p.inner().size * p.T, p.x_dtype);
   p.x_dtype == DType::float64 ? backward<double>(p, num_threads) : backward<float>(p, num_threads);
 }
 
