@@ -487,10 +487,14 @@ class _RankPool(torch.autograd.Function):
         Vg = frames.means(frames.products(x.detach(), g, mean, std))
         n = solve.adjoint(K, lengths, solution, problem.objective, problem.C, Vg)
 
+        u = solution.u
+        if problem.objective == "svr":
+            u = solve.multipliers(K, lengths, solution, problem.C, problem.epsilon)
+
         # ∂L/∂V_t = u_t (g - z) - n_t d, z = Σ n_t V_t: the gradient of a sum with two rows of weights.
         n = frames.shares(n)
         z = frames.pool(x, n[:, None], mean, std)
-        rows = torch.stack([frames.shares(solution.u), -n], 1)
+        rows = torch.stack([frames.shares(u), -n], 1)
         needs = ctx.needs_input_grad[:3]
         inputs = [
             t if t is None else t.detach().requires_grad_(need) for t, need in zip((x, mean, std), needs, strict=True)

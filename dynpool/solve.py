@@ -110,6 +110,24 @@ def adjoint(K: Tensor, lengths: Tensor, solution: Solution, objective: str, C: f
     return (R @ torch.cholesky_solve(R.mT @ Vg[..., None], _cholesky(R.mT @ K @ R)))[..., 0]
 
 
+def multipliers(K: Tensor, lengths: Tensor, solution: Solution, C: float, epsilon: float) -> Tensor:
+    """u of "svr", [B, T], as its derivative has it: 2 C times what the active frames lack.
+
+    That of a solution makes its d, but may be the step's before the last, of other active frames, since many u make
+    nearly the same d where frames are alike or have few values.
+    """
+    t = torch.arange(1, K.shape[1] + 1, dtype=K.dtype, device=K.device)
+    target = t - epsilon * (t - apply(K, solution.u)).sign()
+    u = adjoint(K, lengths, solution, "svr", C, target)
+
+    def error(u: Tensor) -> Tensor:
+        others = torch.zeros_like(u).masked_fill_(u != 0, torch.inf)
+        return (u / (2 * C) + apply(K, u) - target).abs().where(solution.active, others).amax(1)
+
+    worse = error(solution.u) > error(u)
+    return u.where(worse[:, None], solution.u)
+
+
 def apply(K: Tensor, u: Tensor) -> Tensor:
     """K u. Not by bmm, whose threads take longer to wake than this takes."""
     return (K * u[:, None]).sum(2)

@@ -739,6 +739,31 @@ def test_regression_of_smooth_clips():
     assert (d - best).norm() < 0.05 * best.norm()  # √(2e-3) of its length, as the gap allows
 
 
+def regression_of(x: torch.Tensor, d: torch.Tensor, C: float, epsilon: float) -> torch.Tensor:
+    """The minimum of "svr" [D] as a function of frames [T, D] in closed form: of those that d leaves outside of the tube."""
+    V, t = running_means(x), torch.arange(1, len(x) + 1, dtype=x.dtype)
+    lacking = t - V.detach() @ d
+    active = lacking.abs() > epsilon
+    V, target = V[active], (t - epsilon * lacking.sign())[active]
+    system = torch.eye(x.shape[1], dtype=x.dtype) + 2 * C * V.mT @ V
+    return torch.linalg.solve(system, 2 * C * V.mT @ target)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("backend", parameters("cpu", "reference", "emulated", "cuda"), indirect=True)
+def test_the_gradient_of_regression_whose_last_step_changed_the_active_frames(backend, seed):
+    """Many multipliers make nearly the same d of frames of one value: those of the minimum are the gradient's."""
+    values = torch.randint(-20, 21, (8, 1), generator=torch.Generator().manual_seed(seed)).double()
+    x = torch.tensor([[-18.0], [17.0], [0.0]], dtype=torch.float64) if seed == 0 else values
+    leaf, mine = (x.to(device, copy=True).requires_grad_() for device in (backend.device, "cpu"))
+    d = rank_pool(leaf, 0, objective="svr", C=10.0, epsilon=1.0)
+    d.sum().backward()
+    expected = regression_of(mine, d.detach().cpu(), 10.0, 1.0)
+    expected.sum().backward()
+    assert torch.allclose(d.detach().cpu(), expected.detach(), rtol=1e-7)
+    assert torch.allclose(leaf.grad.cpu(), mine.grad, rtol=1e-4, atol=1e-6 * mine.grad.abs().max().item())
+
+
 @pytest.mark.filterwarnings("ignore:rank_pool")  # of a gap of 1e-9, which roundings keep it from
 @pytest.mark.parametrize(("scale", "C"), [(16383.0, 100.0), (65535.0, 100.0), (1e7, 1.0)])
 def test_gradient_of_regression_by_signs(scale, C):
