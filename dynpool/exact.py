@@ -149,7 +149,8 @@ def rank_pool(
     are enlarged by what roundings may take from a margin: some millionths, and at most tol / 4. Where they might count
     for more, the objective of d and its gap are computed anew, and a clip whose d misses `tol`, as by weights that are
     large and cancel ("svr" of videos, a large C, more frames than values), is solved again in float64, in some times
-    the time, and eight bytes a value. At last d is rounded to its dtype, which at a large C may count by itself.
+    the time, and eight bytes a value. At last d is rounded to its dtype, which nothing here tells of: it may count at a
+    large C, and in float16 and bfloat16 at any (`out_dtype=torch.float32`).
 
     Differentiable once for x, mean and std, by implicit differentiation: exact where the active pairs (frames) stay
     the same in a neighbourhood, one of the subgradients elsewhere. With a gradient the solver goes to a gap of 1e-8,

@@ -740,7 +740,7 @@ def test_regression_of_smooth_clips():
 
 
 def regression_of(x: torch.Tensor, d: torch.Tensor, C: float, epsilon: float) -> torch.Tensor:
-    """The minimum of "svr" [D] as a function of frames [T, D] in closed form: of those that d leaves outside of the tube."""
+    """The minimum of "svr" [D] as a function of frames [T, D] in closed form: of those that d leaves outside."""
     V, t = running_means(x), torch.arange(1, len(x) + 1, dtype=x.dtype)
     lacking = t - V.detach() @ d
     active = lacking.abs() > epsilon

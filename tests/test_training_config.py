@@ -88,6 +88,42 @@ def test_what_is_refused_is_named(override, message):
         load([], [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimiser.name=adamw", "optimiser.momentum=0.5"], r"momentum = 0\.5 is of name = 'sgd', got 'adamw'"),
+        (
+            ["optimiser.schedule=constant", "optimiser.final_lr=0.5"],
+            r"final_lr = 0\.5 has no meaning with schedule = 'con",
+        ),
+        (["optimiser.warmup=5", "trainer.epochs=5"], r"must be below trainer\.epochs, got warmup = 5 and epochs = 5"),
+        (
+            ["data.dataset=weizmann", "data.test_fraction=0.5"],
+            r"test_fraction = 0\.5 is of dataset 'folders', got 'weizm",
+        ),
+        (
+            ["data.dataset=ucf101", "data.group=g"],
+            "group = 'g' is of .* or of videos set aside, got dataset 'ucf101' and va",
+        ),
+        (["data.method=max", "data.time_average=false"], "time_average = False has no meaning with method = 'max'"),
+        (
+            ["model.kind=static", "data.source=frames", "model.video_pool=mean"],
+            "video_pool = 'mean' has no meaning with k",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_beside_others_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load([], overrides)
+    for override in overrides:
+        if not override.startswith(("model.video_pool", "data.group", "model.kind")):
+            load([], [override])
+
+
+def test_groups_keep_together_what_is_set_aside():
+    assert load([], ["data.dataset=ucf101", "data.group=g", "data.validation=0.1"]).data.sets_aside
+
+
 def test_steps_do_not_end_epochs_that_are_measured():
     message = r"must be null with trainer\.max_steps, got 'test' and max_steps = 5: say trainer\.epochs"
     with pytest.raises(ConfigError, match=message):
@@ -95,9 +131,9 @@ def test_steps_do_not_end_epochs_that_are_measured():
 
 
 def test_options_of_the_command_are_overrides():
-    given = commands._given("it's \\ here: yes", commands.Kind.static, "03")
-    data = load(["weizmann"], given).data
-    assert (data.dataset, data.root, data.split, data.source) == ("folders", "it's \\ here: yes", "03", "frames")
+    for folder in ("it's \\ here: yes", 'of "any" kind \n', "no text \udce9\x7f", "\U0001f600 ä \ufeff"):
+        data = load(["weizmann"], commands._given(folder, commands.Kind.static, "03")).data
+        assert (data.dataset, data.root, data.split, data.source) == ("folders", folder, "03", "frames")
     data = load(["weizmann"], commands._given("ucf101:UCF-101", commands.Kind.dynamic, "3")).data
     assert (data.dataset, data.root, data.split, data.source) == ("ucf101", "UCF-101", 3, "dynamic_images")
 
@@ -222,9 +258,10 @@ def test_testing_draws_nothing():
     ],
 )
 def test_rates(schedule, rates):
-    config = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule)
+    options = {"lr": 1, "schedule": schedule} | ({} if schedule == "constant" else {"final_lr": 0.01})
+    config = OptimiserConfig(**options)
     assert [rate(config, epoch, 5) for epoch in range(5)] == pytest.approx(rates)
-    warm = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule, warmup=3)
+    warm = OptimiserConfig(**options, warmup=3)
     assert [rate(warm, epoch, 8) for epoch in range(8)] == pytest.approx([0.25, 0.5, 0.75, *rates])
     assert rate(config, 0, 1) == 1
 

@@ -663,6 +663,16 @@ def test_pictures_of_what_it_was_trained_on_are_no_test(root, more, tmp_path):
         evaluate(halves, overrides=[f"data.root={tmp_path / 'other'}"], backbone=tiny.network())
 
 
+def test_validation_that_can_read_nothing_is_no_accuracy(more, tmp_path):
+    videos = shutil.copytree(more / "train", tmp_path / "videos")
+    config = tiny.config(videos, "data.validation=0.34", "trainer.epochs=2")
+    for video in config.data.subsets()[1]:
+        Path(video.path).write_bytes(b"no video")
+    with pytest.raises(ValueError, match="none of the videos that are set aside for validation could be read"):
+        fit(config, tmp_path / "run", backbone=tiny.network())
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+
+
 def test_a_run_does_not_go_on_with_other_videos(more, tmp_path):
     """Of validation, too, and of folders of frames, which have no size."""
     videos, run = shutil.copytree(more / "train", tmp_path / "videos"), tmp_path / "run"

@@ -510,10 +510,11 @@ def test_files_of_a_folder_are_splits_that_are_named_by_them(tmp_path):
 
 
 def test_the_command_compare(files):
-    out = run("compare", files / "rgb.scores", files / "motion.scores", "-o", files / "classes.csv")
+    table = files / "a new folder" / "classes.csv"
+    out = run("compare", files / "rgb.scores", files / "motion.scores", "-o", table)
     assert "dynamic images is better" in out
     assert "left out" not in out
-    assert (files / "classes.csv").read_text().splitlines() == [
+    assert table.read_text().splitlines() == [
         "class,videos,first,second,difference",
         "walk,1,0.00,100.00,100.00",
         '"run, fast",2,50.00,100.00,50.00',

@@ -209,7 +209,7 @@ def _check_pooling(config: ModelConfig) -> None:
 def _check_streams(config: ModelConfig) -> None:
     if config.kind == "static":
         choice("pool of a static network", config.pool, ("none",))
-        _check_absent(config, "kind = 'static'", "layer", "window", "video_layer")
+        _check_absent(config, "kind = 'static'", "layer", "window", "video_layer", "video_pool")
     if config.kind != "two_stream":
         _check_absent(config, f"kind = {config.kind!r}", "branch")
     elif config.pool == "none":

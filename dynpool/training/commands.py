@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -255,7 +254,9 @@ def _given(data: str | None, model: Kind | None, split: str | None) -> list[str]
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """As YAML, which takes no unprintable characters, as names have that are no text."""
+    plain = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(plain)}"'
 
 
 def _configured(files: list[str], overrides: list[str]) -> Config:

@@ -112,12 +112,16 @@ class VideoClassifier(L.LightningModule):
 
     # --- validation ------------------------------------------------------------------------------------------------
 
+    def on_validation_epoch_start(self) -> None:
+        self._measured = 0
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Of batches that none of whose videos could be read, nothing is measured, but all processes log as often."""
         self.notices.add(batch)
         # Others are dealt twice, to even processes out.
         own = batch["index"] % self.trainer.world_size == self.global_rank
         label = batch["label"][own]
+        self._measured += len(label)
         if len(label):
             scores = self(batch["video"][own], batch["lengths"][own])
             self.val_loss.update(self.loss(scores, label), len(label))
@@ -127,6 +131,12 @@ class VideoClassifier(L.LightningModule):
         self.log("val/loss", self.val_loss, **options)
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, **options)
         self.log("val/class_accuracy", self.val_class_accuracy, **options)
+
+    def on_validation_epoch_end(self) -> None:
+        """An accuracy of nothing would make some epoch the best."""
+        measured = torch.tensor(float(self._measured), device=self.device)
+        if not self.trainer.strategy.reduce(measured, reduce_op="sum"):
+            raise ValueError("none of the videos that are set aside for validation could be read")
 
     # --- optimiser -------------------------------------------------------------------------------------------------
 

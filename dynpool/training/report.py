@@ -231,6 +231,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", errors=ERRORS, newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(header)
