@@ -372,6 +372,14 @@ class _Frames:
         p = ops.weights_gradient(image.to(dtype), x, weights, mean, std, self._plan_of(x, 1, rows=False))
         return p[:, 0].double()
 
+    def differ(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Whether the frames of a clip are not all the same, [B]."""
+        clips = x[None] if self.plan.dim == 0 else x.movedim(self.plan.dim, 1)
+        found = torch.zeros_like(lengths, dtype=torch.bool)
+        for t, frame in enumerate(clips.unbind(1)):
+            found |= (frame != clips[:, 0]).reshape(len(clips), -1).any(1) & (t < lengths)
+        return found
+
     def means(self, values: Tensor) -> Tensor:
         """Of what frames have, [..., T], what the V_t have."""
         if not self.time_average:
@@ -419,8 +427,9 @@ class _RankPool(torch.autograd.Function):
         solution = solve.solve(K, lengths, problem.objective, problem.C, problem.epsilon, tol, problem.max_iter)
         # Solvers whom roundings of float32 stopped, and frames that it does not tell apart; bytes differ by 1 or more.
         stopped = ~(solution.gap <= problem.tol * solution.objective) & (solution.iterations < problem.max_iter)
-        near = alike[:, 0] & (products.centred.diagonal(dim1=1, dim2=2) > 0).any(1)
-        doubtful = stopped if x.dtype == torch.uint8 else stopped | near
+        doubtful = stopped
+        if x.dtype != torch.uint8 and bool(alike.any()):
+            doubtful = doubtful | (alike[:, 0] & frames.differ(x.detach(), lengths))
         solved = (solution.gap / solution.objective).where(solution.objective > 0, 0)
         scores = (K @ solution.u[..., None])[..., 0]
         weights = frames.shares(solution.u).where(~alike, 0)  # any u gives frames that are all alike their d

@@ -280,6 +280,15 @@ def test_a_constant_video(dtype, nonlinearity, objective):
         assert torch.allclose(ratio, ratio[:, :1, :1].expand_as(ratio), atol=1e-5)  # of weights of 6 that cancel
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_frames_whose_products_underflow_are_ranked(objective):
+    x = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)) * 1e-24
+    options = {"objective": objective, "C": 1e48, "return_info": True}
+    (d, info), (expected, of_doubles) = rank_pool(x, 0, **options), rank_pool(x.double(), 0, **options)
+    assert info.objective.item() == pytest.approx(of_doubles.objective.item())
+    assert torch.allclose(d.double(), expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("objective", ["ranksvm", "ranksvm_squared"])
 def test_frames_that_are_nearly_alike_are_ranked(backend, objective):
     x = (1000 + 0.1 * torch.rand(1, 7, 50)).to(backend.device)
