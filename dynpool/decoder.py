@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .files import Borrowed, File, TimeLimit, VideoError, anew, readable, source_name
+from .files import Borrowed, File, TimeLimit, VideoError, anew, is_cut_short, readable, source_name
 
 try:
     import av
@@ -90,7 +90,7 @@ def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iter
     """The decoder of what `is_file`. Raises, also while frames are decoded, what `read_clip` does."""
     limit = TimeLimit(source_name(video), timeout)
     with readable(video, limit) as file, _opened(file, limit) as container:
-        decoder = Decoder(container, file, chosen, limit)
+        decoder = Decoder(container, file, chosen, limit, cut=is_cut_short(file))
         try:
             yield decoder
         finally:
@@ -120,23 +120,29 @@ class Decoder:
     """The first video stream of a container.
 
     Its packets, which are small, are read ahead as far as the chosen frames go, and kept, up to a limit: their number
-    tells how many frames there will be, and the frames can be decoded once more if it does not.
+    tells how many frames there will be, and the frames can be decoded once more if it does not. `cut`: whether the file
+    is known to be shorter than it was.
     """
 
-    def __init__(self, container: Any, file: Any, chosen: slice, limit: TimeLimit) -> None:
+    def __init__(
+        self, container: Any, file: Any, chosen: slice, limit: TimeLimit, threads: int | None = None, cut: bool = False
+    ) -> None:
         self.source = limit.source
         self._unreadable: list[Exception] = []
         self._undecodable: list[Exception] = []
         self._container, self._file, self._chosen, self._limit = container, file, chosen, limit
-        self._stream = _video_stream(container, self.source)
+        self._stream = _video_stream(container, self.source, threads)
         self._indexed = len(self._stream.index_entries)
-        self._demuxed, self._ended = 0, False
+        self._cut = cut
+        # Old MPEG-4 encoders put two frames in a packet, next to none in the one that follows, and a byte in the last.
+        self._least = 2 if self._stream.codec_context.name == "mpeg4" else 1
+        self._demuxed, self._ended, self._reached = 0, False, 0
+        self._shown, self._holding = 0, 0  # packets that are not left out, and those that are large enough for a frame
         self._packets = self._demux()
         self._kept: list[Any] = []
         self._kept_bytes = 0
-        self._sizes: list[int] = []  # of those that hold a frame that will be shown
         self.repeatable = self._read_ahead()
-        self._decoded = False
+        self._decoded, self._complete = False, False
 
     @property
     def damage(self) -> list[Exception]:
@@ -158,24 +164,30 @@ class Decoder:
         read, if that is not just a few.
 
         An index that was there before it was read holds all of them, and none that an edit list drops. Without, as in
-        an AVI file that was cut off, the header's count must do, which may include frames that repeat the one before.
+        an AVI file that was cut off, the header's count must do, which may include frames that repeat the one before,
+        or its duration.
         """
         if not self._ended:
             return 0
-        promised = self._indexed if self._demuxed <= self._indexed else self._stream.frames
-        if self._demuxed >= _WHOLE * promised:
+        promised = self._indexed if self._demuxed <= self._indexed and not self._cut else self._stream.frames
+        least = _WHOLE * promised
+        if self._cut and not promised:
+            promised = least = self._in_all()
+        if self._demuxed >= least:
             return 0
         wanted = promised if self._chosen.stop is None else min(promised, self._chosen.stop)
         return max(wanted - self._demuxed, 0)
 
+    def _in_all(self) -> int:
+        """How many packets there would be in the time that the header tells."""
+        duration, start = self._container.duration, self._container.start_time or 0
+        read = float(self._reached * (self._stream.time_base or 0) * av.time_base) - start
+        return round(self._demuxed * duration / read) if duration and read > 0 else 0
+
     @property
     def expected(self) -> int | None:
         """How many frames there will probably be; None where nothing tells."""
-        if not self.repeatable:
-            return None
-        # Old MPEG-4 encoders put two frames in a packet, next to none in the one that follows, and a byte in the last.
-        least = 2 if self._stream.codec_context.name == "mpeg4" else 1
-        return len(range(sum(size >= least for size in self._sizes))[self._chosen])
+        return len(range(self._holding)[self._chosen]) if self.repeatable else None
 
     def frames(self) -> Iterator[tuple[int, Any]]:
         """The chosen frames with their numbers, in display order; what cannot be decoded is skipped and noted in
@@ -223,19 +235,46 @@ class Decoder:
                 reason = f"its packets do not tell its number of frames, and it is too large ({size}) to decode twice"
                 raise VideoError(self.source, reason)
             self._stream.codec_context.flush_buffers()
-            self._undecodable.clear()
         self._decoded = True
-        number = 0
+        errors: list[Exception] = []
+        if not self._complete:  # else they are known, and a decoder that was flushed may find others
+            self._undecodable = errors
+        number = failures = drained = 0
         for packet in self._stored():
+            drained = -number
             try:
                 for frame in self._stream.decode(packet):
                     if frame.is_corrupt:  # parts of it are made up
-                        self._undecodable.append(VideoError(self.source, "is damaged", number))
+                        errors.append(VideoError(self.source, "is damaged", number))
                     yield frame
                     number += 1
             except FFmpegError as error:
-                self._undecodable.append(error)
+                errors.append(error)
+                failures += 1
             self._check_time()
+        drained += number  # frames that the end of the file brought
+        lost = self._holding - number - failures
+        if lost > 0 and drained < self._stream.codec_context.thread_count - 1:
+            yield from self._lost(number, lost)
+        self._complete = True
+
+    def _lost(self, number: int, lost: int) -> Iterator[Any]:
+        """The frames from this number on, by one thread. Several each have one when the file ends, and if one of these is
+        damaged, FFmpeg drops it and those that follow without a word.
+        """
+        file = anew(self._file, self._limit)
+        if file is None:
+            if not self._complete:
+                self._undecodable += [VideoError(self.source, "was lost by threads", number)] * lost
+            return
+        with _opened(file, self._limit) as container:
+            decoder = Decoder(container, file, slice(0, None), self._limit, threads=1)
+            try:
+                yield from itertools.islice(decoder._decode(), number, None)
+            finally:
+                decoder.close()
+        if not self._complete:
+            self._undecodable = decoder._undecodable
 
     def _read_ahead(self) -> bool:
         """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""
@@ -243,17 +282,14 @@ class Decoder:
         for packet in self._packets:
             if not self._keep(packet):
                 return False
-            if len(self._sizes) >= enough:
+            if self._shown >= enough:
                 break
             self._check_time()
         return True
 
     def _keep(self, packet: Any) -> bool:
         self._kept.append(packet)
-        size = 0 if packet is None else packet.size
-        self._kept_bytes += size
-        if size and not packet.is_discard:
-            self._sizes.append(size)
+        self._kept_bytes += 0 if packet is None else packet.size
         return self._kept_bytes <= _KEPT_BYTES
 
     def _stored(self) -> Iterator[Any]:
@@ -289,7 +325,7 @@ class Decoder:
                     if packet.dts is None and not packet.size:  # PyAV's last, which is none of the file
                         self._ended = True
                     else:
-                        self._demuxed += 1
+                        self._count(packet)
                     yield packet
         except (FFmpegError, IndexError) as error:  # PyAV's, for a stream that appears midway
             self._unreadable.append(error)
@@ -297,7 +333,16 @@ class Decoder:
             yield None
 
 
-def _video_stream(container: Any, source: str) -> Any:
+    def _count(self, packet: Any) -> None:
+        self._demuxed += 1
+        if packet.size and not packet.is_discard:
+            self._shown += 1
+            self._holding += packet.size >= self._least
+        if packet.pts is not None:
+            self._reached = max(self._reached, packet.pts + (packet.duration or 0))
+
+
+def _video_stream(container: Any, source: str, threads: int | None) -> Any:
     streams = [] if container.format.name in _NO_VIDEOS else container.streams.video
     for stream in streams:
         if not stream.disposition & Disposition.attached_pic:  # the cover of an audio file
@@ -310,7 +355,7 @@ def _video_stream(container: Any, source: str) -> Any:
                     source, f"has frames of {codec.width} x {codec.height}: at most 2^27 pixels are decoded"
                 )
             codec.options = {"max_pixels": str(MAX_PIXELS)}  # of those that grow midway
-            codec.thread_count, codec.thread_type = _decoding_threads(pixels), "AUTO"
+            codec.thread_count, codec.thread_type = threads or _decoding_threads(pixels), "AUTO"
             return stream
     raise VideoError(source, f"has no video stream (format {container.format.name})")
 

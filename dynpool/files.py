@@ -21,6 +21,7 @@ File: TypeAlias = PathLike | bytes | BinaryIO
 
 _FOREVER = 1e6  # seconds
 _CONCAT = b"ffconcat version 1.0"
+_HEADER = 256  # bytes that tell a file's size
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
 
@@ -113,6 +114,50 @@ def anew(file: Any, limit: TimeLimit) -> Any:
         return file if os.path.isfile(file.removeprefix("file:")) else None
     borrowed = Borrowed(file._file if isinstance(file, Borrowed) else file, limit)
     return borrowed if borrowed.seekable() else None
+
+
+def is_cut_short(file: Any) -> bool:
+    """Whether what `readable` gave ends before its own header says: of AVI and Matroska files FFmpeg does not tell. Of what
+    comes by a pipe or from a URL that is not known.
+    """
+    file = file._file if isinstance(file, Borrowed) else file
+    if isinstance(file, io.BytesIO):
+        with file.getbuffer() as memory:
+            return len(memory) < _declared_size(bytes(memory[:_HEADER]))
+    if isinstance(file, str):
+        path = file.removeprefix("file:")
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb", buffering=0) as opened:
+            return os.path.getsize(path) < _declared_size(opened.read(_HEADER))
+    raw = file.raw if type(file) is io.BufferedReader else file
+    if type(raw) is not io.FileIO or not hasattr(os, "pread"):
+        return False
+    state = os.fstat(raw.fileno())
+    return stat.S_ISREG(state.st_mode) and state.st_size < _declared_size(os.pread(raw.fileno(), _HEADER, 0))
+
+
+def _declared_size(start: bytes) -> int:
+    """The size of a file with this beginning, of its first part if it has several; 0 where it does not say."""
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return 8 + int.from_bytes(start[4:8], "little")
+    if start[:4] == b"\x1a\x45\xdf\xa3":  # EBML
+        header, end = _ebml_size(start, 4)
+        segment = end + header
+        if start[segment : segment + 4] == b"\x18\x53\x80\x67":
+            size, end = _ebml_size(start, segment + 4)
+            return end + size if size else 0
+    return 0
+
+
+def _ebml_size(data: bytes, at: int) -> tuple[int, int]:
+    """A size of RFC 8794, 0 where it says that it is not known, and where it ends."""
+    length = 9 - data[at].bit_length() if at < len(data) else 9
+    if length > 8:
+        return 0, len(data)
+    ones = (1 << 7 * length) - 1
+    size = int.from_bytes(data[at : at + length], "big") & ones
+    return 0 if size == ones else size, at + length
 
 
 def _check_alone(path: str) -> None:

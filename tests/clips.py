@@ -41,7 +41,7 @@ def write(
     codec: str = "ffv1",
     pix_fmt: str = "bgr0",
     format: str = "matroska",
-    rate: int = 25,
+    rate: int | Fraction = 25,
     tags: dict[str, int] | None = None,
     frame_format: str = "rgb24",
     muxing: dict[str, str] | None = None,

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import clips
@@ -25,6 +26,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from dynpool import files
 from dynpool.decoder import TOLERANT, Decoder, open_video
 from dynpool.files import TimeExceeded, TimeLimit, VideoError
 from dynpool.images import Pictures, dynamic_image, dynamic_images, make_images
@@ -674,12 +676,75 @@ def test_frames_of_which_parts_are_made_up_are_damaged(read):
     assert read(bytes(file)).damaged == corrupt + wrong
 
 
+@pytest.mark.parametrize("kind", ["path", "bytes", "file", "stream"])
+@pytest.mark.parametrize(("codec", "format"), [("mpeg4", "avi"), ("libx264", "matroska"), ("libvpx", "webm")])
+def test_files_that_were_cut_after_a_whole_packet_are_damaged(codec, format, kind, tmp_path):
+    """A small file with frames out of order is all read when it is opened, after which FFmpeg's index has all of it."""
+    options = {"bf": "2"} if format == "avi" else {}
+    frames, rate = clips.random_frames(60, 32, 48), Fraction(30000, 1001)
+    whole = clips.encoded(frames, codec=codec, pix_fmt="yuv420p", format=format, rate=rate, **options)
+    with av.open(io.BytesIO(whole)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    assert read_clip(whole).damaged == 0
+    path = tmp_path / "cut"
+    path.write_bytes(whole[: places[20]])
+    with path.open("rb") as file:
+        video = {"path": path, "bytes": path.read_bytes(), "file": file, "stream": io.BytesIO(path.read_bytes())}[kind]
+        frames, damaged = read_clip(video)
+    assert 18 <= len(frames) <= 20
+    assert 39 <= damaged <= 41
+
+
+@pytest.mark.parametrize("start", [b"RIFF", b"\x1a\x45\xdf\xa3", b"\x1a\x45\xdf\xa3\x01", b"\x1a\x45\xdf\xa3\x80", b""])
+def test_what_ends_in_its_header_declares_no_size(start):
+    assert files._declared_size(start) == 0
+
+
+def test_the_size_of_a_matroska_file():
+    header = b"\x1a\x45\xdf\xa3\x84" + bytes(4) + b"\x18\x53\x80\x67"
+    assert files._declared_size(header + b"\x82" + bytes(2)) == len(header) + 1 + 2
+    assert files._declared_size(header + b"\x40\x10") == len(header) + 2 + 16
+    for unknown in (b"\xff", b"\x01" + b"\xff" * 7):
+        assert files._declared_size(header + unknown) == 0
+
+
 def test_two_frames_that_an_encoder_counted_too_many_are_not_missing():
     avi = clips.encoded(clips.random_frames(60, 32, 48), codec="mpeg4", pix_fmt="yuv420p", format="avi")
     length = avi.index(b"strh") + 8 + 32  # dwLength of the AVISTREAMHEADER
     assert avi[length : length + 4] == struct.pack("<I", 60)
     clip = read_clip(avi[:length] + struct.pack("<I", 62) + avi[length + 4 : avi.index(b"idx1")])
     assert (len(clip.frames), clip.damaged) == (60, 0)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0"}, {}], ids=["in order", "B-frames"])
+def test_damage_at_the_end_is_seen_by_several_threads(options, monkeypatch, tmp_path):
+    frames = [np.full((720, 1280, 3), 20 * t, np.uint8) for t in range(10)]
+    whole = clips.encoded(frames, codec="libx264", pix_fmt="yuv420p", format="mp4", **options)
+    with av.open(io.BytesIO(whole)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "clip.mp4"
+    for place, size in places[-3:]:
+        path.write_bytes(whole[:place] + b"\xff" * size + whole[place + size :])
+        found = []
+        for threads in (1, 4):
+            monkeypatch.setattr("dynpool.decoder.cores", lambda threads=threads: threads)
+            clip = read_clip(path)
+            found.append((len(clip.frames), clip.damaged))
+        assert found[0] == found[1] == (9, 1)
+    with open_video(path, slice(0, None)) as decoder:  # of what cannot be read once more, it is told
+        monkeypatch.setattr("dynpool.decoder.anew", lambda *_: None)
+        count = sum(1 for _ in decoder.frames())
+        assert count + decoder.damaged == 10
+
+
+def test_damage_is_counted_alike_however_often_frames_are_decoded():
+    file = bytearray(clips.encoded(clips.random_frames(30, 96, 128), codec="mpeg4", pix_fmt="yuv420p", format="avi"))
+    for place in np.random.default_rng(0).integers(len(file) // 4, len(file) * 3 // 4, 20):
+        file[place] ^= 255
+    with open_video(bytes(file), slice(0, None)) as decoder:
+        counts = [(sum(1 for _ in decoder.frames()), decoder.damaged)[1] for _ in range(3)]
+    assert counts[0] > 3
+    assert counts == counts[:1] * 3
 
 
 def test_an_empty_packet_is_damage_and_not_the_end():
