@@ -259,8 +259,8 @@ class Decoder:
         self._complete = True
 
     def _lost(self, number: int, lost: int) -> Iterator[Any]:
-        """The frames from this number on, by one thread. Several each have one when the file ends, and if one of these is
-        damaged, FFmpeg drops it and those that follow without a word.
+        """The frames from this number on, by one thread. Several each have one when the file ends, and if one of these
+        is damaged, FFmpeg drops it and those that follow without a word.
         """
         file = anew(self._file, self._limit)
         if file is None:
@@ -331,7 +331,6 @@ class Decoder:
             self._unreadable.append(error)
             self._ended = True
             yield None
-
 
     def _count(self, packet: Any) -> None:
         self._demuxed += 1

@@ -21,6 +21,7 @@ File: TypeAlias = PathLike | bytes | BinaryIO
 
 _FOREVER = 1e6  # seconds
 _CONCAT = b"ffconcat version 1.0"
+_PLAYLIST, _LARGEST_PLAYLIST = b"#EXTM3U", 1 << 24
 _HEADER = 256  # bytes that tell a file's size
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
@@ -117,8 +118,8 @@ def anew(file: Any, limit: TimeLimit) -> Any:
 
 
 def is_cut_short(file: Any) -> bool:
-    """Whether what `readable` gave ends before its own header says: of AVI and Matroska files FFmpeg does not tell. Of what
-    comes by a pipe or from a URL that is not known.
+    """Whether what `readable` gave ends before its own header says: of AVI and Matroska files FFmpeg does not tell. Of
+    what comes by a pipe or from a URL that is not known.
     """
     file = file._file if isinstance(file, Borrowed) else file
     if isinstance(file, io.BytesIO):
@@ -167,10 +168,28 @@ def _check_alone(path: str) -> None:
     try:
         with open(path, "rb") as file:
             start = file.read(len(_CONCAT))
+            playlist = start + file.read(_LARGEST_PLAYLIST) if start.startswith(_PLAYLIST) else b""
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from error
     if start == _CONCAT:
         raise VideoError(path, "names other files (format concat)")
+    if playlist:
+        _check_ends(path, playlist)
+
+
+def _check_ends(path: str, playlist: bytes) -> None:
+    """Of one that may go on FFmpeg waits for more, a hundred times as long as the file says, and hears no signal."""
+    names = re.findall(rb'^#EXT-X-MEDIA:.*URI="([^"]+)"', playlist, re.MULTILINE)
+    if b"#EXT-X-STREAM-INF" in playlist:  # it names other playlists
+        names += [line for line in playlist.splitlines() if line and not line.startswith(b"#")]
+    texts = [] if names else [playlist]
+    for name in names:
+        other = os.path.join(os.path.dirname(path), os.fsdecode(name))
+        if b"\0" not in name and os.path.isfile(other):
+            with contextlib.suppress(OSError), open(other, "rb") as file:
+                texts.append(file.read(_LARGEST_PLAYLIST))
+    if not all(b"#EXT-X-ENDLIST" in text for text in texts):
+        raise VideoError(path, "is a playlist that may go on, as of a live stream (without #EXT-X-ENDLIST)")
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -737,14 +737,20 @@ def test_damage_at_the_end_is_seen_by_several_threads(options, monkeypatch, tmp_
         assert count + decoder.damaged == 10
 
 
-def test_damage_is_counted_alike_however_often_frames_are_decoded():
-    file = bytearray(clips.encoded(clips.random_frames(30, 96, 128), codec="mpeg4", pix_fmt="yuv420p", format="avi"))
-    for place in np.random.default_rng(0).integers(len(file) // 4, len(file) * 3 // 4, 20):
-        file[place] ^= 255
-    with open_video(bytes(file), slice(0, None)) as decoder:
-        counts = [(sum(1 for _ in decoder.frames()), decoder.damaged)[1] for _ in range(3)]
-    assert counts[0] > 3
-    assert counts == counts[:1] * 3
+def test_damage_is_that_of_the_first_time_that_frames_are_decoded(monkeypatch):
+    """A decoder that was flushed is not always as it was, and may fail elsewhere."""
+    stored, calls = Decoder._stored, []
+
+    def worse_each_time(self):
+        yield from [av.Packet(b"\xff" * 50)] * len(calls)
+        calls.append(self)
+        yield from stored(self)
+
+    monkeypatch.setattr(Decoder, "_stored", worse_each_time)
+    file = clips.encoded(FRAMES, codec="png", pix_fmt="rgb24", format="mp4")
+    with open_video(file, slice(0, None)) as decoder:
+        counts = [(sum(1 for _ in decoder.frames()), decoder.damaged) for _ in range(3)]
+    assert counts == [(len(FRAMES), 0)] * 3
 
 
 def test_an_empty_packet_is_damage_and_not_the_end():
@@ -1007,6 +1013,25 @@ def test_a_playlist_of_segments_beside_it(tmp_path):
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\npart.ts\n#EXT-X-ENDLIST\n"
     (tmp_path / "clip.m3u8").write_text(playlist)
     assert len(read_clip(tmp_path / "clip.m3u8").frames) == len(FRAMES)
+
+
+def test_a_playlist_that_may_go_on_is_not_waited_for(tmp_path):
+    clips.write(tmp_path / "part.ts", FRAMES, "mpeg2video", "yuv420p", "mpegts")
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:3600\n#EXTINF:1,\npart.ts\n"
+    choice = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n\nlive.m3u8\n"
+    sound = '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI="live.m3u8"\n#EXT-X-STREAM-INF:BANDWIDTH=1\nwhole.m3u8\n'
+    for name, text in (
+        ("live", playlist),
+        ("whole", f"{playlist}#EXT-X-ENDLIST\n"),
+        ("choice", choice),
+        ("sound", sound),
+    ):
+        (tmp_path / f"{name}.m3u8").write_text(text)
+    for name in ("live", "choice", "sound"):
+        with pytest.raises(VideoError, match=rf"{name}\.m3u8: is a playlist that may go on, as of a live stream"):
+            read_clip(tmp_path / f"{name}.m3u8")
+    (tmp_path / "choice.m3u8").write_text(choice.replace("live", "whole"))
+    assert len(read_clip(tmp_path / "choice.m3u8").frames) == len(FRAMES)
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
