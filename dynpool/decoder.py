@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import multiprocessing
 import os
@@ -381,41 +380,18 @@ def reason_of(error: Exception) -> str:
 
 def reformatted(frame: Any, width: int, height: int, format: str, **colours: int) -> Any:
     """A decoded frame in another size, pixel format, and colour matrix and range, by swscale."""
-    colours.update(_source_colours(frame))
-    return VideoReformatter().reformat(frame, width=width, height=height, format=format, threads=1, **colours)
+    colours.update(source_colours(frame))
+    return reformatter().reformat(frame, width=width, height=height, format=format, threads=1, **colours)
 
 
-def _source_colours(frame: Any) -> dict[str, Any]:
+def reformatter() -> Any:
+    """swscale, which keeps what it worked out for frames that are alike."""
+    return VideoReformatter()
+
+
+def source_colours(frame: Any) -> dict[str, Any]:
     """What swscale must be told of them."""
     return {"src_colorspace": SWSCALES_BT601} if frame.colorspace == _RESERVED_MATRIX else {}
-
-
-class RgbConverter:
-    """Decoded frame -> RGB pixels [H, W, 3] as displayed: a view, turned as the first frame's display matrix says."""
-
-    def __init__(self) -> None:
-        self._options: dict[str, Any] = {}
-        self._turn = Turn(False, False, False)
-
-    @functools.cached_property
-    def _reformatter(self) -> Any:
-        return VideoReformatter()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without FFmpeg's part."""
-        return {name: value for name, value in vars(self).items() if name != "_reformatter"}
-
-    def __call__(self, frame: Any) -> Pixels:
-        if not self._options:
-            self._options = {"width": frame.width, "height": frame.height, "format": "rgb24", "threads": 1}
-            self._turn = Turn.of(frame)
-        rgb = self._reformatter.reformat(frame, **self._options, **_source_colours(frame))
-        return self._turn.pixels(_pixels(rgb))
-
-
-def _pixels(rgb: Any) -> Pixels:
-    """A view of an rgb24 frame; its lines may end in padding."""
-    return lines_of(rgb.planes[0], rgb.height, 3 * rgb.width).reshape(rgb.height, rgb.width, 3)
 
 
 def lines_of(plane: Any, height: int, width: int) -> Pixels:

@@ -1,14 +1,17 @@
-"""Formats of decoded frames: what their planes hold, and their colours."""
+"""Formats of decoded frames: what their planes hold, their colours, and RGB of them."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from . import binary
-from .decoder import SWSCALES_BT601, reformatted
+from .decoder import SWSCALES_BT601, Pixels, Turn, lines_of, reformatted, reformatter, source_colours
 
 
 class Yuv(NamedTuple):
@@ -86,7 +89,7 @@ class Format(NamedTuple):
         """
         colours = {}
         if frame.interlaced_frame and self.name in YUV:  # by RGB: swscale leaves the chroma of fields apart
-            rgb = reformatted(frame, self.width, self.height, "rgb24")
+            rgb = reformatted(as_swscale_takes_it(frame), self.width, self.height, "rgb24")
             frame = type(frame).from_ndarray(rgb.to_ndarray(), format="rgb24")
         if self.name in YUV:
             is_bt601 = LUMA[self.colorspace] is _BT601  # of whose numbers PyAV knows one
@@ -119,3 +122,65 @@ def field_lines(height: int) -> npt.NDArray[np.int64]:
 def colours_of(form: Format) -> binary.Colours:
     """Of Y, U, V that a kernel makes R, G, B of."""
     return binary.Colours(form.width, form.height, *YUV[form.name], form.black, form.colour_factors())
+
+
+def places_of_colours(form: Format) -> list[tuple[int, int]]:
+    """Where Y, U, V are: (plane, bytes into it)."""
+    return [(0, 0), (1, 0), (1, 1) if YUV[form.name].step == 2 else (2, 0)]
+
+
+def addresses(frames: Sequence[Any], places: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Of these places of each frame's planes, and the bytes from line to line."""
+    found, strides = [], []
+    for frame in frames:
+        planes = frame.planes  # made anew each time
+        for index, offset in places:
+            found.append(planes[index].buffer_ptr + offset)
+            strides.append(planes[index].line_size)
+    return found, strides
+
+
+# --- RGB -----------------------------------------------------------------------------------------------------------
+
+
+def as_swscale_takes_it(frame: Any) -> Any:
+    """The frame, or, of one whose fields have lines of chroma that are not there, as in 4:2:0 of a height that 4 does
+    not divide, where swscale reads others, the RGB that a kernel makes.
+    """
+    if not (frame.interlaced_frame and frame.height % 4 and binary.has_planes()):
+        return frame
+    form = Format.of(frame)
+    if not has_fields(form) or form.colorspace not in LUMA:
+        return frame
+    rgb = torch.zeros(3, form.height, form.width, dtype=torch.uint8, device="cpu")
+    binary.take_largest(binary.colour_layout(colours_of(form)), *addresses([frame], places_of_colours(form)), 1, rgb)
+    return type(frame).from_ndarray(rgb.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+
+
+class RgbConverter:
+    """Decoded frame -> RGB pixels [H, W, 3] as displayed: a view, turned as the first frame's display matrix says."""
+
+    def __init__(self) -> None:
+        self._options: dict[str, Any] = {}
+        self._turn = Turn(False, False, False)
+
+    @functools.cached_property
+    def _reformatter(self) -> Any:
+        return reformatter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without FFmpeg's part."""
+        return {name: value for name, value in vars(self).items() if name != "_reformatter"}
+
+    def __call__(self, frame: Any) -> Pixels:
+        if not self._options:
+            self._options = {"width": frame.width, "height": frame.height, "format": "rgb24", "threads": 1}
+            self._turn = Turn.of(frame)
+        frame = as_swscale_takes_it(frame)
+        rgb = self._reformatter.reformat(frame, **self._options, **source_colours(frame))
+        return self._turn.pixels(_pixels(rgb))
+
+
+def _pixels(rgb: Any) -> Pixels:
+    """A view of an rgb24 frame; its lines may end in padding."""
+    return lines_of(rgb.planes[0], rgb.height, 3 * rgb.width).reshape(rgb.height, rgb.width, 3)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from .checks import Nonlinearity
-from .decoder import Decoder, DecodingError, RgbConverter, frame_count, open_video, reason_of, warn_of_damage
+from .decoder import Decoder, DecodingError, frame_count, open_video, reason_of, warn_of_damage
 from .exact import rank_pool
 from .files import File, VideoError, is_file
+from .formats import RgbConverter
 from .planes import Pool
 from .pooling import temporal_pool
 from .pools import pool_for
@@ -61,9 +62,8 @@ def dynamic_image(
         device: pool on this device; by default where the frames are, the CPU for files.
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
-    in memory that does not depend on its length. With frames of even size (interlaced ones: a height divisible by 4) in
-    yuv420p, yuv422p or RGB, that is nearly all videos, the image equals that of its RGB frames within a level of 255,
-    or two levels where hardly anything moves and min-max blows up the rounding of roots; where nothing does until the
+    in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that
+    is nearly all videos, the image equals that of its RGB frames within a level of 255, or two levels where hardly anything moves and min-max blows up the rounding of roots; where nothing does until the
     last frames, a film is decoded once more, and these become RGB (windows of a thousand such frames may be grey, and
     what a pipe brings, if it is more than 32 MB, which are not kept). In other formats and odd sizes FFmpeg
     interpolates colour between its samples where dynpool takes the nearest one: single pixels at edges of colours
@@ -92,7 +92,7 @@ def dynamic_image(
 
     Warns:
         RuntimeWarning: parts of the file are damaged, and were skipped or made up by the decoder, or are missing. What
-            it makes up may differ by some levels between calls that hold other numbers of frames.
+            it makes up, of damage that it does not notice, too, may differ from call to call.
     """
     made = make_images(
         video,

@@ -24,7 +24,7 @@ from torch import Tensor
 from . import binary
 from .checks import Nonlinearity
 from .decoder import Pixels, Turn, lines_of
-from .formats import PACKED, YUV, Format, colours_of, field_lines, has_fields, plane_sizes
+from .formats import PACKED, YUV, Format, addresses, colours_of, field_lines, has_fields, places_of_colours, plane_sizes
 
 _MAX_BATCH = 16
 _BATCH_BYTES = 1 << 25  # of frames that wait, which the decoder cannot use again meanwhile
@@ -111,7 +111,7 @@ class PlanesPool(Pool):
     def _places(self) -> list[tuple[int, int]]:
         """(plane, bytes into it)"""
         if self.makes_colours:
-            return [(0, 0), (1, 0), (1, 1) if YUV[self.form.name].step == 2 else (2, 0)]
+            return places_of_colours(self.form)
         return [(index, 0) for index in range(len(self._sizes))]
 
     @functools.cached_property
@@ -128,13 +128,7 @@ class PlanesPool(Pool):
         return [lines_of(plane, *size) for plane, size in zip(frame.planes, self._sizes, strict=True)]
 
     def _planes(self, frames: Sequence[Any]) -> tuple[list[int], list[int]]:
-        addresses, strides = [], []
-        for frame in frames:
-            planes = frame.planes  # made anew each time
-            for index, offset in self._places:
-                addresses.append(planes[index].buffer_ptr + offset)
-                strides.append(planes[index].line_size)
-        return addresses, strides
+        return addresses(frames, self._places)
 
     def _fields(self, frames: Sequence[Any]) -> int:
         """Bit t: whether colours are to be made of frame t as of an interlaced one."""

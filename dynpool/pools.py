@@ -21,8 +21,8 @@ from torch import Tensor
 
 from . import binary
 from .checks import Nonlinearity
-from .decoder import Pixels, RgbConverter, Turn
-from .formats import LUMA, PACKED, YUV, Format, colours_of, field_lines, has_fields
+from .decoder import Pixels, Turn
+from .formats import LUMA, PACKED, YUV, Format, RgbConverter, colours_of, field_lines, has_fields
 from .planes import ColourPlanes, Matrix, PlanesPool, Pool, RawPlanes
 from .pooling import temporal_pool
 from .video import Size, resized_clip

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import check_dense, is_positive_int, positive_int
-from .decoder import MAX_PIXELS, Decoder, DecodingError, Pixels, RgbConverter, is_decoded, open_video, reason_of
+from .decoder import MAX_PIXELS, Decoder, DecodingError, Pixels, is_decoded, open_video, reason_of
 from .files import File, TimeLimit, VideoError, is_file
+from .formats import RgbConverter
 
 Frame: TypeAlias = Pixels | Tensor | Image.Image  # or a frame of PyAV, which need not be installed
 Video: TypeAlias = File | Tensor | Pixels | Iterable[Frame]
@@ -396,6 +397,8 @@ def _opened(path: str) -> Image.Image:
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path} is no regular file")  # a pipe would be waited for
     with Image.open(path) as image:
+        if math.prod(image.size) > MAX_PIXELS:
+            raise OSError(f"{path} has more than 2^27 pixels")
         return _rgb(image)
 
 

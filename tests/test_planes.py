@@ -29,7 +29,7 @@ from dynpool import (
     to_image,
 )
 from dynpool.decoder import Decoder, frame_count, open_video
-from dynpool.formats import Format
+from dynpool.formats import Format, RgbConverter
 from dynpool.images import make_images
 from dynpool.planes import ColourPlanes, RawPlanes
 from dynpool.pools import MovedColours, MovedRaw, RgbFrames, pool_for
@@ -204,6 +204,19 @@ def test_colours_of_interlaced_frames_are_ffmpegs_to_the_bit(instruction_set):
     largest = pool.zeros(torch.uint8)
     pool.take_largest([frame], [largest], [slice(None)])
     np.testing.assert_array_equal(pool.image(largest, 0).permute(1, 2, 0).numpy(), frame.to_ndarray(format="rgb24"))
+
+
+@needs_kernels
+@pytest.mark.parametrize("height", [2, 6, 13, 122])
+@pytest.mark.parametrize("format", ["yuv420p", "nv12", "yuv420p10le"])
+def test_rgb_of_fields_of_unequal_height(format, height):
+    """Of whose chroma swscale reads lines that are not there."""
+    frame = clips.interlaced(random_frame(format, 34, height))
+    expected = rgb_of(frame)  # as above
+    assert np.abs(RgbConverter()(frame).transpose(2, 0, 1) - expected).max() <= 3.1
+    assert np.abs(read_clip([frame]).frames[0].numpy() - expected).max() <= 3.1
+    form = Format.of(frame)._replace(color_range=FULL, name="yuv444p")
+    assert np.abs(rgb_of(form.made_of(frame)) - expected).max() <= 6  # and once more
 
 
 @needs_kernels

@@ -1271,6 +1271,14 @@ def test_a_folder_of_images(tmp_path):
         read_clip(empty)
 
 
+def test_an_image_too_large_to_be_meant(tmp_path, monkeypatch):
+    frames = write_images(tmp_path, 3)
+    monkeypatch.setattr("dynpool.video.MAX_PIXELS", 60)
+    assert torch.equal(read_clip(tmp_path).frames, frames)
+    Image.new("RGB", (61, 1)).save(tmp_path / "frame4.png")
+    assert read_clip(tmp_path).damaged == 1
+
+
 def test_hidden_images_are_none_of_a_folder(tmp_path):
     frames = write_images(tmp_path, 4)
     Image.new("RGB", (3, 2)).save(tmp_path / ".thumb.png")  # would come first, and say the size of all

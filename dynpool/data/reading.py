@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..decoder import Decoder, DecodingError, RgbConverter, frame_count, open_video, warn_of_damage
+from ..decoder import Decoder, DecodingError, frame_count, open_video, warn_of_damage
 from ..files import TimeExceeded, VideoError, is_file
+from ..formats import RgbConverter
 from ..video import IMAGE_SUFFIXES, Size, numbered_images, read_clip
 from .sampling import Indices
 
