@@ -62,17 +62,18 @@ def dynamic_image(
         device: pool on this device; by default where the frames are, the CPU for files.
 
     A file is pooled while it is decoded, straight from the decoder's planes (but for "exact", which keeps its frames),
-    in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that
-    is nearly all videos, the image equals that of its RGB frames within a level of 255, or two levels where hardly anything moves and min-max blows up the rounding of roots; where nothing does until the
-    last frames, a film is decoded once more, and these become RGB (windows of a thousand such frames may be grey, and
-    what a pipe brings, if it is more than 32 MB, which are not kept). In other formats and odd sizes FFmpeg
-    interpolates colour between its samples where dynpool takes the nearest one: single pixels at edges of colours
-    differ by more (of one clip by up to 17 levels as 4:4:4, 25 as nv12 or in 10 bits, 56 in an odd size). Frames of
-    another size or pixel format than the first become like it: after a grey one all are grey. Under ψ = identity rank
-    pooling takes the planes, and their sum becomes RGB, so that colours outside of RGB's cube, which a frame would
-    clip, count with what they are: on average pixels differ by half a level, the one that does most by 12 levels in the
-    median of 21 clips of UCF101, HMDB51 and Kinetics (36 in one), and by 17 in windows of ten frames (50 in one), where
-    such a colour may be the minimum or maximum of the picture. Of `read_clip(video).frames` it is that of RGB frames.
+    in memory that does not depend on its length. With frames of even size in yuv420p, yuv422p or RGB, that is nearly
+    all videos, the image equals that of its RGB frames within a level of 255, or two levels where hardly anything moves
+    and min-max blows up the rounding of roots; where nothing does until the last frames, a film is decoded once more,
+    and these become RGB (windows of a thousand such frames may be grey, and what a pipe brings, if it is more than 32
+    MB, which are not kept). In other formats and odd sizes FFmpeg interpolates colour between its samples where dynpool
+    takes the nearest one: single pixels at edges of colours differ by more (of one clip by up to 17 levels as 4:4:4, 25
+    as nv12 or in 10 bits, 56 in an odd size). Frames of another size or pixel format than the first become like it:
+    after a grey one all are grey. Under ψ = identity rank pooling takes the planes, and their sum becomes RGB, so that
+    colours outside of RGB's cube, which a frame would clip, count with what they are: on average pixels differ by half
+    a level, the one that does most by 12 levels in the median of 21 clips of UCF101, HMDB51 and Kinetics (36 in one),
+    and by 17 in windows of ten frames (50 in one), where such a colour may be the minimum or maximum of the picture. Of
+    `read_clip(video).frames` it is that of RGB frames.
 
     Returns:
         uint8 Tensor [3, H, W]. A video of one frame has no order, and one whose frames are all alike no motion: their
