@@ -129,6 +129,12 @@ def test_what_is_listed_twice_counts_once(ucf_lists, tmp_path):
     assert [video.name for video in listing] == ["Archery/v_Archery_g01_c01", "Biking/v_Biking_g01_c01"]
 
 
+def test_a_class_that_is_there_twice_is_named(ucf_lists):
+    (ucf_lists / "classInd.txt").write_text("1 Archery\n2 Biking\n3 Archery\n")
+    with pytest.raises(ValueError, match=r"classInd\.txt, line 3: the class 'Archery' is there twice"):
+        ucf101_entries(ucf_lists, 1, "train")
+
+
 def test_a_list_that_is_no_text_is_named(ucf_lists):
     (ucf_lists / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi", encoding="utf-16")
     with pytest.raises(ValueError, match=r"testlist01\.txt must be UTF-8 text"):

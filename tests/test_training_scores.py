@@ -233,6 +233,12 @@ def test_a_binary_file_is_no_score_file(tmp_path):
         read(tmp_path / "a.scores")
 
 
+def test_classes_of_one_name_are_refused(tmp_path):
+    (tmp_path / "a.scores").write_text("video,label,walk,walk\nv,0,1,2\n")
+    with pytest.raises(ValueError, match=r"a\.scores: classes must have distinct names"):
+        read(tmp_path / "a.scores")
+
+
 def test_fusion_by_hand():
     fused = fuse([RGB, MOTION])
     assert np.allclose(np.exp(fused.values), [[0.5, 0.4, 0.1], [0.3, 0.6, 0.1], [0.15, 0.65, 0.2], [0.15, 0.3, 0.55]])

@@ -78,6 +78,8 @@ def _class_index(path: Path) -> list[str]:
         fields = line.split()
         if len(fields) != 2 or fields[0] != str(len(names) + 1):
             raise ValueError(f"{path}, line {number} must be '{len(names) + 1} <class>', got {line!r}")
+        if fields[1] in names:
+            raise ValueError(f"{path}, line {number}: the class {fields[1]!r} is there twice")
         names.append(fields[1])
     return names
 

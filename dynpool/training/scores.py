@@ -83,6 +83,8 @@ class Scores:
             raise ValueError(f"scores must have shape [N, C] = {list(shape)}, got {list(self.values.shape)}")
         if len(set(self.names)) < len(self.names):
             raise ValueError("names must be distinct")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must have distinct names")
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(f"labels must be between 0 and {len(self.classes) - 1}")
         wrong = ~np.isfinite(self.values.max(1, initial=-np.inf))  # -inf is the logarithm of 0
