@@ -40,7 +40,8 @@ def whole_file(path: str | os.PathLike[str], suffix: str | None = None) -> Itera
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk's has none
+        if error.errno is not None and error.filename is None:  # as a full disk's
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
