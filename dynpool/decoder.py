@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 from collections.abc import Generator, Iterator
@@ -42,7 +43,10 @@ _DELAY = 64  # packets that a decoder may want before it hands out a frame
 _MOST_THREADS = 4
 _LARGE_FRAME = 1280 * 720
 MAX_PIXELS = 1 << 27  # of a frame, as 16K has: a file of a few bytes may declare any size
+_MATROSKA_TIME = re.compile(r"(\d+):(\d+):(\d+(?:\.\d*)?)")
+_UNKNOWN_COUNT = 1 << 30  # what FFmpeg writes for it
 _WHOLE = 0.95  # of the packets that a container promises: encoders miscount by one or two
+_VP8_SHOWN = 0x10  # of a packet's first byte (RFC 6386, 9.1): others are but for prediction
 _NO_VIDEOS = ("tty", "concat", "sdp")  # any text; names of other files; ports to listen at
 _SIDE_DATA_KINDS = 48  # more than FFmpeg will have soon
 _RESERVED_MATRIX = 3  # of ITU-T H.273: it says no more than 2, unspecified, but swscale refuses it
@@ -88,12 +92,14 @@ def frame_count(video: File, chosen: slice, timeout: float | None = None) -> int
 def open_video(video: File, chosen: slice, timeout: float | None = None) -> Iterator[Decoder]:
     """The decoder of what `is_file`. Raises, also while frames are decoded, what `read_clip` does."""
     limit = TimeLimit(source_name(video), timeout)
-    with readable(video, limit) as file, _opened(file, limit) as container:
-        decoder = Decoder(container, file, chosen, limit, cut=is_cut_short(file))
-        try:
-            yield decoder
-        finally:
-            decoder.close()
+    with readable(video, limit) as file:
+        cut = is_cut_short(file)
+        with _opened(file, limit) as container:
+            decoder = Decoder(container, file, chosen, limit, cut=cut)
+            try:
+                yield decoder
+            finally:
+                decoder.close()
 
 
 def _opened(file: Any, limit: TimeLimit) -> Any:
@@ -135,6 +141,7 @@ class Decoder:
         self._cut = cut
         # Old MPEG-4 encoders put two frames in a packet, next to none in the one that follows, and a byte in the last.
         self._least = 2 if self._stream.codec_context.name == "mpeg4" else 1
+        self._vp8 = self._stream.codec_context.name in ("vp8", "libvpx")
         self._demuxed, self._ended, self._reached = 0, False, 0
         self._shown, self._holding = 0, 0  # packets that are not left out, and those that are large enough for a frame
         self._packets = self._demux()
@@ -168,7 +175,8 @@ class Decoder:
         """
         if not self._ended:
             return 0
-        promised = self._indexed if self._demuxed <= self._indexed and not self._cut else self._stream.frames
+        counted = self._stream.frames if self._stream.frames < _UNKNOWN_COUNT else 0
+        promised = self._indexed if self._demuxed <= self._indexed and not self._cut else counted
         least = _WHOLE * promised
         if self._cut and not promised:
             promised = least = self._in_all()
@@ -178,10 +186,17 @@ class Decoder:
         return max(wanted - self._demuxed, 0)
 
     def _in_all(self) -> int:
-        """How many packets there would be in the time that the header tells."""
-        duration, start = self._container.duration, self._container.start_time or 0
-        read = float(self._reached * (self._stream.time_base or 0) * av.time_base) - start
-        return round(self._demuxed * duration / read) if duration and read > 0 else 0
+        """How many packets there would be in the time that the header tells, or one more, if sound may take longer."""
+        told = _MATROSKA_TIME.fullmatch(self._stream.metadata.get("DURATION", ""))
+        if told:
+            hours, minutes, seconds = map(float, told.groups())
+            duration = 3600 * hours + 60 * minutes + seconds
+        elif len(self._container.streams) == 1:
+            duration = (self._container.duration or 0) / av.time_base
+        else:
+            return self._demuxed + 1
+        read = float(self._reached * (self._stream.time_base or 0)) - (self._container.start_time or 0) / av.time_base
+        return round(self._demuxed * duration / read) if read > 0 else 0
 
     @property
     def expected(self) -> int | None:
@@ -269,11 +284,12 @@ class Decoder:
         with _opened(file, self._limit) as container:
             decoder = Decoder(container, file, slice(0, None), self._limit, threads=1)
             try:
-                yield from itertools.islice(decoder._decode(), number, None)
+                for frame in itertools.islice(decoder._decode(), number, None):
+                    self._undecodable = self._undecodable if self._complete else decoder._undecodable
+                    yield frame
             finally:
                 decoder.close()
-        if not self._complete:
-            self._undecodable = decoder._undecodable
+        self._undecodable = self._undecodable if self._complete else decoder._undecodable
 
     def _read_ahead(self) -> bool:
         """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""
@@ -335,7 +351,8 @@ class Decoder:
         self._demuxed += 1
         if packet.size and not packet.is_discard:
             self._shown += 1
-            self._holding += packet.size >= self._least
+            hidden = self._vp8 and not memoryview(packet)[0] & _VP8_SHOWN
+            self._holding += packet.size >= self._least and not hidden
         if packet.pts is not None:
             self._reached = max(self._reached, packet.pts + (packet.duration or 0))
 

@@ -22,6 +22,12 @@ File: TypeAlias = PathLike | bytes | BinaryIO
 _FOREVER = 1e6  # seconds
 _CONCAT = b"ffconcat version 1.0"
 _PLAYLIST, _LARGEST_PLAYLIST = b"#EXTM3U", 1 << 24
+_OF_STREAMS = (
+    b"#EXT-X-STREAM-INF:",
+    b"#EXT-X-TARGETDURATION:",
+    b"#EXT-X-MEDIA-SEQUENCE:",
+)  # by which FFmpeg knows them
+_UNKNOWN_RIFF = 0xFFFFFFFF
 _HEADER = 256  # bytes that tell a file's size
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
 
@@ -118,30 +124,27 @@ def anew(file: Any, limit: TimeLimit) -> Any:
 
 
 def is_cut_short(file: Any) -> bool:
-    """Whether what `readable` gave ends before its own header says: of AVI and Matroska files FFmpeg does not tell. Of
-    what comes by a pipe or from a URL that is not known.
+    """Whether what `readable` gave, and nobody has read from, ends before its own header says: of AVI and Matroska
+    files FFmpeg does not tell. Of what comes by a pipe that is not known.
     """
-    file = file._file if isinstance(file, Borrowed) else file
+    if isinstance(file, Borrowed):
+        size, start = file.probe()
+        return size < _declared_size(start)
     if isinstance(file, io.BytesIO):
         with file.getbuffer() as memory:
             return len(memory) < _declared_size(bytes(memory[:_HEADER]))
-    if isinstance(file, str):
-        path = file.removeprefix("file:")
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb", buffering=0) as opened:
-            return os.path.getsize(path) < _declared_size(opened.read(_HEADER))
-    raw = file.raw if type(file) is io.BufferedReader else file
-    if type(raw) is not io.FileIO or not hasattr(os, "pread"):
+    path = file.removeprefix("file:")
+    if not os.path.isfile(path):
         return False
-    state = os.fstat(raw.fileno())
-    return stat.S_ISREG(state.st_mode) and state.st_size < _declared_size(os.pread(raw.fileno(), _HEADER, 0))
+    with open(path, "rb", buffering=0) as opened:
+        return os.path.getsize(path) < _declared_size(opened.read(_HEADER))
 
 
 def _declared_size(start: bytes) -> int:
     """The size of a file with this beginning, of its first part if it has several; 0 where it does not say."""
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
-        return 8 + int.from_bytes(start[4:8], "little")
+        size = int.from_bytes(start[4:8], "little")
+        return 8 + size if size < _UNKNOWN_RIFF else 0
     if start[:4] == b"\x1a\x45\xdf\xa3":  # EBML
         header, end = _ebml_size(start, 4)
         segment = end + header
@@ -168,28 +171,36 @@ def _check_alone(path: str) -> None:
     try:
         with open(path, "rb") as file:
             start = file.read(len(_CONCAT))
-            playlist = start + file.read(_LARGEST_PLAYLIST) if start.startswith(_PLAYLIST) else b""
     except OSError as error:
         raise VideoError(path, error.strerror or str(error)) from error
     if start == _CONCAT:
         raise VideoError(path, "names other files (format concat)")
-    if playlist:
-        _check_ends(path, playlist)
+    if start.startswith(_PLAYLIST):
+        _check_ends(path, path, set())
 
 
-def _check_ends(path: str, playlist: bytes) -> None:
-    """Of one that may go on FFmpeg waits for more, a hundred times as long as the file says, and hears no signal."""
-    names = re.findall(rb'^#EXT-X-MEDIA:.*URI="([^"]+)"', playlist, re.MULTILINE)
-    if b"#EXT-X-STREAM-INF" in playlist:  # it names other playlists
-        names += [line for line in playlist.splitlines() if line and not line.startswith(b"#")]
-    texts = [] if names else [playlist]
+def _check_ends(video: str, path: str, seen: set[str]) -> None:
+    """Raise VideoError for a playlist that may go on: FFmpeg waits for more, a hundred times as long as the file says,
+    and hears no signal.
+    """
+    if path in seen or not os.path.isfile(path):
+        return
+    seen.add(path)
+    with open(path, "rb") as file:
+        lines = file.read(_LARGEST_PLAYLIST).splitlines()
+    if not lines or not lines[0].startswith(_PLAYLIST) or not any(line.startswith(_OF_STREAMS) for line in lines):
+        return
+    several = any(line.startswith(b"#EXT-X-STREAM-INF") for line in lines)
+    names = [line for line in lines if several and line and not line.startswith(b"#")]
+    names += [
+        name for line in lines if line.startswith(b"#EXT-X-MEDIA:") for name in re.findall(b'URI="([^"]+)"', line)
+    ]
     for name in names:
-        other = os.path.join(os.path.dirname(path), os.fsdecode(name))
-        if b"\0" not in name and os.path.isfile(other):
-            with contextlib.suppress(OSError), open(other, "rb") as file:
-                texts.append(file.read(_LARGEST_PLAYLIST))
-    if not all(b"#EXT-X-ENDLIST" in text for text in texts):
-        raise VideoError(path, "is a playlist that may go on, as of a live stream (without #EXT-X-ENDLIST)")
+        other = os.fsdecode(name).replace("\0", "").strip().removeprefix("file:")
+        _check_ends(video, os.path.join(os.path.dirname(path), other), seen)
+    has_parts = not names or any(line.startswith(b"#EXTINF") for line in lines)
+    if has_parts and not any(line.startswith(b"#EXT-X-ENDLIST") for line in lines):
+        raise VideoError(video, "is a playlist that may go on, as of a live stream (without #EXT-X-ENDLIST)")
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -268,6 +279,17 @@ class Borrowed:
 
     def seekable(self) -> bool:
         return self._seekable
+
+    def probe(self) -> tuple[int, bytes]:
+        """The size and the first bytes of a file that stands at its start, and does so again; (0, b"") if unknown."""
+        if not self._seekable:
+            return 0, b""
+        start, _ = self.read(_HEADER), self.seek(0, os.SEEK_END)
+        size, _ = self.tell(), self.seek(0, os.SEEK_SET)
+        if self._kept is None:
+            return size, start
+        self._kept = None  # it may be read without
+        return 0, b""
 
     def check(self) -> None:
         """Raise what the file object raised."""

@@ -700,6 +700,29 @@ def test_what_ends_in_its_header_declares_no_size(start):
     assert files._declared_size(start) == 0
 
 
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_avi_files_whose_size_is_not_known_are_not_cut(size):
+    """As FFmpeg writes them to a pipe, with a frame count of 2^30."""
+    avi = bytearray(clips.encoded(FRAMES, codec="mpeg4", pix_fmt="yuv420p", format="avi"))
+    count = avi.index(b"strh") + 8 + 32
+    avi[4:8], avi[count : count + 4] = struct.pack("<I", size), struct.pack("<I", 1 << 30)
+    assert not files.is_cut_short(io.BytesIO(avi))
+    assert read_clip(bytes(avi[: avi.index(b"idx1")])).damaged == 0
+
+
+def test_a_matroska_file_whose_sound_is_longer_and_whose_index_is_cut_off():
+    """Of a video whose own time is told, and of one that may be as long as the file, whose index is a part."""
+    whole = clips.encoded(clips.random_frames(30, 32, 48), codec="libx264", pix_fmt="yuv420p", format="matroska")
+    assert read_clip(whole[:-1]).damaged == 0
+    told = whole.index(b"DURATION")
+    other = whole[:told] + b"LENGTH__" + whole[told + 8 :]
+    duration = other.index(b"\x44\x89\x88") + 3  # of the segment, as a double
+    assert struct.unpack(">d", other[duration : duration + 8])[0] == pytest.approx(1200)  # milliseconds
+    longer = other[:duration] + struct.pack(">d", 4800.0) + other[duration + 8 :]
+    assert read_clip(longer).damaged == 0
+    assert read_clip(longer[:-1]).damaged == 90  # it has no sound
+
+
 def test_the_size_of_a_matroska_file():
     header = b"\x1a\x45\xdf\xa3\x84" + bytes(4) + b"\x18\x53\x80\x67"
     assert files._declared_size(header + b"\x82" + bytes(2)) == len(header) + 1 + 2
@@ -728,9 +751,9 @@ def test_damage_at_the_end_is_seen_by_several_threads(options, monkeypatch, tmp_
         found = []
         for threads in (1, 4):
             monkeypatch.setattr("dynpool.decoder.cores", lambda threads=threads: threads)
-            clip = read_clip(path)
-            found.append((len(clip.frames), clip.damaged))
-        assert found[0] == found[1] == (9, 1)
+            found.append([(len(clip.frames), clip.damaged) for clip in (read_clip(path), read_clip(path, end=9))])
+        assert found[0] == found[1]
+        assert found[0][0] == (9, 1)
     with open_video(path, slice(0, None)) as decoder:  # of what cannot be read once more, it is told
         monkeypatch.setattr("dynpool.decoder.anew", lambda *_: None)
         count = sum(1 for _ in decoder.frames())
@@ -1017,21 +1040,28 @@ def test_a_playlist_of_segments_beside_it(tmp_path):
 
 def test_a_playlist_that_may_go_on_is_not_waited_for(tmp_path):
     clips.write(tmp_path / "part.ts", FRAMES, "mpeg2video", "yuv420p", "mpegts")
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:3600\n#EXTINF:1,\npart.ts\n"
-    choice = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n\nlive.m3u8\n"
-    sound = '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI="live.m3u8"\n#EXT-X-STREAM-INF:BANDWIDTH=1\nwhole.m3u8\n'
-    for name, text in (
-        ("live", playlist),
-        ("whole", f"{playlist}#EXT-X-ENDLIST\n"),
-        ("choice", choice),
-        ("sound", sound),
-    ):
+    live = "#EXTM3U\n#EXT-X-TARGETDURATION:3600\n#EXTINF:1,\npart.ts\n"
+    choice = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n\n{}\n"
+    lists = {
+        "live": live,
+        "remark": f"{live}# no #EXT-X-ENDLIST here\n",
+        "whole": f"{live}#EXT-X-ENDLIST\n",
+        "choice": choice.format("live.m3u8"),
+        "scheme": choice.format(f"file:{tmp_path}/live.m3u8"),
+        "deeper": choice.format("choice.m3u8") + "#EXT-X-ENDLIST\n",
+        "itself": choice.format("itself.m3u8") + choice.format("live.m3u8"),
+        "sound": '#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,URI="live.m3u8"\n#EXT-X-STREAM-INF:BANDWIDTH=1\nwhole.m3u8\n',
+    }
+    for name, text in lists.items():
         (tmp_path / f"{name}.m3u8").write_text(text)
-    for name in ("live", "choice", "sound"):
+    for name in lists.keys() - {"whole"}:
         with pytest.raises(VideoError, match=rf"{name}\.m3u8: is a playlist that may go on, as of a live stream"):
             read_clip(tmp_path / f"{name}.m3u8")
-    (tmp_path / "choice.m3u8").write_text(choice.replace("live", "whole"))
+    (tmp_path / "choice.m3u8").write_text(choice.format("whole.m3u8"))
     assert len(read_clip(tmp_path / "choice.m3u8").frames) == len(FRAMES)
+    (tmp_path / "songs.m3u").write_text("#EXTM3U\n#EXTINF:1,song\nsong.mp3\n")
+    with pytest.raises(VideoError, match=r"songs\.m3u: Invalid data"):
+        read_clip(tmp_path / "songs.m3u")
 
 
 @pytest.mark.parametrize("content", UNREADABLE)
