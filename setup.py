@@ -1,7 +1,7 @@
 """Builds dynpool/_C by CMake; everything else stands in pyproject.toml.
 
 Environment:
-    DYNPOOL_CUDA=0|1        leave the CUDA kernels out | fail without them (default: built where nvcc is found and can)
+    DYNPOOL_CUDA=0|1|auto   leave the CUDA kernels out | fail without them (default: built where nvcc is found and can)
     CUDA_HOME               toolkit whose bin/nvcc to use
     DYNPOOL_CUDA_ARCHS      compute capabilities, "80;90"; else TORCH_CUDA_ARCH_LIST, "8.0;9.0+PTX"; else common ones
     DYNPOOL_REQUIRE_EXT=1   fail where the extension cannot be built, instead of installing the plain-torch path
@@ -10,6 +10,7 @@ Environment:
     DYNPOOL_CMAKE_ARGS      further arguments for CMake
 """
 
+import json
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+STEERING = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS")
 OLDEST = 75  # compute capability that the CUDA kernels are written for
 
 
@@ -52,9 +54,21 @@ def tool(name):
     return str(beside) if beside.exists() else shutil.which(name)
 
 
+def wanted_cuda():
+    """ "0", "1" or "auto"."""
+    names = {"0": "0 off false no", "1": "1 on true yes", "auto": "auto"}
+    given = os.environ.get("DYNPOOL_CUDA") or ("1" if flag("DYNPOOL_REQUIRE_CUDA") else "auto")
+    found = [value for value, spelt in names.items() if given.lower() in spelt.split()]
+    if not found:
+        raise SystemExit(f"DYNPOOL_CUDA must be 0, 1 or auto, got {given!r}")
+    if flag("DYNPOOL_REQUIRE_CUDA") and found != ["1"]:
+        raise SystemExit(f"DYNPOOL_REQUIRE_CUDA=1 contradicts DYNPOOL_CUDA={given}")
+    return found[0]
+
+
 class CMakeBuild(build_ext):
     def run(self):
-        cuda = "1" if flag("DYNPOOL_REQUIRE_CUDA") else os.environ.get("DYNPOOL_CUDA") or "auto"
+        cuda = wanted_cuda()
         if cuda_architectures() == "":
             if cuda == "1":
                 raise SystemExit(f"DYNPOOL_CUDA=1, but the CUDA kernels need a compute capability of {OLDEST} or more")
@@ -66,6 +80,7 @@ class CMakeBuild(build_ext):
             if required:
                 raise
             self.extensions = []
+            Path(self.get_ext_fullpath("dynpool._C")).unlink(missing_ok=True)  # of an earlier build
             print(f"dynpool: built WITHOUT its kernels, on the plain-torch path ({error})", file=sys.stderr)
 
     def build_by_cmake(self, cuda):
@@ -99,7 +114,13 @@ class CMakeBuild(build_ext):
             configure.append(f"-DDYNPOOL_CUDA_ARCHS={architectures}")
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         build.mkdir(parents=True, exist_ok=True)
+        # What CMake looks at once, and would keep: compilers, their flags, architectures.
+        steering = [environment.get(name) for name in STEERING] + [shutil.which("nvcc"), *configure[3:]]
+        record = build / "configured.json"
+        if not record.exists() or json.loads(record.read_text()) != steering:
+            configure.append("--fresh")
         subprocess.run([cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *configure], check=True, env=environment)
+        record.write_text(json.dumps(steering))
         subprocess.run([cmake, "--build", build, "--parallel", jobs, "--target", "_C"], check=True, env=environment)
 
         target = Path(self.get_ext_fullpath("dynpool._C"))

@@ -24,8 +24,8 @@ except ImportError as error:
     if multiprocessing.parent_process() is None:  # workers need not say it again
         warnings.warn(
             f"dynpool runs without its compiled kernels ({error}): everything works, through plain torch and slower. "
-            "To build them, install a C++ compiler and run: pip install --force-reinstall --no-deps --no-cache-dir "
-            "dynpool (in a source tree: pip install -e .)",
+            "To build them, install a C++ compiler and run in dynpool's source tree: pip install --force-reinstall "
+            "--no-deps . (or, of an editable installation: -e .)",
             stacklevel=2,
         )
 
@@ -130,8 +130,8 @@ def kernels_for(device: torch.device) -> Kernels | None:
 
 
 _HOW_TO_BUILD_CUDA = (
-    "To build them, install nvcc, set CUDA_HOME to where it is, and run: DYNPOOL_CUDA=1 pip install --force-reinstall "
-    "--no-deps --no-cache-dir dynpool (in a source tree: pip install -e .)"
+    "To build them, install nvcc, set CUDA_HOME to where it is, and run in dynpool's source tree: DYNPOOL_CUDA=1 pip "
+    "install --force-reinstall --no-deps . (or, of an editable installation: -e .)"
 )
 
 

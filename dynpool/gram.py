@@ -47,8 +47,8 @@ def gram(
 ) -> Gram:
     """The Gram matrix of the frames of each clip, in one pass over them; not differentiable.
 
-    Blocks of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames is taken
-    off, because products of nearly equal frames would cancel; they are summed in float64.
+    Blocks of pixels are multiplied in float32 (float64 for float64 frames) after their mean over the frames, or what is
+    near it, is taken off, because products of nearly equal frames would cancel; they are summed in float64.
     """
     if dim == 0:
         x, dim = x[None], 1

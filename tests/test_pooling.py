@@ -3,6 +3,7 @@
 import functools
 import threading
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
@@ -552,13 +553,28 @@ def test_ten_thousand_frames_of_a_constant_vanish(backend):
     assert y.abs().max().item() <= 510 * (num_frames + oracle.SLACK) * 2.0**-53
 
 
+def flags_of_memory(address: int) -> list[str]:
+    """What Linux says of the mapping that has it."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if "-" in name and not name.endswith(":"):
+            begin, end = (int(part, 16) for part in name.split("-"))
+            inside = begin <= address < end
+        elif inside and name == "VmFlags:":
+            return values
+    return []
+
+
 def test_results_larger_than_malloc_keeps():
-    """For which the launcher asks the system for large pages."""
+    """For which the launcher asks the system for large pages, where it has them."""
     x = torch.randint(0, 256, (2, 2884, 2999), dtype=torch.uint8)
     weights = torch.tensor([-1.0, 1.0])
     y = temporal_pool(x, weights, 0)
     assert y.element_size() * y.numel() > 1 << 25
     assert torch.equal(y, x[1].float() - x[0].float())
+    if binary.extension is not None and Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        assert "hg" in flags_of_memory(y.data_ptr() + (1 << 24))  # madvise(…, MADV_HUGEPAGE)
     frames = x[:, 1:].float().requires_grad_()
     (gradient,) = torch.autograd.grad(temporal_pool(frames, weights, 0), frames, y[1:])
     assert torch.equal(gradient, torch.stack([-y[1:], y[1:]]))

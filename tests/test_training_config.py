@@ -113,15 +113,18 @@ def test_what_is_refused_is_named(override, message):
     ],
 )
 def test_options_that_would_do_nothing_beside_others_are_refused(overrides, message):
+    """Of a new run: old ones are tested, and go on, with what they had."""
     with pytest.raises(ConfigError, match=message):
-        load([], overrides)
+        load([], overrides).check_effects()
     for override in overrides:
         if not override.startswith(("model.video_pool", "data.group", "model.kind")):
-            load([], [override])
+            load([], [override]).check_effects()
+    for name in shipped():
+        load([name]).check_effects()
 
 
 def test_groups_keep_together_what_is_set_aside():
-    assert load([], ["data.dataset=ucf101", "data.group=g", "data.validation=0.1"]).data.sets_aside
+    load([], ["data.dataset=ucf101", "data.group=g", "data.validation=0.1"]).check_effects()
 
 
 def test_steps_do_not_end_epochs_that_are_measured():
@@ -258,10 +261,9 @@ def test_testing_draws_nothing():
     ],
 )
 def test_rates(schedule, rates):
-    options = {"lr": 1, "schedule": schedule} | ({} if schedule == "constant" else {"final_lr": 0.01})
-    config = OptimiserConfig(**options)
+    config = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule)
     assert [rate(config, epoch, 5) for epoch in range(5)] == pytest.approx(rates)
-    warm = OptimiserConfig(**options, warmup=3)
+    warm = OptimiserConfig(lr=1, final_lr=0.01, schedule=schedule, warmup=3)
     assert [rate(warm, epoch, 8) for epoch in range(8)] == pytest.approx([0.25, 0.5, 0.75, *rates])
     assert rate(config, 0, 1) == 1
 

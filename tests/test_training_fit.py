@@ -668,7 +668,7 @@ def test_validation_that_can_read_nothing_is_no_accuracy(more, tmp_path):
     config = tiny.config(videos, "data.validation=0.34", "trainer.epochs=2")
     for video in config.data.subsets()[1]:
         Path(video.path).write_bytes(b"no video")
-    with pytest.raises(ValueError, match="none of the videos that are set aside for validation could be read"):
+    with pytest.raises(ValueError, match="none of the videos that progress is measured on could be read"):
         fit(config, tmp_path / "run", backbone=tiny.network())
     assert not list((tmp_path / "run").glob("*.ckpt"))
 

@@ -1,5 +1,6 @@
 // Products of the frames of a clip, for exact rank pooling: ⟨ψ_s - c, ψ_t - c⟩, ⟨ψ_t - c, c⟩ and ‖c‖², where c is near
-// their mean, since products of nearly equal frames would cancel in float; in double the mean itself is taken off.
+// their mean, since products of nearly equal frames would cancel in float; in double the mean itself is taken off. c is
+// the mean of a few frames, or, where one of these is nothing like the others, of all.
 //
 // ψ of a tile's pixels, less c, is turned into panels [pixels, lanes] of as many frames as a vector has lanes: a product
 // of kRows × 3 vectors of frames then needs neither sums over lanes nor more than 11 loads for 24 multiplications. The
@@ -22,7 +23,6 @@ constexpr int64_t kVectorBytes = 16, kRows = 4;
 #endif
 constexpr int64_t kColumns = 3;  // panels; with kRows of sums each they fill the registers
 constexpr int64_t kStep = 128;   // pixels of kColumns panels stay in a first-level cache
-constexpr int64_t kCentre = 16;  // frames, at most, whose mean c is
 
 template <class Acc>
 constexpr int64_t kLanes = kVectorBytes / sizeof(Acc);
@@ -272,6 +272,7 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
   const std::unique_ptr<TilePixels<Acc>> pixels(new TilePixels<Acc>);
   const int64_t packed_pitch = row_pitch<X>(tasks);
   const std::unique_ptr<X[]> packed(p.inner().x == 1 ? nullptr : new X[kFrames * packed_pitch]);
+  const std::unique_ptr<Acc[]> shares(new Acc[p.T]);
   const bool several = pitch > kStep;  // steps of a tile, whose sums are float until it is over
   const std::unique_ptr<Acc[]> of_tile(several ? new Acc[rows * rows] : nullptr);
   const std::unique_ptr<Acc[]> storage(new Acc[(1 + rows) * pitch + V]);
@@ -286,13 +287,12 @@ void gram_chunk(const TemporalPoolParams& p, const Chunk& chunk, const GramSums&
     const int64_t T = band_of(p, row.clip, 0).count;
     if (T == 0) return;
     const X* const x = static_cast<const X*>(p.x) + row.x + tile.begin * p.inner().x;
-    const int64_t every = (T + kCentre - 1) / kCentre, some = (T + every - 1) / every;
-    Acc shares[kCentre];
-    for (Acc& share : shares) share = Acc{1} / static_cast<Acc>(some);
+    const int64_t every = sums.of_all ? 1 : (T + kCentre - 1) / kCentre, some = (T + every - 1) / every;
+    for (int64_t t = 0; t < some; ++t) shares[t] = Acc{1} / static_cast<Acc>(some);
     if (normalized) pixels->fill(p, row, tile.begin, n);
     clear(centre, padded);
     accumulate_band<psi, normalized>(centre, TileFrames<X>{x, every * p.x_t, p.inner().x, n, packed.get(), packed_pitch},
-                                     {0, some}, shares, *pixels);
+                                     {0, some}, shares.get(), *pixels);
     for (int64_t i = n; i < padded; ++i) centre[i] = 0;
     Acc norm = 0;
 #pragma omp simd reduction(+ : norm)

@@ -71,8 +71,10 @@ struct GramSums {
   double* K;      // [rows, rows], the lower triangle
   double* cross;  // [rows]
   double* norm;   // [1]
+  bool of_all;    // c is the mean of all frames
 };
 
+constexpr int64_t kCentre = 16;  // frames, at most, whose mean c is, if not of all
 constexpr int64_t kGramBlock = 16;  // frames of every instruction set's vectors divide it
 
 // Bytes side by side, which some instruction sets multiply as such.

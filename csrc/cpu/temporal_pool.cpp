@@ -130,8 +130,9 @@ void backward(const TemporalPoolParams& p, int num_threads) {
   if (p.dstd) add_chunks<Acc>(p.dstd, dstd, 1, p.clips * chunks, p.channels);
 }
 
-// From sums of GramSums of ψ_t - c, in their places, to those of ψ_t - ψ̄.
-void centre(double* sums, int64_t rows, int64_t T) {
+// From sums of GramSums of ψ_t - c, in their places, to those of ψ_t - ψ̄. Returns whether c was as near to ψ̄ as half of
+// the frames are.
+bool centre(double* sums, int64_t rows, int64_t T) {
   double* const cross = sums + rows * rows;
   std::vector<double> mean(T);
   double norm = 0, cross_mean = 0;
@@ -148,6 +149,9 @@ void centre(double* sums, int64_t rows, int64_t T) {
       sums[s * rows + t] = s < T ? (sums[s * rows + t] - mean[s]) - (mean[t] - norm) : 0;
   for (int64_t t = 0; t < T; ++t) cross[t] = (cross[t] - cross_mean) + (mean[t] - norm);
   cross[rows] += 2 * cross_mean + norm;
+  for (int64_t t = 0; t < T; ++t) mean[t] = sums[t * rows + t];
+  std::nth_element(mean.begin(), mean.begin() + T / 2, mean.end());
+  return !(norm > mean[T / 2]);
 }
 
 }  // namespace
@@ -205,20 +209,24 @@ void gram(const TemporalPoolParams& p, double* K, double* cross, double* norm, i
   // The number of chunks fixes the result, and so depends on nothing but shapes; their sums take 64 MB, or those of one.
   const int64_t room = std::max<int64_t>(1, (int64_t{8} << 20) / size);
   const int64_t chunks = std::max<int64_t>(1, std::min({per_clip, room, int64_t{32}}));
+  const bool exact = multiplies_bytes(p) && chosen == InstructionSet::avx512vbmi;  // there is no c
   std::vector<double> sums(chunks * size);
   for (int64_t clip = 0; clip < p.clips; ++clip) {
-    std::fill(sums.begin(), sums.end(), 0.0);
-    if (!empty) {
+    const auto multiply = [&](bool of_all) {
+      std::fill(sums.begin(), sums.end(), 0.0);
+      if (empty) return true;
       parallel_for(chunks, threads_for(p, num_threads), [&](int64_t c) {
         double* sum = sums.data() + c * size;
         const int64_t first = clip * per_clip;
         kernels.gram(p, {first + per_clip * c / chunks, first + per_clip * (c + 1) / chunks},
-                     {rows, sum, sum + rows * rows, sum + rows * rows + rows});
+                     {rows, sum, sum + rows * rows, sum + rows * rows + rows, of_all});
       });
-    }
-    for (int64_t c = 1; c < chunks; ++c)
-      for (int64_t i = 0; i < size; ++i) sums[i] += sums[c * size + i];
-    if (const int64_t T = empty ? 0 : band_of(p, clip, 0).count) centre(sums.data(), rows, T);
+      for (int64_t c = 1; c < chunks; ++c)
+        for (int64_t i = 0; i < size; ++i) sums[i] += sums[c * size + i];
+      const int64_t T = band_of(p, clip, 0).count;
+      return T == 0 || centre(sums.data(), rows, T);
+    };
+    if (!multiply(false) && p.T > kCentre && !exact) multiply(true);
     for (int64_t s = 0; s < p.T; ++s) {
       for (int64_t t = 0; t <= s; ++t)
         K[(clip * p.T + s) * p.T + t] = K[(clip * p.T + t) * p.T + s] = sums[s * rows + t];

@@ -97,13 +97,6 @@ class DataConfig:
         if self.lists is not None and self.dataset not in _LISTED:
             known = " and ".join(map(repr, _LISTED))
             raise ValueError(f"lists = {self.lists!r} is of dataset {known}, got dataset {self.dataset!r}")
-        if self.test_fraction != DataConfig.test_fraction and self.dataset != "folders":
-            raise ValueError(f"test_fraction = {self.test_fraction} is of dataset 'folders', got {self.dataset!r}")
-        if self.group is not None and self.dataset != "folders" and not self.sets_aside:
-            told = f"got dataset {self.dataset!r} and validation = {self.validation!r}"
-            raise ValueError(f"group = {self.group!r} is of dataset 'folders', or of videos set aside, {told}")
-        if self.method in ("mean", "max") and not self.time_average:
-            raise ValueError(f"time_average = False has no meaning with method = {self.method!r}")
         if self.batch_size < 1 or self.workers < 0:
             raise ValueError(f"batch_size must be at least 1 and workers 0, got {self.batch_size} and {self.workers}")
         if isinstance(self.validation, float) and not 0 < self.validation < 1:
@@ -214,10 +207,6 @@ class OptimiserConfig:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
-        if self.name != "sgd" and self.momentum != OptimiserConfig.momentum:
-            raise ValueError(f"momentum = {self.momentum} is of name = 'sgd', got {self.name!r}")
-        if self.schedule == "constant" and self.final_lr != OptimiserConfig.final_lr:
-            raise ValueError(f"final_lr = {self.final_lr} has no meaning with schedule = 'constant'")
         for name in ("warmup", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -270,9 +259,6 @@ class Config:
         self.model_config(2)
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
-        if self.optimiser.warmup and self.optimiser.warmup >= self.trainer.epochs:
-            told = f"got warmup = {self.optimiser.warmup} and epochs = {self.trainer.epochs}"
-            raise ConfigError(f"optimiser.warmup, epochs in which lr rises, must be below trainer.epochs, {told}")
         if self.trainer.patience is not None and not self.data.sets_aside:
             raise ConfigError("trainer.patience needs training videos set aside: data.validation, a share of them")
         if self.trainer.max_steps != -1 and self.data.validation is not None:
@@ -280,6 +266,26 @@ class Config:
             raise ConfigError(
                 f"data.validation, which measures whole epochs, must be null with trainer.max_steps, {told}"
             )
+
+    def check_effects(self) -> None:
+        """Raise ConfigError for options of a new run that would do nothing beside others."""
+        data, optimiser = self.data, self.optimiser
+        if data.test_fraction != DataConfig.test_fraction and data.dataset != "folders":
+            raise ConfigError(
+                f"data.test_fraction = {data.test_fraction} is of dataset 'folders', got {data.dataset!r}"
+            )
+        if data.group is not None and data.dataset != "folders" and not data.sets_aside:
+            told = f"got dataset {data.dataset!r} and validation = {data.validation!r}"
+            raise ConfigError(f"data.group = {data.group!r} is of dataset 'folders', or of videos set aside, {told}")
+        if data.method in ("mean", "max") and not data.time_average:
+            raise ConfigError(f"data.time_average = False has no meaning with method = {data.method!r}")
+        if optimiser.name != "sgd" and optimiser.momentum != OptimiserConfig.momentum:
+            raise ConfigError(f"optimiser.momentum = {optimiser.momentum} is of name = 'sgd', got {optimiser.name!r}")
+        if optimiser.schedule == "constant" and optimiser.final_lr != OptimiserConfig.final_lr:
+            raise ConfigError(f"optimiser.final_lr = {optimiser.final_lr} has no meaning with schedule = 'constant'")
+        if optimiser.warmup and optimiser.warmup >= self.trainer.epochs:
+            told = f"got warmup = {optimiser.warmup} and epochs = {self.trainer.epochs}"
+            raise ConfigError(f"optimiser.warmup, epochs in which lr rises, must be below trainer.epochs, {told}")
 
     def model_config(self, num_classes: int) -> ModelConfig:
         """The model for so many classes: what the data imply is filled in.

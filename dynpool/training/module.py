@@ -136,7 +136,7 @@ class VideoClassifier(L.LightningModule):
         """An accuracy of nothing would make some epoch the best."""
         measured = torch.tensor(float(self._measured), device=self.device)
         if not self.trainer.strategy.reduce(measured, reduce_op="sum"):
-            raise ValueError("none of the videos that are set aside for validation could be read")
+            raise ValueError("none of the videos that progress is measured on could be read")
 
     # --- optimiser -------------------------------------------------------------------------------------------------
 

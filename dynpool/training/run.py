@@ -98,6 +98,8 @@ def fit(
 
 def _fit(config: Config, folder: Path, resume: bool, backbone: nn.Module | None, callbacks: Sequence[Callback]) -> Path:
     checkpoint = folder / CHECKPOINT
+    if not resume:
+        config.check_effects()
     trainer = make_trainer(config, folder, callbacks)
     if not resume and trainer.is_global_zero and (folder / CONFIG).exists():
         raise FileExistsError(f"{folder} holds a run already: resume it, or choose another folder")
