@@ -18,6 +18,7 @@ from .reference import accumulate_dtype
 
 Nonlinearity = Literal["identity", "sqrt"]
 PerChannel = float | Sequence[float] | npt.NDArray[Any] | Tensor
+Counts = Sequence[int] | npt.NDArray[Any] | Tensor
 
 NONLINEARITIES = get_args(Nonlinearity)
 INPUT_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -142,7 +143,7 @@ def check_captured(lengths: object, offsets: object) -> None:
         raise ValueError(f"lengths must be on the device of x to be captured in a CUDA graph, got {where}")
 
 
-def checked_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int, window: int | None) -> Tensor:
+def checked_lengths(lengths: Counts, batch: int, num_frames: int, window: int | None) -> Tensor:
     lengths = _index_tensor("lengths", lengths)
     if lengths.dim() != 1 or lengths.shape[0] != batch:
         raise ValueError(f"lengths must have shape [B] = [{batch}], got {list(lengths.shape)}")
@@ -156,7 +157,7 @@ def checked_lengths(lengths: Tensor | Sequence[int], batch: int, num_frames: int
     return lengths.clamp(0, num_frames)
 
 
-def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: int | None) -> Tensor:
+def checked_offsets(offsets: Counts, num_frames: int, window: int | None) -> Tensor:
     offsets = _index_tensor("offsets", offsets)
     if not context.is_compiling() and context.is_batched(offsets):
         raise ValueError("offsets cannot be batched by vmap: the shapes of what they give depend on their values")
@@ -179,7 +180,7 @@ def checked_offsets(offsets: Tensor | Sequence[int], num_frames: int, window: in
     return offsets.clamp(0, num_frames)
 
 
-def _index_tensor(name: str, values: Tensor | Sequence[int]) -> Tensor:
+def _index_tensor(name: str, values: Counts) -> Tensor:
     if isinstance(values, Tensor):
         check_dense(name, values)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypedDict, TypeVar, get_args, overload
@@ -22,6 +22,7 @@ from . import context, ops, solve
 from .certificate import Problem, Roundings, kinds_of
 from .checks import (
     INPUT_DTYPES,
+    Counts,
     Nonlinearity,
     PerChannel,
     as_float,
@@ -91,7 +92,7 @@ class _Keywords(TypedDict, total=False):
     mean: PerChannel | None
     std: PerChannel | None
     channel_dim: int | None
-    lengths: Tensor | Sequence[int] | None
+    lengths: Counts | None
     tol: float
     max_iter: int
     out_dtype: torch.dtype | None
@@ -105,6 +106,10 @@ def rank_pool(
 def rank_pool(
     x: Tensor, dim: int = 1, *, return_info: Literal[True], **keywords: Unpack[_Keywords]
 ) -> tuple[Tensor, RankPoolInfo]: ...
+@overload
+def rank_pool(
+    x: Tensor, dim: int = 1, *, return_info: bool, **keywords: Unpack[_Keywords]
+) -> Tensor | tuple[Tensor, RankPoolInfo]: ...
 @_around_dynamo
 def rank_pool(
     x: Tensor,
@@ -118,7 +123,7 @@ def rank_pool(
     mean: PerChannel | None = None,
     std: PerChannel | None = None,
     channel_dim: int | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Counts | None = None,
     tol: float = 1e-3,
     max_iter: int = 1000,
     out_dtype: torch.dtype | None = None,
@@ -271,7 +276,7 @@ def ranking_accuracy(
     mean: PerChannel | None = None,
     std: PerChannel | None = None,
     channel_dim: int | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Counts | None = None,
 ) -> Tensor:
     """How well d ranks the frames of x: the fraction of pairs q > t with S(q|d) > S(t|d), as in the paper's Table 2.
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeAlias, TypeGuard
 
 PathLike: TypeAlias = str | os.PathLike[str]
-File: TypeAlias = PathLike | bytes | BinaryIO
+File: TypeAlias = PathLike | bytes | bytearray | memoryview | BinaryIO
 
 _FOREVER = 1e6  # seconds
 _CONCAT = b"ffconcat version 1.0"

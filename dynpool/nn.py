@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import context
 from .checks import (
+    Counts,
     Nonlinearity,
     PerChannel,
     batch_size,
@@ -95,9 +96,7 @@ class ApproxRankPool(nn.Module):
         self.normalize_weights = normalize_weights
         self.out_dtype = out_dtype
 
-    def forward(
-        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None, offsets: Tensor | Sequence[int] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, lengths: Counts | None = None, offsets: Counts | None = None) -> Tensor:
         """`dynpool.approx_rank_pool` of x."""
         return approx_rank_pool(x, lengths=lengths, offsets=offsets, **{name: getattr(self, name) for name in _OPTIONS})
 
@@ -165,7 +164,7 @@ class RankPool(nn.Module):
         self.out_dtype = out_dtype
         self.return_info = return_info
 
-    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor | tuple[Tensor, RankPoolInfo]:
+    def forward(self, x: Tensor, lengths: Counts | None = None) -> Tensor | tuple[Tensor, RankPoolInfo]:
         """`dynpool.rank_pool` of x."""
         return rank_pool(x, lengths=lengths, **{name: getattr(self, name) for name in _RANK_OPTIONS})
 
@@ -218,7 +217,7 @@ class TemporalMaxPool(nn.Module):
         checked_int("dim", dim)
         self.dim = dim
 
-    def forward(self, x: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Counts | None = None) -> Tensor:
         """Maximum of x along `dim`."""
         return temporal_max_pool(x, self.dim, lengths)
 
@@ -226,7 +225,7 @@ class TemporalMaxPool(nn.Module):
         return f"dim={self.dim}"
 
 
-def temporal_max_pool(x: Tensor, dim: int, lengths: Tensor | Sequence[int] | None) -> Tensor:
+def temporal_max_pool(x: Tensor, dim: int, lengths: Counts | None) -> Tensor:
     """What `TemporalMaxPool` does."""
     dim = check_frames(x, dim, by_kernels=False)
     own = x if lengths is None else _without_padding(x, dim, lengths)
@@ -239,7 +238,7 @@ def temporal_max_pool(x: Tensor, dim: int, lengths: Tensor | Sequence[int] | Non
     return largest.squeeze(dim)
 
 
-def _without_padding(x: Tensor, dim: int, lengths: Tensor | Sequence[int]) -> Tensor:
+def _without_padding(x: Tensor, dim: int, lengths: Counts) -> Tensor:
     """x with the smallest value of its dtype past each clip's end."""
     lengths = checked_lengths(lengths, batch_size(x, dim, "lengths"), x.shape[dim], None).to(x.device)
     padding = torch.arange(x.shape[dim], device=x.device) >= lengths[:, None]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from . import binary, context, ops
 from .checks import (
+    Counts,
     Nonlinearity,
     PerChannel,
     batch_size,
@@ -108,8 +107,8 @@ def approx_rank_pool(
     channel_dim: int | None = None,
     window: int | None = None,
     stride: int | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
-    offsets: Tensor | Sequence[int] | None = None,
+    lengths: Counts | None = None,
+    offsets: Counts | None = None,
     normalize_weights: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:

@@ -54,9 +54,12 @@ def main() -> None:
     rows = []
     for path in options.inputs:
         features = features_of(path)
+        if rows and 2 * features.shape[1] != len(rows[0]):
+            parser.error(f"{path} has {features.shape[1]} features, those before {len(rows[0]) // 2}")
         rows.append(video_darwin(features, options.C))
         print(f"{path}: {len(features)} frames, {features.shape[1]} features")
-    np.save(options.out, torch.stack(rows).numpy())
+    with options.out.open("wb") as file:  # by this name, whatever its ending
+        np.save(file, torch.stack(rows).numpy())
     print(f"wrote {options.out}, {len(rows)} × {len(rows[0])}")
 
 

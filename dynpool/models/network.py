@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..checks import checked_lengths, described
+from ..checks import Counts, checked_lengths, described
 from ..kept import kept_numbers
 from .config import ModelConfig, forks, pools_at
 from .frames import FramePool
@@ -99,7 +99,7 @@ class VideoNetwork(nn.Module):
         self._hook()
         self.built = shapes_of(self)
 
-    def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(self, video: Tensor, lengths: Counts | None = None) -> Tensor:
         """Scores [B, num_classes]."""
         route = self._route
         try:
@@ -109,9 +109,7 @@ class VideoNetwork(nn.Module):
             route.clear()
         return scores[0] if len(scores) == 1 else (scores[0] + scores[1]) / 2
 
-    def features(
-        self, video: Tensor, lengths: Tensor | Sequence[int] | None = None, layer: str | None = None
-    ) -> Tensor:
+    def features(self, video: Tensor, lengths: Counts | None = None, layer: str | None = None) -> Tensor:
         """What enters the last linear layer, or comes out of a named layer: [B, D].
 
         Maps are flattened; of a layer that runs several times, the last are taken. Frames of a static stream are
@@ -138,7 +136,7 @@ class VideoNetwork(nn.Module):
 
     # --- one pass --------------------------------------------------------------------------------------------------
 
-    def _run(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Any:
+    def _run(self, video: Tensor, lengths: Counts | None) -> Any:
         """What the backbone returns."""
         self._route.clear()
         if not torch.compiler.is_dynamo_compiling():
@@ -176,7 +174,7 @@ class VideoNetwork(nn.Module):
                     del module._forward_hooks[key]
             layer.register_forward_hook(hook)
 
-    def _frames(self, video: Tensor, lengths: Tensor | Sequence[int] | None) -> Rows:
+    def _frames(self, video: Tensor, lengths: Counts | None) -> Rows:
         """What the T axis of the video holds, after a look at it."""
         channels = len(self.mean)
         if not isinstance(video, Tensor) or not (video.dtype == torch.uint8 or video.is_floating_point()):
@@ -271,12 +269,10 @@ class TwoNetworks(nn.Module):
         self.dynamic = dynamic
         self.built = shapes_of(self)
 
-    def forward(self, video: Tensor, lengths: Tensor | Sequence[int] | None = None) -> Tensor:
+    def forward(self, video: Tensor, lengths: Counts | None = None) -> Tensor:
         """Scores [B, num_classes]."""
         return (self.static(video, lengths) + self.dynamic(video, lengths)) / 2
 
-    def features(
-        self, video: Tensor, lengths: Tensor | Sequence[int] | None = None, layer: str | None = None
-    ) -> Tensor:
+    def features(self, video: Tensor, lengths: Counts | None = None, layer: str | None = None) -> Tensor:
         """Those of the static network, then those of the dynamic one: [B, 2·D]."""
         return torch.cat([network.features(video, lengths, layer) for network in (self.static, self.dynamic)], 1)
