@@ -288,7 +288,7 @@ def test_products_of_frames_beside_one_that_is_nothing_like_them(backend, place)
     found, expected = (gram(frames.to(backend.device)).centred[0].cpu() for frames in (x, x.double()))
     others = torch.arange(320) != place
     error = (found - expected)[others][:, others].abs().max()
-    assert error <= 1e-5 * expected.diagonal().median()  # 1e-4 to 1e-3 with a sixteenth of that frame taken off
+    assert error <= 1e-5 * expected.diagonal().median()  # 7e-5 with a sixteenth of that frame taken off
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
