@@ -253,6 +253,10 @@ class Decoder:
         errors: list[Exception] = []
         if not self._complete:  # else they are known, and a decoder that was flushed may find others
             self._undecodable = errors
+        yield from self._decode_noting(errors)
+        self._complete = True
+
+    def _decode_noting(self, errors: list[Exception]) -> Iterator[Any]:
         number = failures = drained = 0
         for packet in self._stored():
             drained = -number
@@ -269,27 +273,23 @@ class Decoder:
         drained += number  # frames that the end of the file brought
         lost = self._holding - number - failures
         if lost > 0 and drained < self._stream.codec_context.thread_count - 1:
-            yield from self._lost(number, lost)
-        self._complete = True
+            yield from self._lost(number, lost, errors)
 
-    def _lost(self, number: int, lost: int) -> Iterator[Any]:
+    def _lost(self, number: int, lost: int, errors: list[Exception]) -> Iterator[Any]:
         """The frames from this number on, by one thread. Several each have one when the file ends, and if one of these
         is damaged, FFmpeg drops it and those that follow without a word.
         """
         file = anew(self._file, self._limit)
         if file is None:
-            if not self._complete:
-                self._undecodable += [VideoError(self.source, "was lost by threads", number)] * lost
+            errors += [VideoError(self.source, "was lost by threads", number)] * lost
             return
+        errors.clear()  # which one thread finds again, with those of the frames that were dropped
         with _opened(file, self._limit) as container:
             decoder = Decoder(container, file, slice(0, None), self._limit, threads=1)
             try:
-                for frame in itertools.islice(decoder._decode(), number, None):
-                    self._undecodable = self._undecodable if self._complete else decoder._undecodable
-                    yield frame
+                yield from itertools.islice(decoder._decode_noting(errors), number, None)
             finally:
                 decoder.close()
-        self._undecodable = self._undecodable if self._complete else decoder._undecodable
 
     def _read_ahead(self) -> bool:
         """Fill `_kept` with all packets, or as many as the chosen frames will take; False if they are too large."""

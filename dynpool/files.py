@@ -22,11 +22,8 @@ File: TypeAlias = PathLike | bytes | bytearray | memoryview | BinaryIO
 _FOREVER = 1e6  # seconds
 _CONCAT = b"ffconcat version 1.0"
 _PLAYLIST, _LARGEST_PLAYLIST = b"#EXTM3U", 1 << 24
-_OF_STREAMS = (
-    b"#EXT-X-STREAM-INF:",
-    b"#EXT-X-TARGETDURATION:",
-    b"#EXT-X-MEDIA-SEQUENCE:",
-)  # by which FFmpeg knows them
+# By which FFmpeg knows them from lists of songs.
+_OF_STREAMS = (b"#EXT-X-STREAM-INF:", b"#EXT-X-TARGETDURATION:", b"#EXT-X-MEDIA-SEQUENCE:")
 _UNKNOWN_RIFF = 0xFFFFFFFF
 _HEADER = 256  # bytes that tell a file's size
 _TRACED_ERROR = re.compile(r"VideoError: ([^\n]*?)(?:, frame (\d+))?: ([^\n]*)\s*$")  # the end of a traceback
